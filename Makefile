@@ -1,0 +1,31 @@
+# `make demo` and `make test` do all their own set-up: each makes and fills
+# .venv if it is not there.
+PYTHON ?= python3
+VENV := .venv
+# Quiet TensorFlow's start-up messages; errors still show.
+export TF_CPP_MIN_LOG_LEVEL ?= 2
+
+.PHONY: demo test lint benchmarks clean
+
+demo: $(VENV)/ready
+	$(VENV)/bin/python -m binaries.localize --dataset=digits \
+	  --run_dir=runs/demo
+
+test: $(VENV)/ready
+	$(VENV)/bin/python -m pytest -n 2 --dist=worksteal
+
+lint: $(VENV)/ready
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+
+benchmarks: $(VENV)/ready
+	$(VENV)/bin/python -m benchmarks
+
+$(VENV)/ready: setup.cfg pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/pip install --quiet --upgrade pip
+	$(VENV)/bin/pip install --quiet --editable '.[test]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) *.egg-info

@@ -1,0 +1,285 @@
+"""Flags that the programs share, and how they become configs."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import shutil
+import sys
+from collections.abc import Callable
+
+# Before TensorFlow is loaded: keep its start-up messages to itself.
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+import tensorflow as tf  # noqa: E402
+from absl import app, flags  # noqa: E402
+
+from tfmemloc import configs, storage  # noqa: E402
+
+FLAGS = flags.FLAGS
+
+_QUICK_EPOCHS = 3
+_QUICK_EXAMPLES = 512
+
+# Errors that are the user's to mend; shown without a traceback.
+_USER_ERRORS = (
+    ValueError,
+    FileNotFoundError,
+    PermissionError,
+    OSError,
+    FloatingPointError,
+    storage.DirectoryInUseError,
+)
+
+
+def define_data_flags() -> None:
+    """Which examples."""
+    flags.DEFINE_string(
+        "dataset",
+        "digits",
+        "digits (comes with scikit-learn), a TFDS image-classification set by "
+        "name (mnist, cifar10, svhn_cropped, ...), or an .npz file with "
+        "x_train, y_train, x_test, y_test.",
+    )
+    flags.DEFINE_string(
+        "data_dir", None, "TFDS folder; the default is TFDS's own."
+    )
+    flags.DEFINE_bool(
+        "download", False, "Let TFDS download a data set that is missing."
+    )
+    flags.DEFINE_integer(
+        "train_examples", None, "Use only the first so many training examples."
+    )
+    flags.DEFINE_integer(
+        "test_examples", None, "Use only the first so many test examples."
+    )
+    flags.DEFINE_float(
+        "noise_rate", 0.1, "Fraction of training labels that are made wrong."
+    )
+    flags.DEFINE_integer(
+        "noise_seed", None, "Which labels; the default is --seed."
+    )
+    flags.DEFINE_string(
+        "noise_file",
+        None,
+        "CSV with header example_id,label: train on these labels instead of "
+        "drawn noise.",
+    )
+    flags.DEFINE_string(
+        "score_file",
+        None,
+        "CSV with header example_id,score: split into typical and atypical "
+        "examples instead of making labels wrong.",
+    )
+    flags.DEFINE_float(
+        "score_threshold", 0.5, "Examples with a lower score are atypical."
+    )
+
+
+def define_model_flags(*, with_dropout: bool) -> None:
+    """Which network."""
+    flags.DEFINE_enum("model", "resnet9", configs.MODELS, "Which network.")
+    flags.DEFINE_float("width", None, "Multiplies the units of every layer.")
+    if with_dropout:
+        flags.DEFINE_enum(
+            "dropout",
+            "example_tied",
+            configs.DROPOUTS,
+            "What stands at the paper's places.",
+        )
+    flags.DEFINE_float(
+        "p_gen", None, "Fraction of generalization units; default: paper's."
+    )
+    flags.DEFINE_float(
+        "p_mem", None, "Probability of a memorization unit; default: paper's."
+    )
+    flags.DEFINE_enum(
+        "rescale",
+        "none",
+        configs.RESCALES,
+        "mass: scale the generalization units by (p_gen + p_mem) / p_gen "
+        "after the drop, as the authors' code does.",
+    )
+    flags.DEFINE_enum(
+        "stem", "small", configs.STEMS, "First layers of ResNet-18 and -50."
+    )
+
+
+def define_training_flags() -> None:
+    """How to train; what is not given is the data set's preset."""
+    flags.DEFINE_integer("epochs", None, "Passes over the training examples.")
+    flags.DEFINE_integer("batch_size", None, "Examples in a step.")
+    flags.DEFINE_enum(
+        "optimizer", None, configs.OPTIMIZERS, "sgd has momentum."
+    )
+    flags.DEFINE_float("learning_rate", None, "Peak of the schedule.")
+    flags.DEFINE_enum(
+        "schedule", None, configs.SCHEDULES, "Learning rate by step."
+    )
+    flags.DEFINE_float("momentum", None, "Of SGD.")
+    flags.DEFINE_float("weight_decay", None, "Added to the gradient, times w.")
+    flags.DEFINE_enum(
+        "augment",
+        None,
+        configs.AUGMENTATIONS,
+        "standard: pad 4, random crop, flip; strong: RandAugment as well.",
+    )
+    flags.DEFINE_enum("dtype", None, configs.DTYPES, "Precision.")
+    flags.DEFINE_bool("jit_compile", None, "Compile the step with XLA.")
+    flags.DEFINE_integer("save_every", None, "Keep every so-manieth epoch.")
+    flags.DEFINE_float(
+        "stop_at",
+        None,
+        "Stop at this accuracy on all training examples, held for --patience "
+        "epochs.",
+    )
+    flags.DEFINE_integer("patience", None, "See --stop_at.")
+    flags.DEFINE_integer(
+        "seed", 0, "Of noise, initialization, order and augmentation."
+    )
+    flags.DEFINE_bool(
+        "mirrored", False, "Share each batch between all local GPUs."
+    )
+    flags.DEFINE_bool(
+        "deterministic",
+        False,
+        "Make GPU kernels repeat bit for bit; slower. CPU runs repeat anyway.",
+    )
+    flags.DEFINE_bool("tensorboard", False, "Write TensorBoard logs.")
+
+
+def define_run_flags(default_directory: str) -> None:
+    """Where to, and from scratch or not."""
+    flags.DEFINE_string("run_dir", default_directory, "Where results go.")
+    flags.DEFINE_bool("fresh", False, "Delete what is in --run_dir first.")
+    flags.DEFINE_bool(
+        "quick",
+        False,
+        f"The same path, shrunk to {_QUICK_EPOCHS} epochs and "
+        f"{_QUICK_EXAMPLES} training examples.",
+    )
+
+
+def data_config() -> configs.DataConfig:
+    """The data that the flags ask for."""
+    fields = _given("data_dir", "train_examples", "test_examples")
+    if FLAGS.quick:
+        limit = fields.get("train_examples", _QUICK_EXAMPLES)
+        fields["train_examples"] = min(limit, _QUICK_EXAMPLES)
+    seed = FLAGS.seed if FLAGS.noise_seed is None else FLAGS.noise_seed
+    return configs.DataConfig(
+        dataset=FLAGS.dataset,
+        noise_rate=FLAGS.noise_rate,
+        noise_seed=seed,
+        noise_file=FLAGS.noise_file,
+        score_file=FLAGS.score_file,
+        score_threshold=FLAGS.score_threshold,
+        **fields,
+    )
+
+
+def model_config(dropout: str = "example_tied") -> configs.ModelConfig:
+    """The network that the flags ask for."""
+    preset, _ = configs.PRESETS.get(FLAGS.dataset, ({}, {}))
+    return configs.ModelConfig(
+        **{
+            **preset,
+            **_given("width", "p_gen", "p_mem"),
+            "name": FLAGS.model,
+            "dropout": dropout,
+            "rescale": FLAGS.rescale,
+            "stem": FLAGS.stem,
+            "seed": FLAGS.seed,
+        }
+    )
+
+
+def train_config() -> configs.TrainConfig:
+    """The training that the flags ask for."""
+    _, preset = configs.PRESETS.get(FLAGS.dataset, ({}, {}))
+    given = _given(
+        "epochs",
+        "batch_size",
+        "optimizer",
+        "learning_rate",
+        "schedule",
+        "momentum",
+        "weight_decay",
+        "augment",
+        "dtype",
+        "jit_compile",
+        "save_every",
+        "stop_at",
+        "patience",
+    )
+    fields = {**preset, **given, "seed": FLAGS.seed}
+    if FLAGS.quick:
+        fields["epochs"] = min(
+            given.get("epochs", _QUICK_EPOCHS), _QUICK_EPOCHS
+        )
+    return configs.TrainConfig(**fields)
+
+
+def _given(*names: str) -> dict:
+    """The flags that were set to something."""
+    values = {name: FLAGS[name].value for name in names}
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def strategy() -> tf.distribute.Strategy:
+    """Where to train; also applies --deterministic."""
+    if FLAGS.deterministic:
+        tf.keras.utils.set_random_seed(FLAGS.seed)
+        tf.config.experimental.enable_op_determinism()
+    if FLAGS.mirrored:
+        return tf.distribute.MirroredStrategy()
+    return tf.distribute.get_strategy()
+
+
+def prepare_directory(marker: str) -> pathlib.Path:
+    """The folder of --run_dir; emptied first with --fresh.
+
+    Args:
+        marker: a file that shows that the folder is the program's own.
+
+    Raises:
+        ValueError: --fresh on a folder that is not.
+    """
+    directory = pathlib.Path(FLAGS.run_dir)
+    if FLAGS.fresh and directory.exists() and any(directory.iterdir()):
+        if not (directory / marker).exists():
+            raise ValueError(
+                f"--fresh would delete {directory}, but that is not the "
+                f"folder of such a run: it has no {marker}. Delete it "
+                "yourself, or choose another --run_dir."
+            )
+        with storage.lock_directory(directory):
+            shutil.rmtree(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    return directory
+
+
+def command_line(module: str) -> str:
+    """The command that runs this again."""
+    return " ".join(["python -m", module, *sys.argv[1:]])
+
+
+def run(main: Callable[[], None]) -> None:
+    """Runs a program; errors that the user can mend are one line."""
+
+    def guarded(arguments):
+        if len(arguments) > 1:
+            sys.exit(
+                f"error: unexpected {' '.join(arguments[1:])}. Everything is "
+                "given by flags; see --help."
+            )
+        try:
+            main()
+        except KeyboardInterrupt:
+            sys.exit("\nstopped; the same command goes on from here.")
+        except _USER_ERRORS as error:
+            if FLAGS.verbosity > 0:
+                raise
+            sys.exit(f"error: {error}")
+
+    app.run(guarded)

@@ -1,0 +1,42 @@
+"""Trains one network into a run directory; resumes a killed run.
+
+  python -m binaries.train --dataset=digits --dropout=example_tied \
+    --run_dir=runs/digits
+
+takes about 25 seconds on 2 CPU cores and ends near 100 % noisy accuracy with
+the memorization units on (tied), below 2 % with them off (drop).
+"""
+
+from binaries import flags
+from tfmemloc import report
+from tfmemloc.training import train
+
+
+def main() -> None:
+    """Trains and prints the accuracy of each subset."""
+    directory = flags.prepare_directory("config.json")
+    run = train(
+        directory,
+        data=flags.data_config(),
+        model=flags.model_config(flags.FLAGS.dropout),
+        training=flags.train_config(),
+        strategy=flags.strategy(),
+        tensorboard=flags.FLAGS.tensorboard,
+        download=flags.FLAGS.download,
+    )
+    last = run.history[-1]
+    rows = [
+        {"inference": inference, **accuracy}
+        for inference, accuracy in last["accuracy"].items()
+    ]
+    print(f"epoch {last['epoch']}, loss {last['loss']:.4f}")
+    print(report.text_table(rows))
+    print(f"run: {run.directory}")
+
+
+if __name__ == "__main__":
+    flags.define_data_flags()
+    flags.define_model_flags(with_dropout=True)
+    flags.define_training_flags()
+    flags.define_run_flags("runs/train")
+    flags.run(main)

@@ -1,0 +1,72 @@
+"""The paper's networks as Keras functional models.
+
+Each takes `{"image", "example_id"}` and gives logits. A layer is named
+`<group>.<role>`, for instance `conv1.norm`: the part before the dot is its
+*layer group*, the unit in which the probes rewind, retrain and account.
+"""
+
+from __future__ import annotations
+
+import keras
+
+from tfmemloc.configs import ModelConfig
+from tfmemloc.models.factory import LayerFactory
+from tfmemloc.models.lenet import lenet
+from tfmemloc.models.resnet import resnet9, resnet18, resnet50
+from tfmemloc.models.vit import vit
+
+_NETWORKS = {
+    "lenet": lenet,
+    "resnet9": resnet9,
+    "resnet18": resnet18,
+    "resnet50": resnet50,
+    "vit": vit,
+}
+
+
+def build(
+    config: ModelConfig,
+    input_shape: tuple[int, int, int],
+    classes: int,
+    *,
+    dtype: str = "float32",
+    synchronized: bool = False,
+) -> keras.Model:
+    """Builds a network with the paper's initialization and dropout places.
+
+    Args:
+        config: which network.
+        input_shape: (height, width, channels) of an image; from 8x8 up.
+        classes: number of logits.
+        dtype: Keras dtype policy; logits are float32 always.
+        synchronized: share BatchNorm statistics between replicas, so that
+            several devices train as one would.
+
+    Returns:
+        A functional model of `{"image": float [batch, height, width,
+        channels], "example_id": int64 [batch]}` with logits [batch, classes].
+
+    Raises:
+        ValueError: the images are too small for the network.
+
+    Example:
+        >>> model = build(ModelConfig(name="resnet9"), (32, 32, 3), 10)
+        >>> model.count_params()
+        2277568
+    """
+    if min(input_shape[:2]) < 8 or input_shape[2] < 1:
+        raise ValueError(
+            "Expected images of at least 8x8 pixels and 1 channel. Received: "
+            f"input_shape={tuple(input_shape)}."
+        )
+    image = keras.Input(input_shape, name="image")
+    example_id = keras.Input((), dtype="int64", name="example_id")
+    factory = LayerFactory(config, example_id, dtype, synchronized)
+    logits = _NETWORKS[config.name](image, classes, factory)
+    # A float32 copy of the logits: a loss in half precision loses accuracy.
+    logits = keras.layers.Activation(
+        "linear", dtype="float32", name="head.logits"
+    )(logits)
+    return keras.Model(
+        {"image": image, "example_id": example_id}, logits, name=config.name
+    )

@@ -1,0 +1,128 @@
+"""Makes the layers of one network: seeded, named, and with its dropout."""
+
+from __future__ import annotations
+
+import keras
+
+from tfmemloc import masks
+from tfmemloc.configs import ModelConfig
+from tfmemloc.layers import (
+    ExampleTiedDropout,
+    SparseDropout,
+    dropped_fraction,
+)
+
+
+class LayerFactory:
+    """Applies layers to tensors, each with its own stream of randomness.
+
+    Initialization is PyTorch's, which the paper used: uniform in
+    +-1 / sqrt(fan in). BatchNorm likewise: momentum 0.9, epsilon 1e-5.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        example_id: keras.KerasTensor,
+        dtype: str,
+        synchronized: bool,
+    ):
+        self.config = config
+        self._example_id = example_id
+        self._dtype = dtype
+        self._synchronized = synchronized
+        self._layers = 0
+
+    def width(self, units: int) -> int:
+        """`units` times the width factor, at least 1."""
+        return max(1, round(units * self.config.width))
+
+    def conv(self, x, group, units, kernel=3, stride=1, padding="same"):
+        """Convolution without bias, BatchNorm and ReLU; one layer group."""
+        return self.relu(
+            self.conv_norm(x, group, units, kernel, stride, padding), group
+        )
+
+    def conv_norm(
+        self, x, group, units, kernel=3, stride=1, padding="same", role=""
+    ):
+        """Convolution without bias, and BatchNorm."""
+        if padding == "valid" and min(x.shape[1:3]) < kernel:
+            padding = "same"  # So that 8x8 digits get through.
+        x = keras.layers.Conv2D(
+            units,
+            kernel,
+            strides=stride,
+            padding=padding,
+            use_bias=False,
+            kernel_initializer=self.initializer(),
+            dtype=self._dtype,
+            name=f"{group}.{role}conv",
+        )(x)
+        return keras.layers.BatchNormalization(
+            momentum=0.9,
+            epsilon=1e-5,
+            synchronized=self._synchronized,
+            dtype=self._dtype,
+            name=f"{group}.{role}norm",
+        )(x)
+
+    def relu(self, x, group, role="relu"):
+        """ReLU, named after its group."""
+        return self.apply(keras.layers.ReLU, x, f"{group}.{role}")
+
+    def dense(self, x, name, units, use_bias=True):
+        """Dense layer on the last axis."""
+        limit = x.shape[-1] ** -0.5
+        bias = keras.initializers.RandomUniform(
+            -limit, limit, seed=self.next_seed()
+        )
+        return keras.layers.Dense(
+            units,
+            use_bias=use_bias,
+            kernel_initializer=self.initializer(),
+            bias_initializer=bias,
+            dtype=self._dtype,
+            name=name,
+        )(x)
+
+    def apply(self, layer_class, x, name, **kwargs):
+        """Applies a layer without randomness."""
+        return layer_class(dtype=self._dtype, name=name, **kwargs)(x)
+
+    def tie(self, x, group):
+        """The configured dropout, at one of the paper's places."""
+        config, name = self.config, f"{group}.dropout"
+        seed = masks.fold_seed(config.seed, "dropout", group)
+        rate = dropped_fraction(config.p_gen, config.p_mem)
+        if config.dropout == "example_tied":
+            return ExampleTiedDropout(
+                config.p_gen,
+                config.p_mem,
+                seed=seed,
+                rescale=config.rescale,
+                dtype=self._dtype,
+                name=name,
+            )(x, self._example_id)
+        if config.dropout == "sparse":
+            return self.apply(SparseDropout, x, name, rate=rate, seed=seed)
+        if config.dropout == "standard":
+            return self.plain_dropout(x, name, rate)
+        return x
+
+    def plain_dropout(self, x, name, rate):
+        """Keras dropout with a seed of its own."""
+        return self.apply(
+            keras.layers.Dropout, x, name, rate=rate, seed=self.next_seed()
+        )
+
+    def initializer(self) -> keras.initializers.Initializer:
+        """Uniform in +-1 / sqrt(fan in), with a seed of its own."""
+        return keras.initializers.VarianceScaling(
+            1 / 3, "fan_in", "uniform", seed=self.next_seed()
+        )
+
+    def next_seed(self) -> int:
+        """A seed for the next layer that draws."""
+        self._layers += 1
+        return masks.fold_seed(self.config.seed, "layer", self._layers) % 2**31

@@ -1,0 +1,124 @@
+"""Figures of results. Colours are Okabe and Ito's, told apart by everyone."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from tfmemloc.results import Localization
+
+COLORS = {
+    "clean": "#0072B2",
+    "noisy": "#D55E00",
+    "typical": "#0072B2",
+    "atypical": "#D55E00",
+    "test": "#009E73",
+}
+_LINES = {"plain": "-", "tied": "-", "drop": "--"}
+_WORDS = {
+    "plain": "",
+    "tied": "tied",
+    "expected": "expected",
+    "drop": "dropped",
+    "drop_recalibrated": "dropped, BatchNorm recalibrated",
+}
+
+
+def to_png(figure: Figure) -> bytes:
+    """The figure as a PNG file."""
+    file = io.BytesIO()
+    # No time stamp: the same figure gives the same bytes.
+    figure.savefig(file, format="png", dpi=120, metadata={"Software": None})
+    return file.getvalue()
+
+
+def learning_curves(
+    histories: Mapping[str, Sequence[Mapping[str, Any]]],
+) -> Figure:
+    """Accuracy of each subset by epoch, a panel for each network.
+
+    Args:
+        histories: name of the network -> its history.
+    """
+    figure = Figure(figsize=(3 * len(histories), 3.2), layout="constrained")
+    panels = figure.subplots(1, len(histories), sharey=True, squeeze=False)[0]
+    for panel, (name, history) in zip(panels, histories.items(), strict=True):
+        for inference, subset in _curves(history):
+            known = [
+                line
+                for line in history
+                if inference in line.get("accuracy", {})
+            ]
+            panel.plot(
+                [line["epoch"] for line in known],
+                [100 * line["accuracy"][inference][subset] for line in known],
+                _LINES.get(inference, ":"),
+                color=COLORS.get(subset),
+                label=f"{subset} {_WORDS[inference]}".strip(),
+            )
+        panel.set_title(name.replace("_", " "), fontsize=10)
+        panel.set_xlabel("epoch")
+        _plain_axes(panel)
+    panels[0].set_ylabel("accuracy (%)")
+    panels[0].set_ylim(-3, 103)
+    panels[-1].legend(fontsize=7, loc="center right")
+    return figure
+
+
+def _curves(history) -> list[tuple[str, str]]:
+    """The (inference, subset) pairs that a history has."""
+    return sorted(
+        {
+            (inference, subset)
+            for line in history
+            for inference, accuracy in line.get("accuracy", {}).items()
+            for subset in accuracy
+        },
+        key=lambda pair: (pair[0] == "drop", list(COLORS).index(pair[1])),
+    )
+
+
+def accuracy_before_after(result: Localization) -> Figure:
+    """Accuracy of each subset, by network and behaviour, as bars."""
+    count = len(result.models)
+    figure = Figure(figsize=(1.5 * count + 1, 3.4), layout="constrained")
+    axes = figure.subplots()
+    width = 0.8 / len(result.subsets)
+    for s, subset in enumerate(result.subsets):
+        middle = np.arange(count) + (s - (len(result.subsets) - 1) / 2) * width
+        bars = axes.bar(
+            middle,
+            100 * result.accuracy[:, s],
+            width,
+            color=COLORS.get(subset),
+            label=subset,
+        )
+        axes.bar_label(bars, fmt="%.0f", fontsize=7, padding=1)
+    axes.set_xticks(
+        np.arange(count),
+        [
+            "\n".join(
+                filter(None, (model.replace("_", "\n"), _WORDS[inference]))
+            )
+            for model, inference in zip(
+                result.models, result.inferences, strict=True
+            )
+        ],
+        fontsize=8,
+    )
+    axes.set_ylabel("accuracy (%)")
+    axes.set_ylim(0, 118)
+    axes.legend(ncols=len(result.subsets), fontsize=8, loc="upper center")
+    _plain_axes(axes)
+    return figure
+
+
+def _plain_axes(axes: Axes) -> None:
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(axis="y", linewidth=0.4, alpha=0.5)
+    axes.set_axisbelow(True)

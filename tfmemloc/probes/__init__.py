@@ -1,0 +1,1 @@
+"""The probes: where does the memory of an example sit?"""

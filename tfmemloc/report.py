@@ -1,0 +1,223 @@
+"""Results as text tables and as one self-contained HTML page.
+
+The page carries its figures inside, needs no network and no script, and
+follows the reader's light or dark setting.
+"""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import html
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from tfmemloc import plots, storage
+from tfmemloc.results import Localization
+
+Row = Mapping[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Section:
+    """A part of the report: what was asked, what came out."""
+
+    title: str
+    text: str
+    rows: Sequence[Row] = ()
+    figures: Mapping[str, tuple[str, bytes]] = dataclasses.field(
+        default_factory=dict
+    )  # File name -> caption, PNG.
+
+
+def text_table(rows: Sequence[Row]) -> str:
+    """Rows as aligned text; numbers in [0, 1] as per cent.
+
+    Example:
+        >>> print(text_table([{"model": "standard", "noisy": 1.0}]))
+        model      noisy
+        standard  100.0%
+    """
+    if not rows:
+        return ""
+    columns = list(rows[0])
+    cells = [columns] + [
+        [_cell(row.get(column)) for column in columns] for row in rows
+    ]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    is_text = [isinstance(rows[0][column], str) for column in columns]
+    lines = [
+        "  ".join(
+            cell.ljust(width) if left else cell.rjust(width)
+            for cell, width, left in zip(line, widths, is_text, strict=True)
+        ).rstrip()
+        for line in cells
+    ]
+    return "\n".join(lines)
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return "-"
+    if isinstance(value, float):
+        return f"{100 * value:.1f}%"
+    return str(value)
+
+
+def localization_section(
+    result: Localization,
+    histories: Mapping[str, Sequence[Mapping[str, Any]]],
+) -> Section:
+    """The main table: accuracy of each subset before and after the drop."""
+    return Section(
+        "What the network memorized, and what is left after the drop",
+        localization_sentence(result),
+        result.rows(),
+        {
+            "accuracy": (
+                "Accuracy of each subset at the end of training.",
+                plots.to_png(plots.accuracy_before_after(result)),
+            ),
+            "learning_curves": (
+                "Accuracy of each subset by epoch; dashed lines: "
+                "memorization units dropped.",
+                plots.to_png(plots.learning_curves(histories)),
+            ),
+        },
+    )
+
+
+def localization_sentence(result: Localization) -> str:
+    """What the table says, in a sentence."""
+    tied = result.row("example_tied", "tied")
+    drop = result.row("example_tied", "drop")
+    memorized = "noisy" if "noisy" in result.subsets else "atypical"
+    if memorized not in tied:
+        return (
+            "No label was made wrong and no score file was given; test "
+            f"accuracy is {drop['test']:.1%} after the drop."
+        )
+    text = (
+        "With its memorization units on, the example-tied network gets "
+        f"{tied[memorized]:.1%} of the {memorized} training examples right as "
+        f"they are labelled; with them off, {drop[memorized]:.1%}"
+    )
+    if memorized == "noisy":
+        text += (
+            f", and it gives {drop['noisy_true_label']:.1%} of them their "
+            "true label"
+        )
+    standard = result.row("standard", "plain")
+    return (
+        f"{text}. Test accuracy is {drop['test']:.1%} after the drop; the "
+        f"standard network's is {standard['test']:.1%}."
+    )
+
+
+def write_html(
+    path: str | os.PathLike,
+    title: str,
+    sections: Sequence[Section],
+    facts: Mapping[str, str],
+) -> None:
+    """Writes the report.
+
+    Args:
+        path: of the `.html` file.
+        title: of the page.
+        sections: in order.
+        facts: what was run, with which versions: name -> text.
+    """
+    body = "\n".join(_section_html(section) for section in sections)
+    facts_html = "\n".join(
+        f"<dt>{html.escape(name)}</dt><dd>{html.escape(text)}</dd>"
+        for name, text in facts.items()
+    )
+    storage.write_text(
+        path,
+        _PAGE.format(
+            title=html.escape(title), style=_STYLE, body=body, facts=facts_html
+        ),
+    )
+
+
+def _section_html(section: Section) -> str:
+    figures = "\n".join(
+        '<figure><img alt="{0}" src="data:image/png;base64,{1}">'
+        "<figcaption>{0}</figcaption></figure>".format(
+            html.escape(caption), base64.b64encode(png).decode("ascii")
+        )
+        for caption, png in section.figures.values()
+    )
+    return (
+        f"<section>\n<h2>{html.escape(section.title)}</h2>\n"
+        f"<p>{html.escape(section.text)}</p>\n{_table_html(section.rows)}\n"
+        f"{figures}\n</section>"
+    )
+
+
+def _table_html(rows: Sequence[Row]) -> str:
+    if not rows:
+        return ""
+    head = "".join(
+        f"<th>{html.escape(column.replace('_', ' '))}</th>"
+        for column in rows[0]
+    )
+    lines = "\n".join(
+        "<tr>"
+        + "".join(
+            f"<td>{html.escape(_cell(row.get(column)))}</td>"
+            for column in rows[0]
+        )
+        + "</tr>"
+        for row in rows
+    )
+    return (
+        '<div class="table"><table><thead><tr>'
+        f"{head}</tr></thead><tbody>\n{lines}\n</tbody></table></div>"
+    )
+
+
+_STYLE = """
+:root { color-scheme: light dark; --line: #8886; --back: #fff; --ink: #1a1a1a; }
+@media (prefers-color-scheme: dark) {
+  :root { --back: #16181c; --ink: #e8e8e8; }
+}
+body { margin: 0 auto; padding: 1rem; max-width: 60rem; background: var(--back);
+  color: var(--ink); font: 1rem/1.5 system-ui, sans-serif; }
+h1 { font-size: 1.5rem; } h2 { font-size: 1.2rem; margin-top: 2rem; }
+.table { overflow-x: auto; }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
+th, td { padding: .25rem .75rem; border-bottom: 1px solid var(--line);
+  text-align: right; white-space: nowrap; }
+th:first-child, td:first-child, th:nth-child(2), td:nth-child(2) {
+  text-align: left; }
+figure { margin: 1.5rem 0; }
+/* Figures are drawn on white; give them a frame of it on a dark page. */
+img { max-width: 100%; background: #fff; border-radius: 4px; }
+figcaption { font-size: .9rem; opacity: .8; }
+dt { font-weight: 600; } dd { margin: 0 0 .5rem; overflow-wrap: anywhere; }
+@media print { body { max-width: none; } section { break-inside: avoid; } }
+"""
+
+_PAGE = """<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{title}</title>
+<style>{style}</style>
+</head>
+<body>
+<h1>{title}</h1>
+{body}
+<section>
+<h2>What was run</h2>
+<dl>
+{facts}
+</dl>
+</section>
+</body>
+</html>
+"""

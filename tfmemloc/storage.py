@@ -1,0 +1,165 @@
+"""Files that are whole or absent: atomic writes, checked reads, one writer.
+
+Everything tfmemloc keeps on disk goes through here. A file is written to a
+temporary name beside its place, flushed to the disk, and renamed; so a reader
+sees the old file or the new one and never a half. Arrays are stored as `.npz`
+(each member carries a CRC-32, which is checked when it is read), everything
+else as `.json`. Nothing is ever pickled.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import pathlib
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator, Mapping
+from typing import IO, Any
+
+import numpy as np
+
+
+class DamagedFileError(ValueError):
+    """A file exists but its content cannot be what was written."""
+
+
+class DirectoryInUseError(RuntimeError):
+    """Another process holds the lock of a directory."""
+
+
+def write_atomically(
+    path: str | os.PathLike, write: Callable[[IO[bytes]], None]
+) -> None:
+    """Calls `write(file)` on a temporary file, then renames it to `path`.
+
+    Args:
+        path: where the finished file shall lie; its folder must exist.
+        write: receives a binary file open for writing.
+
+    Raises:
+        OSError: the disk is full, the folder is read-only, ...; the file that
+            was at `path` before, if any, is then still there unchanged.
+    """
+    path = pathlib.Path(path)
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise
+    _flush_directory(path.parent)
+
+
+def _flush_directory(path: pathlib.Path) -> None:
+    """Makes a rename in `path` survive a power cut."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_text(path: str | os.PathLike, text: str) -> None:
+    """Writes `text` as UTF-8, atomically."""
+    write_atomically(path, lambda file: file.write(text.encode("utf-8")))
+
+
+def write_json(path: str | os.PathLike, value: Any) -> None:
+    """Writes `value` as indented JSON, atomically; NaN is refused."""
+    write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+def read_json(path: str | os.PathLike) -> Any:
+    """Reads a JSON file.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        DamagedFileError: the file is not JSON.
+    """
+    try:
+        return json.loads(pathlib.Path(path).read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise DamagedFileError(
+            f"{path} is damaged: it should hold JSON, but {error}. Restore it "
+            "from a copy, or delete its folder and run again."
+        ) from error
+
+
+def write_arrays(
+    path: str | os.PathLike, arrays: Mapping[str, np.ndarray]
+) -> None:
+    """Writes named arrays as one `.npz`, atomically, without pickle."""
+    for name, array in arrays.items():
+        if np.asarray(array).dtype.hasobject:
+            raise ValueError(
+                f"Array {name!r} has dtype object, which only pickle could "
+                "store. Expected numbers or strings."
+            )
+    write_atomically(path, lambda file: np.savez(file, **arrays))
+
+
+def read_arrays(path: str | os.PathLike) -> dict[str, np.ndarray]:
+    """Reads all arrays of an `.npz` and checks their checksums.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        DamagedFileError: the file was truncated or altered.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            return {name: archive[name] for name in archive.files}
+    except FileNotFoundError:
+        raise
+    except (
+        zipfile.BadZipFile,
+        zlib.error,
+        ValueError,
+        EOFError,
+        OSError,
+        KeyError,
+        AttributeError,
+        NotImplementedError,
+        RuntimeError,
+    ) as error:
+        raise DamagedFileError(
+            f"{path} is damaged: it should hold the arrays that were saved, "
+            f"but reading them failed with '{error}'. Restore it from a copy, "
+            "or delete it to have it made again."
+        ) from error
+
+
+@contextlib.contextmanager
+def lock_directory(path: str | os.PathLike) -> Iterator[None]:
+    """Holds `path` for this process alone; makes the folder if need be.
+
+    The lock is the operating system's: it goes away with the process, however
+    the process ends, so that nothing has to be cleaned up by hand.
+
+    Raises:
+        DirectoryInUseError: another process holds it.
+    """
+    path = pathlib.Path(path)
+    path.mkdir(parents=True, exist_ok=True)
+    with open(path / ".lock", "a+", encoding="ascii") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            owner = file.read().strip() or "unknown"
+            raise DirectoryInUseError(
+                f"{path} is in use by another process (pid {owner}). Two "
+                "writers would spoil each other's files. Wait for it, or "
+                "choose another directory."
+            ) from None
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
+        yield
