@@ -43,11 +43,30 @@ def make_predictor(model: keras.Model) -> Predictor:
     Weights that are assigned later are seen by it.
     """
 
-    @tf.function(reduce_retracing=True)
     def predict(image, example_id):
         return model(model_inputs(model, image, example_id), training=False)
 
-    return predict
+    signature = _input_signature(model)
+    return tf.function(
+        predict,
+        input_signature=signature,
+        reduce_retracing=signature is None,
+    )
+
+
+def _input_signature(model: keras.Model) -> list[tf.TensorSpec] | None:
+    """Any number of images of the model's size, and their ids.
+
+    None where the model does not tell, or takes several kinds of images.
+    """
+    specs = {
+        tf.TensorSpec([None, *tensor.shape[1:]], tensor.dtype)
+        for tensor in keras.tree.flatten(getattr(model, "input", None))
+        if tensor is not None and tensor.name != "example_id"
+    }
+    if len(specs) != 1:
+        return None
+    return [specs.pop(), tf.TensorSpec([None], tf.int64)]
 
 
 def predict_logits(

@@ -157,11 +157,9 @@ class ExampleTiedDropout(keras.layers.Layer):
         own = masks.example_mask(
             self.seed, ids, self.units - self.generalization_units, self.p_mem
         )
-        return tf.pad(
-            tf.cast(own, inputs.dtype),
-            [[0, 0], [self.generalization_units, 0]],
-            constant_values=1,
-        )
+        # Not tf.pad: under vectorized_map it forgets its constant_values.
+        always = tf.ones([tf.shape(own)[0], self.generalization_units], tf.bool)
+        return tf.cast(tf.concat([always, own], axis=1), inputs.dtype)
 
     def compute_output_shape(self, inputs_shape, example_ids_shape=None):
         """The shape of the inputs."""

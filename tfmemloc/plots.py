@@ -25,7 +25,7 @@ _WORDS = {
     "tied": "tied",
     "expected": "expected",
     "drop": "dropped",
-    "drop_recalibrated": "dropped, BatchNorm recalibrated",
+    "drop_recalibrated": "dropped,\nrecalibrated",
 }
 
 

@@ -1,0 +1,169 @@
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tfmemloc import batches, data
+
+
+def _colour(count=20):
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 256, (count + 1, 12, 12, 3), np.uint8)
+    label = np.arange(count + 1) % 3
+    examples = data.from_arrays(
+        pixels[:count], label[:count], pixels[count:], label[count:]
+    )
+    return examples.train
+
+
+def _numpy(dataset):
+    return [
+        (x["image"].numpy(), x["example_id"].numpy(), y.numpy())
+        for x, y in dataset
+    ]
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 20, 50])
+def test_an_epoch_holds_every_example_once(batch_size):
+    examples = _colour()
+    steps = batches.steps_per_epoch(20, batch_size)
+    epochs = [
+        _numpy(
+            batches.make_batches(
+                examples,
+                batch_size,
+                seed=1,
+                start_step=epoch * steps,
+                stop_step=(epoch + 1) * steps,
+            )
+        )
+        for epoch in range(2)
+    ]
+    orders = [np.concatenate([b[1] for b in epoch]) for epoch in epochs]
+    for order in orders:
+        assert sorted(order) == sorted(examples.example_id)
+    assert (orders[0] != orders[1]).any()
+    for image, ids, label in epochs[0]:
+        mine = examples.of_ids(ids)
+        np.testing.assert_array_equal(image, batches.scale_pixels(mine.image))
+        np.testing.assert_array_equal(label, mine.label)
+
+
+@pytest.mark.parametrize("augment", ["none", "standard", "strong"])
+def test_a_batch_is_a_function_of_seed_and_step(augment):
+    examples = _colour()
+
+    def make(seed, start, stop):
+        return _numpy(
+            batches.make_batches(
+                examples,
+                6,
+                seed=seed,
+                augment=augment,
+                start_step=start,
+                stop_step=stop,
+            )
+        )
+
+    whole, tail = make(5, 0, 8), make(5, 5, 8)
+    for one, other in zip(whole[5:], tail, strict=True):
+        for a, b in zip(one, other, strict=True):
+            np.testing.assert_array_equal(a, b)
+    other = make(6, 0, 8)
+    assert any((a[1] != b[1]).any() for a, b in zip(whole, other, strict=True))
+
+
+def _windows(image):
+    """All 81 crops of an image padded by 4, and their mirror images."""
+    padded = np.pad(image, ((4, 4), (4, 4), (0, 0)), constant_values=-1.0)
+    crops = [
+        padded[y : y + 12, x : x + 12] for y in range(9) for x in range(9)
+    ]
+    return np.stack(crops + [crop[:, ::-1] for crop in crops])
+
+
+def test_standard_augmentation_is_a_crop_and_a_flip_by_example():
+    examples = _colour()
+    places = []
+    dataset = batches.make_batches(
+        examples, 20, seed=0, augment="standard", stop_step=30
+    )
+    for image, ids, _ in _numpy(dataset):
+        for one, example_id in zip(image, ids, strict=True):
+            original = examples.of_ids([example_id]).image
+            windows = _windows(batches.scale_pixels(original)[0])
+            match = (windows == one).all(axis=(1, 2, 3))
+            assert match.sum() >= 1
+            places.append(match.argmax())
+    # 600 draws of 162 windows: nearly all occur, flips are half.
+    assert len(set(places)) > 140
+    assert 0.4 < np.mean(np.array(places) >= 81) < 0.6
+
+
+def test_augmentation_follows_the_id_not_the_place():
+    examples = _colour()
+    shuffled = examples.take(np.arange(20)[::-1])
+    one, other = (
+        _numpy(
+            batches.make_batches(
+                e, 20, seed=0, augment="strong", stop_step=1
+            )
+        )[0]
+        for e in (examples, shuffled)
+    )
+    order, other_order = np.argsort(one[1]), np.argsort(other[1])
+    np.testing.assert_array_equal(one[0][order], other[0][other_order])
+
+
+def test_strong_augmentation_changes_colours_and_differs_by_example():
+    images = np.repeat(_colour().image[:1], 20, axis=0)
+    examples = data.from_arrays(
+        images, np.zeros(20, int), images[:1], np.array([0])
+    ).train
+    batch = _numpy(
+        batches.make_batches(examples, 20, seed=0, augment="strong", stop_step=1)
+    )[0][0]
+    assert len(np.unique(batch.reshape(20, -1), axis=0)) > 15
+    assert np.abs(batch).max() <= 1
+
+
+def test_strong_augmentation_refuses_grey_images(digits):
+    with pytest.raises(ValueError, match="Expected 3 channels. Received: 1"):
+        batches.make_batches(digits.train, 8, seed=0, augment="strong")
+
+
+@pytest.mark.parametrize("batched", [False, True])
+def test_attach_ids_to_any_dataset(batched):
+    x, y = np.arange(10.0), np.arange(10) % 3
+    pairs = tf.data.Dataset.from_tensor_slices((x, y))
+    if batched:
+        dataset = batches.attach_ids(pairs.batch(4), batched=True)
+    else:
+        dataset = batches.attach_ids(pairs).batch(4)
+    for inputs, label in dataset:
+        ids = inputs["example_id"].numpy()
+        assert inputs["example_id"].dtype == tf.int64
+        np.testing.assert_array_equal(inputs["image"], x[ids])
+        np.testing.assert_array_equal(label, y[ids])
+
+
+def test_attach_ids_streams():
+    def endless():
+        while True:
+            yield 1.0, 0
+
+    signature = (tf.TensorSpec([], tf.float32), tf.TensorSpec([], tf.int32))
+    stream = tf.data.Dataset.from_generator(
+        endless, output_signature=signature
+    )
+    inputs, _ = next(iter(batches.attach_ids(stream).skip(5)))
+    assert inputs["example_id"] == 5
+
+
+def test_attach_ids_refuses_other_elements():
+    with pytest.raises(ValueError, match="Expected a dataset of"):
+        batches.attach_ids(tf.data.Dataset.range(3))
+
+
+def test_no_examples_are_refused():
+    with pytest.raises(ValueError, match="at least one example"):
+        batches.make_batches(_colour().take(np.arange(0)), 4, seed=0)

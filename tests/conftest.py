@@ -1,0 +1,51 @@
+"""Fixtures, and where the real data lie."""
+
+import os
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+os.environ.setdefault("MPLBACKEND", "Agg")
+
+import pathlib
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+# Two logical devices, so that distribution is tested on any machine.
+tf.config.set_logical_device_configuration(
+    tf.config.list_physical_devices("CPU")[0],
+    [tf.config.LogicalDeviceConfiguration()] * 2,
+)
+
+from tfmemloc import data
+from tfmemloc.configs import DataConfig
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+REAL_DATA = ROOT.parent / "shared" / "tfds"
+
+
+@pytest.fixture(scope="session")
+def digits():
+    """scikit-learn's digits, 10 % wrong labels."""
+    return data.load(DataConfig())
+
+
+@pytest.fixture(scope="session")
+def small_digits():
+    """80 training and 40 test digits, 20 % wrong labels."""
+    return data.load(
+        DataConfig(train_examples=80, test_examples=40, noise_rate=0.2)
+    )
+
+
+@pytest.fixture(scope="session")
+def real_data():
+    """The folder of prepared CIFAR-10 and MNIST."""
+    if not REAL_DATA.exists():
+        pytest.skip(f"needs prepared TFDS data in {REAL_DATA}")
+    return str(REAL_DATA)
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(0)

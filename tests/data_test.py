@@ -1,0 +1,238 @@
+import dataclasses
+
+import numpy as np
+import pytest
+
+from tfmemloc import data
+from tfmemloc.configs import DataConfig
+
+
+def _plain(count=200, classes=10, seed=0):
+    """Images without meaning, with labels 0 .. classes - 1 in turn."""
+    rng = np.random.default_rng(seed)
+    pixels = rng.integers(0, 256, (count + 20, 8, 8, 1), np.uint8)
+    label = np.arange(count + 20) % classes
+    return data.from_arrays(
+        pixels[:count], label[:count], pixels[count:], label[count:]
+    )
+
+
+def test_digits_are_split_alike_for_ever(digits):
+    assert len(digits.train) == 1437
+    assert len(digits.test) == 360
+    assert digits.image.dtype == np.uint8
+    assert digits.image.max() == 255
+    assert set(digits.example_id) == set(range(1797))
+    # The first test ids of the fixed split.
+    assert digits.test.example_id[:5].tolist() == [2, 12, 13, 20, 28]
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.05, 0.1, 0.2, 1.0])
+def test_noise_is_exactly_int_rate_n(rate):
+    examples = data.add_label_noise(_plain(), rate, seed=0)
+    wrong = examples.label != examples.true_label
+    assert wrong.sum() == int(rate * 200)
+    np.testing.assert_array_equal(wrong, examples.subset == "noisy")
+    assert not wrong[examples.subset == "test"].any()
+
+
+def test_wrong_labels_are_uniform_over_all_other_classes():
+    # The authors' draw never gives the last wrong class; this one must.
+    examples = data.add_label_noise(_plain(9000), 1.0, seed=3).train
+    step = (examples.label - examples.true_label) % 10
+    counts = np.bincount(step, minlength=10)
+    assert counts[0] == 0
+    # 1,000 expected in each; the standard deviation is 30.
+    assert np.abs(counts[1:] - 1000).max() < 150
+    for true_label in range(10):
+        given = set(examples.label[examples.true_label == true_label])
+        assert given == set(range(10)) - {true_label}
+
+
+def test_noise_depends_on_seed_and_id_alone():
+    plain = _plain()
+    noisy = data.add_label_noise(plain, 0.2, seed=1)
+    shuffled = plain.take(np.random.default_rng(0).permutation(len(plain)))
+    again = data.add_label_noise(shuffled, 0.2, seed=1)
+    np.testing.assert_array_equal(
+        again.of_ids(plain.example_id).label, noisy.label
+    )
+    other = data.add_label_noise(plain, 0.2, seed=2)
+    assert (other.label != noisy.label).any()
+    # A larger rate contains the smaller one.
+    more = data.add_label_noise(plain, 0.4, seed=1)
+    was_noisy = noisy.subset == "noisy"
+    np.testing.assert_array_equal(more.label[was_noisy], noisy.label[was_noisy])
+
+
+def test_ids_stay_through_slicing(digits):
+    noisy = digits.of_subset("noisy")
+    one = digits.of_ids(noisy.example_id[[7]])
+    assert one.example_id[0] == noisy.example_id[7]
+    np.testing.assert_array_equal(one.image[0], noisy.image[7])
+    few = digits.take(np.array([5, 3]))
+    assert few.example_id.tolist() == digits.example_id[[5, 3]].tolist()
+
+
+def test_examples_are_frozen(digits):
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        digits.label = digits.true_label
+    for field in ("image", "label", "example_id"):
+        with pytest.raises(ValueError, match="read-only"):
+            getattr(digits, field)[0] = 0
+
+
+def test_labels_given_by_the_user(tmp_path):
+    plain = _plain()
+    path = tmp_path / "noise.csv"
+    path.write_text("example_id,label\n3,9\n7,0\n")
+    labels = data.read_pairs(str(path), "label", int)
+    examples = data.set_labels(plain, labels)
+    assert examples.of_subset("noisy").example_id.tolist() == [3, 7]
+    assert examples.of_subset("noisy").label.tolist() == [9, 0]
+
+
+def test_split_by_score(tmp_path):
+    plain = _plain()
+    examples = data.split_by_score(
+        plain, {i: i / 200 for i in range(200)}, threshold=0.25
+    )
+    assert examples.subsets == ("typical", "atypical", "test")
+    assert examples.of_subset("atypical").example_id.tolist() == list(
+        range(50)
+    )
+    np.testing.assert_array_equal(examples.label, plain.true_label)
+
+
+def test_npz_files_load_as_keras_ships_them(tmp_path):
+    path = tmp_path / "set.npz"
+    pixels = np.arange(6 * 64, dtype=np.uint8).reshape(6, 8, 8)
+    np.savez(
+        path,
+        x_train=pixels[:4],
+        y_train=np.array([[0], [1], [2], [3]]),
+        x_test=pixels[4:],
+        y_test=np.array([0, 1]),
+    )
+    examples = data.load(DataConfig(dataset=str(path), noise_rate=0.25))
+    assert examples.image.shape == (6, 8, 8, 1)
+    assert examples.example_id.tolist() == list(range(6))
+    assert len(examples.of_subset("noisy")) == 1
+
+
+def test_tfds_sets_keep_their_order_and_ids(real_data):
+    config = DataConfig("mnist", data_dir=real_data, noise_rate=0.0)
+    few = data.load(
+        dataclasses.replace(config, train_examples=50, test_examples=20)
+    )
+    more = data.load(
+        dataclasses.replace(config, train_examples=80, test_examples=20)
+    )
+    assert few.image.shape == (70, 28, 28, 1)
+    # Test ids follow all 60,000 training ids, however few are used.
+    assert few.test.example_id.tolist() == list(range(60_000, 60_020))
+    np.testing.assert_array_equal(few.train.image, more.train.image[:50])
+    np.testing.assert_array_equal(few.test.image, more.test.image)
+
+
+def test_a_missing_set_is_not_downloaded(tmp_path):
+    with pytest.raises(FileNotFoundError) as error:
+        data.load(DataConfig("svhn_cropped", data_dir=str(tmp_path)))
+    message = str(error.value)
+    assert "Nothing was downloaded" in message
+    assert "--download to fetch 1503 MiB" in message
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_fingerprint_says_which_set_and_what_differs(digits):
+    expected = digits.fingerprint()
+    shuffled = digits.take(np.random.default_rng(1).permutation(len(digits)))
+    data.check_fingerprint(shuffled, expected)
+    other = data.add_label_noise(digits, 0.1, seed=99)
+    with pytest.raises(ValueError) as error:
+        data.check_fingerprint(other, expected)
+    assert "train label" in str(error.value)
+    assert "test" not in str(error.value).replace("true_label", "")
+    image = digits.image.copy()
+    image[np.flatnonzero(digits.subset == "test")[0], 0, 0, 0] ^= 1
+    with pytest.raises(ValueError, match="test image"):
+        data.check_fingerprint(
+            dataclasses.replace(digits, image=image), expected
+        )
+
+
+def test_stable_ids():
+    keys = [f"image_{i}.png" for i in range(1000)]
+    ids = data.stable_ids(keys)
+    assert ids.dtype == np.int64
+    assert (ids >= 0).all()
+    assert len(set(ids.tolist())) == 1000
+    np.testing.assert_array_equal(data.stable_ids(keys[::-1])[::-1], ids)
+    assert ids[0] == 767268705395013839
+    with pytest.raises(ValueError, match="'b' and 'b' collide"):
+        data.stable_ids(["a", "b", "b"])
+
+
+def _fields(**changes):
+    fields = {
+        "image": np.zeros((3, 8, 8, 1), np.uint8),
+        "label": np.array([0, 1, 2]),
+        "true_label": np.array([0, 1, 2]),
+        "example_id": np.array([0, 1, 2]),
+        "subset": np.array(["clean", "clean", "test"]),
+        "classes": 3,
+    }
+    return {**fields, **changes}
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"image": np.zeros((3, 8, 8), np.uint8)}, "[N, height, width, chan"),
+        ({"image": np.full((3, 8, 8, 1), 7.0)}, "values from 7.0 to 7.0"),
+        ({"image": np.zeros((3, 8, 8, 1), int)}, "Received: dtype int64"),
+        ({"label": np.array([0, 1])}, "Received: shape (2,)"),
+        ({"label": np.array([0, 1, 3])}, "from 0 to 2. Received: 3"),
+        ({"label": np.array([0.0, 1.0, 2.0])}, "label to be integers"),
+        ({"example_id": np.array([0, 5, 5])}, "more often: 5"),
+        ({"example_id": np.array([0, -1, 2])}, "Received: -1"),
+    ],
+)
+def test_bad_examples_are_refused(changes, words):
+    with pytest.raises(ValueError) as error:
+        data.Examples(**_fields(**changes))
+    assert words in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        ({"train_examples": 5000}, "digits has 1437 train examples"),
+        ({"dataset": "no_such_set"}, "There is no data set 'no_such_set'"),
+    ],
+)
+def test_impossible_requests_are_refused(config, words):
+    with pytest.raises(ValueError) as error:
+        data.load(DataConfig(**config))
+    assert words in str(error.value)
+
+
+def test_bad_files_are_refused(tmp_path, digits):
+    path = tmp_path / "noise.csv"
+    for text, words in (
+        ("id,label\n1,2\n", "expected the header 'example_id,label'"),
+        ("example_id,label\n1,cat\n", "line 2: expected an integer id"),
+        ("example_id,label\n1,2\n1,3\n", "id 1 occurs twice"),
+    ):
+        path.write_text(text)
+        with pytest.raises(ValueError) as error:
+            data.read_pairs(str(path), "label", int)
+        assert words in str(error.value)
+    with pytest.raises(ValueError, match="no example with id 5000"):
+        data.set_labels(digits, {5000: 1})
+    with pytest.raises(ValueError, match="from 0 to 9. Received: 12"):
+        data.set_labels(digits, {int(digits.train.example_id[0]): 12})
+    with pytest.raises(ValueError, match="1437 training examples of digits"):
+        data.split_by_score(digits, {}, 0.5)
+    with pytest.raises(ValueError, match="no subset 'typical'"):
+        digits.of_subset("typical")
