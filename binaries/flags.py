@@ -17,6 +17,9 @@ from absl import app, flags  # noqa: E402
 from tfmemloc import configs, storage  # noqa: E402
 
 FLAGS = flags.FLAGS
+# The flags belong to the program that asks for them, so that --help of each
+# program lists its own.
+flags.disclaim_key_flags()
 
 _QUICK_EPOCHS = 3
 _QUICK_EXAMPLES = 512
@@ -24,9 +27,8 @@ _QUICK_EXAMPLES = 512
 # Errors that are the user's to mend; shown without a traceback.
 _USER_ERRORS = (
     ValueError,
-    FileNotFoundError,
-    PermissionError,
     OSError,
+    ImportError,
     FloatingPointError,
     storage.DirectoryInUseError,
 )
@@ -156,7 +158,8 @@ def define_run_flags(default_directory: str) -> None:
         "quick",
         False,
         f"The same path, shrunk to {_QUICK_EPOCHS} epochs and "
-        f"{_QUICK_EXAMPLES} training examples.",
+        f"{_QUICK_EXAMPLES} training examples where other flags do not say "
+        "otherwise.",
     )
 
 
@@ -164,8 +167,7 @@ def data_config() -> configs.DataConfig:
     """The data that the flags ask for."""
     fields = _given("data_dir", "train_examples", "test_examples")
     if FLAGS.quick:
-        limit = fields.get("train_examples", _QUICK_EXAMPLES)
-        fields["train_examples"] = min(limit, _QUICK_EXAMPLES)
+        fields.setdefault("train_examples", _QUICK_EXAMPLES)
     seed = FLAGS.seed if FLAGS.noise_seed is None else FLAGS.noise_seed
     return configs.DataConfig(
         dataset=FLAGS.dataset,
@@ -212,12 +214,10 @@ def train_config() -> configs.TrainConfig:
         "stop_at",
         "patience",
     )
-    fields = {**preset, **given, "seed": FLAGS.seed}
-    if FLAGS.quick:
-        fields["epochs"] = min(
-            given.get("epochs", _QUICK_EPOCHS), _QUICK_EPOCHS
-        )
-    return configs.TrainConfig(**fields)
+    quick = {"epochs": _QUICK_EPOCHS} if FLAGS.quick else {}
+    return configs.TrainConfig(
+        **{**preset, **quick, **given, "seed": FLAGS.seed}
+    )
 
 
 def _given(*names: str) -> dict:

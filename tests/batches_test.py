@@ -75,9 +75,7 @@ def test_a_batch_is_a_function_of_seed_and_step(augment):
 def _windows(image):
     """All 81 crops of an image padded by 4, and their mirror images."""
     padded = np.pad(image, ((4, 4), (4, 4), (0, 0)), constant_values=-1.0)
-    crops = [
-        padded[y : y + 12, x : x + 12] for y in range(9) for x in range(9)
-    ]
+    crops = [padded[y : y + 12, x : x + 12] for y in range(9) for x in range(9)]
     return np.stack(crops + [crop[:, ::-1] for crop in crops])
 
 
@@ -104,9 +102,7 @@ def test_augmentation_follows_the_id_not_the_place():
     shuffled = examples.take(np.arange(20)[::-1])
     one, other = (
         _numpy(
-            batches.make_batches(
-                e, 20, seed=0, augment="strong", stop_step=1
-            )
+            batches.make_batches(e, 20, seed=0, augment="strong", stop_step=1)
         )[0]
         for e in (examples, shuffled)
     )
@@ -120,7 +116,9 @@ def test_strong_augmentation_changes_colours_and_differs_by_example():
         images, np.zeros(20, int), images[:1], np.array([0])
     ).train
     batch = _numpy(
-        batches.make_batches(examples, 20, seed=0, augment="strong", stop_step=1)
+        batches.make_batches(
+            examples, 20, seed=0, augment="strong", stop_step=1
+        )
     )[0][0]
     assert len(np.unique(batch.reshape(20, -1), axis=0)) > 15
     assert np.abs(batch).max() <= 1
@@ -152,9 +150,7 @@ def test_attach_ids_streams():
             yield 1.0, 0
 
     signature = (tf.TensorSpec([], tf.float32), tf.TensorSpec([], tf.int32))
-    stream = tf.data.Dataset.from_generator(
-        endless, output_signature=signature
-    )
+    stream = tf.data.Dataset.from_generator(endless, output_signature=signature)
     inputs, _ = next(iter(batches.attach_ids(stream).skip(5)))
     assert inputs["example_id"] == 5
 

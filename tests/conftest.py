@@ -46,6 +46,12 @@ def real_data():
     return str(REAL_DATA)
 
 
+@pytest.fixture(scope="session")
+def two_devices():
+    """One strategy for the whole process: their collectives would clash."""
+    return tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+
+
 @pytest.fixture
 def rng():
     return np.random.default_rng(0)

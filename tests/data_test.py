@@ -98,9 +98,7 @@ def test_split_by_score(tmp_path):
         plain, {i: i / 200 for i in range(200)}, threshold=0.25
     )
     assert examples.subsets == ("typical", "atypical", "test")
-    assert examples.of_subset("atypical").example_id.tolist() == list(
-        range(50)
-    )
+    assert examples.of_subset("atypical").example_id.tolist() == list(range(50))
     np.testing.assert_array_equal(examples.label, plain.true_label)
 
 

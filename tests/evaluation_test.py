@@ -67,9 +67,7 @@ def test_inference_models(model):
         "expected",
         "drop",
     ]
-    plain = models.build(
-        ModelConfig(width=0.25, dropout="none"), (8, 8, 1), 10
-    )
+    plain = models.build(ModelConfig(width=0.25, dropout="none"), (8, 8, 1), 10)
     assert evaluation.inference_models(plain) == {"plain": plain}
 
 

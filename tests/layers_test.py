@@ -79,9 +79,7 @@ def test_units_that_are_off_get_no_gradient():
     with tf.GradientTape() as tape:
         tape.watch(x)
         y = tf.reduce_sum(layer(x, tf.constant(IDS), training=True))
-    np.testing.assert_array_equal(
-        tape.gradient(y, x), layer.example_units(IDS)
-    )
+    np.testing.assert_array_equal(tape.gradient(y, x), layer.example_units(IDS))
 
 
 @pytest.mark.parametrize(
@@ -137,9 +135,7 @@ def test_bad_ids_are_refused(graph, ids, words):
         return layer(x, given, training=True)
 
     call = tf.function(call) if graph else call
-    with pytest.raises(
-        (ValueError, tf.errors.InvalidArgumentError)
-    ) as error:
+    with pytest.raises((ValueError, tf.errors.InvalidArgumentError)) as error:
         call(_ones(4))
     assert words in _message(error)
 

@@ -52,9 +52,7 @@ def test_vectorized_map_equals_numpy_without_fallback():
 
 def test_mask_equals_its_twin_and_the_plain_definition():
     on = masks.example_mask(2, tf.constant(IDS), 50, 0.3).numpy()
-    np.testing.assert_array_equal(
-        on, masks.example_mask_numpy(2, IDS, 50, 0.3)
-    )
+    np.testing.assert_array_equal(on, masks.example_mask_numpy(2, IDS, 50, 0.3))
     plain = masks.hash_bits_numpy(2, IDS, 50) / 2**32 < 0.3
     np.testing.assert_array_equal(on, plain)
 

@@ -128,9 +128,7 @@ def test_dropout_stands_at_the_papers_places(name, places):
         "standard": keras.layers.Dropout,
     }
     for dropout, kind in kinds.items():
-        model = models.build(
-            _narrow(name, dropout), (16, 16, 1), 10
-        )
+        model = models.build(_narrow(name, dropout), (16, 16, 1), 10)
         found = [
             layer.name.removesuffix(".dropout")
             for layer in model.layers
@@ -148,9 +146,7 @@ def test_dropout_stands_at_the_papers_places(name, places):
 @pytest.mark.parametrize("name", ["lenet", "resnet9", "resnet18", "vit"])
 def test_any_sensible_image_size(name, shape):
     model = models.build(_narrow(name), shape, 7)
-    logits = model(
-        {"image": tf.zeros([2, *shape]), "example_id": tf.range(2)}
-    )
+    logits = model({"image": tf.zeros([2, *shape]), "example_id": tf.range(2)})
     assert logits.shape == (2, 7)
     assert np.isfinite(logits).all()
 

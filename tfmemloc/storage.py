@@ -112,7 +112,10 @@ def read_arrays(path: str | os.PathLike) -> dict[str, np.ndarray]:
         DamagedFileError: the file was truncated or altered.
     """
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        with (
+            open(path, "rb") as file,
+            np.load(file, allow_pickle=False) as archive,
+        ):
             return {name: archive[name] for name in archive.files}
     except (FileNotFoundError, PermissionError, MemoryError):
         raise

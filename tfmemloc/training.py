@@ -11,6 +11,7 @@ written down, so that a killed run goes on as if nothing had happened.
 
 from __future__ import annotations
 
+import importlib.util
 import math
 import os
 import pathlib
@@ -178,11 +179,11 @@ class _Loop:
 
     def run_epochs(self, progress, tensorboard, on_epoch_end) -> None:
         """Trains from the saved state to the last epoch."""
+        writer = _summary_writer(self.run, tensorboard)
         epoch = self._restore()
         if epoch >= self.training.epochs or self._may_stop():
             return
         predictors = _predictors(self.network)
-        writer = _summary_writer(self.run, tensorboard)
         dataset = batches.make_batches(
             self.train_examples,
             self.training.batch_size,
@@ -267,9 +268,9 @@ class _Loop:
 
     def _save(self, epoch: int, line: Mapping[str, Any]) -> None:
         """Keeps an epoch: weights, history, and last of all the state."""
+        self.history.append(dict(line))
         if self._is_kept(epoch):
             self.run.save_weights(self.network, epoch)
-        self.history.append(dict(line))
         self.run.save_history(self.history)
         arrays = variable_arrays(self._state_variables())
         check_finite(arrays, epoch)
@@ -277,11 +278,10 @@ class _Loop:
         storage.write_arrays(self.run.directory / "state.npz", arrays)
 
     def _is_kept(self, epoch: int) -> bool:
-        # While early stopping is on, any epoch may turn out to be the last.
         return (
             epoch % self.training.save_every == 0
             or epoch == self.training.epochs
-            or self._may_stop(ahead=1)
+            or self._may_stop()
         )
 
     def _state_variables(self) -> list:
@@ -320,16 +320,14 @@ class _Loop:
         for variable, array in zip(variables, arrays.values(), strict=True):
             variable.assign(array)
 
-    def _may_stop(self, ahead: int = 0) -> bool:
+    def _may_stop(self) -> bool:
         """Whether `stop_at` has been reached for `patience` epochs."""
         threshold, patience = self.training.stop_at, self.training.patience
         recent = self.history[-patience:]
-        if threshold is None or len(recent) + ahead < patience:
+        if threshold is None or len(recent) < patience:
             return False
         return all(
-            _train_accuracy(line, self.examples) >= threshold
-            for line in recent[ahead:]
-            if line
+            _train_accuracy(line, self.examples) >= threshold for line in recent
         )
 
 
@@ -407,9 +405,8 @@ def make_train_step(
             )
             share = weight_decay / context.num_replicas_in_sync
             scaled = optimizer.scale_loss(loss + share * decay)
-        gradients = tape.gradient(scaled, variables)
-        gradients = context.all_reduce("sum", gradients)
-        optimizer.apply(gradients, variables)
+        # Keras's optimizer itself adds up the gradients of the replicas.
+        optimizer.apply(tape.gradient(scaled, variables), variables)
         return loss
 
     def step(batch):
@@ -457,6 +454,11 @@ def _postfix(line: Mapping[str, Any]) -> str:
 def _summary_writer(run: Run, enabled: bool):
     if not enabled:
         return None
+    if importlib.util.find_spec("tensorboard") is None:
+        raise ModuleNotFoundError(
+            "TensorBoard logs were asked for, but TensorBoard is not "
+            "installed. Run: pip install 'tfmemloc[tensorboard]'"
+        )
     return tf.summary.create_file_writer(str(run.directory / "tensorboard"))
 
 

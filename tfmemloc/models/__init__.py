@@ -10,17 +10,15 @@ from __future__ import annotations
 import keras
 
 from tfmemloc.configs import ModelConfig
+from tfmemloc.models import lenet, resnet, vit
 from tfmemloc.models.factory import LayerFactory
-from tfmemloc.models.lenet import lenet
-from tfmemloc.models.resnet import resnet9, resnet18, resnet50
-from tfmemloc.models.vit import vit
 
 _NETWORKS = {
-    "lenet": lenet,
-    "resnet9": resnet9,
-    "resnet18": resnet18,
-    "resnet50": resnet50,
-    "vit": vit,
+    "lenet": lenet.lenet,
+    "resnet9": resnet.resnet9,
+    "resnet18": resnet.resnet18,
+    "resnet50": resnet.resnet50,
+    "vit": vit.vit,
 }
 
 

@@ -1,0 +1,152 @@
+"""The programs, run as a person would."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from tests.conftest import ROOT
+
+
+def _run(*arguments, check=True):
+    done = subprocess.run(
+        [sys.executable, "-m", *arguments],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert not check or done.returncode == 0, done.stderr
+    return done
+
+
+@pytest.fixture(scope="module")
+def localized(tmp_path_factory):
+    """A quick main job."""
+    directory = tmp_path_factory.mktemp("localize") / "run"
+    done = _run(
+        "binaries.localize",
+        "--quick",
+        "--width=0.125",
+        "--recalibrate",
+        f"--run_dir={directory}",
+    )
+    return directory, done
+
+
+def test_localize_writes_summary_figures_and_report(localized):
+    directory, done = localized
+    summary = json.loads((directory / "summary.json").read_text())
+    assert summary["dataset"] == "digits"
+    assert summary["config"]["training"]["epochs"] == 3
+    found = [(row["model"], row["inference"]) for row in summary["rows"]]
+    assert found == [
+        ("standard", "plain"),
+        ("standard_dropout", "plain"),
+        ("sparse", "plain"),
+        ("example_tied", "tied"),
+        ("example_tied", "expected"),
+        ("example_tied", "drop"),
+        ("example_tied", "drop_recalibrated"),
+    ]
+    for row in summary["rows"]:
+        for name in ("clean", "noisy", "noisy_true_label", "test"):
+            assert 0 <= row[name] <= 1
+    assert (directory / "figures" / "accuracy.png").exists()
+    assert f"report: {directory / 'report.html'}" in done.stdout
+    page = (directory / "report.html").read_text()
+    assert "binaries.localize --quick" in page
+    assert not list(directory.rglob("*.tmp"))
+
+
+def test_localize_again_reuses_and_says_the_same(localized):
+    directory, done = localized
+    before = (directory / "summary.json").read_bytes()
+    stamps = {p: p.stat().st_mtime_ns for p in directory.rglob("epoch_*.npz")}
+    again = _run(
+        "binaries.localize",
+        "--quick",
+        "--width=0.125",
+        "--recalibrate",
+        f"--run_dir={directory}",
+    )
+    assert again.stdout == done.stdout
+    assert (directory / "summary.json").read_bytes() == before
+    assert stamps == {
+        p: p.stat().st_mtime_ns for p in directory.rglob("epoch_*.npz")
+    }
+
+
+def test_flagfile_and_fresh(localized, tmp_path):
+    directory, _ = localized
+    flagfile = tmp_path / "flags"
+    flagfile.write_text("--quick\n--width=0.125\n--epochs=1\n--seed=3\n")
+    run = tmp_path / "run"
+    _run("binaries.train", f"--flagfile={flagfile}", f"--run_dir={run}")
+    config = json.loads((run / "config.json").read_text())
+    assert config["model"]["seed"] == 3
+    assert config["data"]["noise_seed"] == 3
+    other = _run(
+        "binaries.train",
+        f"--flagfile={flagfile}",
+        f"--run_dir={run}",
+        "--seed=4",
+        check=False,
+    )
+    assert other.returncode == 1
+    assert "ModelConfig.seed: 3 there, 4 here" in other.stderr
+    _run(
+        "binaries.train",
+        f"--flagfile={flagfile}",
+        f"--run_dir={run}",
+        "--seed=4",
+        "--fresh",
+    )
+    config = json.loads((run / "config.json").read_text())
+    assert config["model"]["seed"] == 4
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--dataset=no_such_set"], "There is no data set 'no_such_set'"),
+        (["--noise_rate=2"], "Received: noise_rate=2.0"),
+        (["--dataset=missing.npz"], "missing.npz"),
+        (["--noise_file=missing.csv"], "missing.csv"),
+        (["stray"], "unexpected stray"),
+        (["--train_examples=9999"], "digits has 1437 train examples"),
+        (["--model=alexnet"], "alexnet"),
+    ],
+)
+def test_errors_are_one_line_without_a_traceback(tmp_path, arguments, words):
+    done = _run(
+        "binaries.train",
+        "--quick",
+        f"--run_dir={tmp_path / 'run'}",
+        *arguments,
+        check=False,
+    )
+    assert done.returncode != 0
+    assert words in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_fresh_deletes_nothing_but_runs(tmp_path):
+    precious = tmp_path / "thesis.tex"
+    precious.write_text("x")
+    done = _run(
+        "binaries.train", f"--run_dir={tmp_path}", "--fresh", check=False
+    )
+    assert done.returncode == 1
+    assert "Delete it yourself" in done.stderr
+    assert precious.exists()
+
+
+@pytest.mark.parametrize("program", ["train", "localize"])
+def test_help_shows_a_command_and_the_flags(program):
+    done = _run(f"binaries.{program}", "--help", check=False)
+    text = done.stdout + done.stderr
+    assert f"python -m binaries.{program} --dataset=digits" in text
+    assert "--noise_rate" in text.replace("[no]", "")
+    _run(f"binaries.{program}", "--helpfull", check=False)
