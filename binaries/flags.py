@@ -259,6 +259,19 @@ def prepare_directory(marker: str) -> pathlib.Path:
     return directory
 
 
+def integers(name: str) -> tuple[int, ...] | None:
+    """The numbers of a list flag; None where it was not given."""
+    if FLAGS[name].value is None:
+        return None
+    try:
+        return tuple(int(item) for item in FLAGS[name].value)
+    except ValueError:
+        raise ValueError(
+            f"--{name} expected numbers with commas between them. Received: "
+            f"{','.join(FLAGS[name].value)!r}."
+        ) from None
+
+
 def command_line(module: str) -> str:
     """The command that runs this again."""
     return " ".join(["python -m", module, *sys.argv[1:]])

@@ -2,21 +2,25 @@
 
   python -m binaries.localize --dataset=digits --run_dir=runs/demo
 
-takes about two minutes on 2 CPU cores. Trains the network without dropout,
+takes about three minutes on 2 CPU cores. Trains the network without dropout,
 with standard dropout, sparse, and example-tied; drops the memorization units
-of the last; writes summary.json, figures and a self-contained report.html into
---run_dir. Run again, it reuses what is finished.
+of the last; probes the first; writes summary.json, figures and a
+self-contained report.html into --run_dir. Run again, it reuses what is
+finished.
 """
 
-import platform
+import pathlib
 
-import keras
-import tensorflow as tf
-
-from binaries import flags
+from binaries import flags, output
 from tfmemloc import configs, report, storage
-from tfmemloc.data import load
+from tfmemloc.data import Examples, load
 from tfmemloc.localization import localize, train_networks
+from tfmemloc.probes.gradient_accounting import account_gradients
+from tfmemloc.results import GradientAccounting, Localization
+from tfmemloc.runs import Run
+
+FLAGS = flags.FLAGS
+PROBES = ("gradient_accounting",)
 
 flags.flags.DEFINE_bool(
     "recalibrate",
@@ -24,10 +28,22 @@ flags.flags.DEFINE_bool(
     "Also show the drop after BatchNorm statistics were recomputed with the "
     "memorization units off.",
 )
+flags.flags.DEFINE_list(
+    "probes", list(PROBES), "What to ask of the standard network; may be empty."
+)
+flags.flags.DEFINE_integer(
+    "probe_epochs", 16, "Account gradients at so many epochs, evenly spread."
+)
 
 
 def main() -> None:
-    """Trains, measures, and writes summary, figures and report."""
+    """Trains, measures, probes, and writes summary, figures and report."""
+    unknown = set(FLAGS.probes) - set(PROBES)
+    if unknown:
+        raise ValueError(
+            f"--probes must be among {', '.join(PROBES)}. Received: "
+            f"{', '.join(sorted(unknown))}."
+        )
     directory = flags.prepare_directory("settings.json")
     data, model, training = (
         flags.data_config(),
@@ -38,10 +54,12 @@ def main() -> None:
         "data": configs.to_json(data),
         "model": configs.to_json(model),
         "training": configs.to_json(training),
+        "recalibrate": FLAGS.recalibrate,
+        "probe_epochs": FLAGS.probe_epochs,
     }
     with storage.lock_directory(directory):
-        storage.write_json(directory / "settings.json", settings)
-        examples = load(data, download=flags.FLAGS.download)
+        _keep_settings(directory / "settings.json", settings)
+        examples = load(data, download=FLAGS.download)
         runs = train_networks(
             directory,
             examples,
@@ -49,10 +67,13 @@ def main() -> None:
             model=model,
             training=training,
             strategy=flags.strategy(),
-            tensorboard=flags.FLAGS.tensorboard,
+            tensorboard=FLAGS.tensorboard,
         )
-        result = localize(runs, examples, recalibrate=flags.FLAGS.recalibrate)
-        result.save(directory / "localization")
+        result = output.reuse(
+            directory / "localization",
+            Localization,
+            lambda: localize(runs, examples, recalibrate=FLAGS.recalibrate),
+        )
         storage.write_json(
             directory / "summary.json",
             {
@@ -61,36 +82,73 @@ def main() -> None:
                 "rows": result.rows(),
             },
         )
-        section = report.localization_section(
-            result, {name: run.history for name, run in runs.items()}
+        histories = {name: run.history for name, run in runs.items()}
+        sections = [
+            report.localization_section(result, histories),
+            *_probe(directory, runs["standard"], examples),
+        ]
+        page = output.write_report(
+            directory,
+            f"Where is the memory? {data.dataset}",
+            sections,
+            "binaries.localize",
         )
-        _write_report(directory, data.dataset, [section])
-    print(report.text_table(result.rows()))
-    print(section.text)
-    print(f"report: {directory / 'report.html'}")
+    for section in sections[1:]:
+        output.print_section(section)
+    output.print_section(sections[0])
+    print(f"report: {page}")
 
 
-def _write_report(directory, dataset, sections) -> None:
-    """Writes report.html, and its figures as PNG beside it."""
-    figures = directory / "figures"
-    figures.mkdir(exist_ok=True)
-    for section in sections:
-        for name, (_, png) in section.figures.items():
-            storage.write_atomically(
-                figures / f"{name}.png", lambda file, png=png: file.write(png)
-            )
-    report.write_html(
-        directory / "report.html",
-        f"Where is the memory? {dataset}",
-        sections,
-        {
-            "Command": flags.command_line("binaries.localize"),
-            "Versions": f"TensorFlow {tf.__version__}, "
-            f"Keras {keras.__version__}, Python {platform.python_version()}",
-            "Machine": f"{platform.system()} {platform.machine()}, "
-            f"{len(tf.config.list_physical_devices('GPU'))} GPUs",
-        },
-    )
+def _keep_settings(path: pathlib.Path, settings: dict) -> None:
+    """Refuses to mix results of different settings in one folder."""
+    if not path.exists():
+        storage.write_json(path, settings)
+        return
+    there = storage.read_json(path)
+    wrong = []
+    for part in sorted(settings.keys() | there.keys()):
+        old, new = (_ours(side.get(part)) for side in (there, settings))
+        wrong += [
+            f"{part}.{name}: {old.get(name)!r} there, {new.get(name)!r} here"
+            for name in sorted(old.keys() | new.keys())
+            if old.get(name) != new.get(name) and name != "data_dir"
+        ]
+    if wrong:
+        raise ValueError(
+            f"{path.parent} holds results of other settings: "
+            f"{'; '.join(wrong)}. Use the settings of then, another "
+            "--run_dir, or start over with --fresh."
+        )
+
+
+def _ours(part) -> dict:
+    """A part of the settings as a dict."""
+    return part if isinstance(part, dict) else {"value": part}
+
+
+def _probe(
+    directory: pathlib.Path, run: Run, examples: Examples
+) -> list[report.Section]:
+    """The sections of the probes that were asked for."""
+    sections = []
+    if "gradient_accounting" in FLAGS.probes:
+        accounting = output.reuse(
+            directory / "gradient_accounting",
+            GradientAccounting,
+            lambda: account_gradients(
+                run, examples, epochs=_spread(run.epochs, FLAGS.probe_epochs)
+            ),
+        )
+        sections.append(report.gradient_section(accounting))
+    return sections
+
+
+def _spread(epochs: tuple[int, ...], count: int) -> tuple[int, ...]:
+    """At most `count` of the epochs, first and last among them."""
+    if len(epochs) <= count:
+        return epochs
+    step = (len(epochs) - 1) / (count - 1)
+    return tuple(epochs[round(i * step)] for i in range(count))
 
 
 if __name__ == "__main__":

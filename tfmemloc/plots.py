@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from tfmemloc.results import Localization
+from tfmemloc.results import GradientAccounting, Localization
 
 COLORS = {
     "clean": "#0072B2",
@@ -115,6 +115,81 @@ def accuracy_before_after(result: Localization) -> Figure:
     axes.set_ylim(0, 118)
     axes.legend(ncols=len(result.subsets), fontsize=8, loc="upper center")
     _plain_axes(axes)
+    return figure
+
+
+def gradient_norms(result: GradientAccounting) -> Figure:
+    """Norm of each subset's aggregate gradient, a panel for each group."""
+    columns = min(5, len(result.groups))
+    lines = -(-len(result.groups) // columns)
+    figure = Figure(
+        figsize=(2.2 * columns + 0.5, 2 * lines + 0.6), layout="constrained"
+    )
+    panels = list(
+        figure.subplots(
+            lines, columns, sharex=True, sharey=True, squeeze=False
+        ).flat
+    )
+    for g, (panel, group) in enumerate(
+        zip(panels, result.groups, strict=False)
+    ):
+        for s, subset in enumerate(result.subsets):
+            panel.plot(
+                result.epochs,
+                result.norm[:, g, s],
+                color=COLORS.get(subset),
+                label=subset,
+            )
+        panel.set_title(group, fontsize=9)
+        panel.set_yscale("log")
+        _plain_axes(panel)
+    for panel in panels[len(result.groups) :]:
+        panel.remove()
+    figure.axes[0].legend(fontsize=7)
+    figure.supxlabel("epoch", fontsize=9)
+    figure.supylabel("norm of the aggregate gradient", fontsize=9)
+    return figure
+
+
+def gradient_cosines(result: GradientAccounting) -> Figure:
+    """Cosine between the training subsets' gradients, group by epoch."""
+    return _heat_map(
+        result,
+        result.cosine,
+        f"cosine, {result.memorized} and {result.ordinary}",
+        cmap="RdBu_r",
+        vmin=-1,
+        vmax=1,
+    )
+
+
+def gradient_shares(result: GradientAccounting) -> Figure:
+    """Share of the squared per-example norms, group by epoch."""
+    return _heat_map(
+        result,
+        100 * result.share,
+        f"share of the {result.memorized} examples (%)",
+        cmap="cividis",
+        vmin=0,
+        vmax=100,
+    )
+
+
+def _heat_map(result, values, label: str, **options) -> Figure:
+    """values [E, G], epochs to the right and groups downwards."""
+    count, groups = values.shape
+    figure = Figure(
+        figsize=(max(4.5, 0.22 * count + 2.5), 0.28 * groups + 1.2),
+        layout="constrained",
+    )
+    axes = figure.subplots()
+    image = axes.imshow(values.T, aspect="auto", **options)
+    axes.set_yticks(range(groups), result.groups, fontsize=8)
+    step = max(1, count // 12)
+    ticks = range(0, count, step)
+    axes.set_xticks(ticks, [result.epochs[i] for i in ticks], fontsize=8)
+    axes.set_xlabel("epoch")
+    figure.colorbar(image, label=label)
     return figure
 
 

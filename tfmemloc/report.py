@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tfmemloc import plots, storage
-from tfmemloc.results import Localization
+from tfmemloc.results import GradientAccounting, Localization
 
 Row = Mapping[str, Any]
 
@@ -29,10 +29,15 @@ class Section:
     figures: Mapping[str, tuple[str, bytes]] = dataclasses.field(
         default_factory=dict
     )  # File name -> caption, PNG.
+    percent: bool = True  # Numbers of the table are fractions of 1.
 
 
-def text_table(rows: Sequence[Row]) -> str:
-    """Rows as aligned text; numbers in [0, 1] as per cent.
+def text_table(rows: Sequence[Row], *, percent: bool = True) -> str:
+    """Rows as aligned text.
+
+    Args:
+        rows: dicts with the same keys.
+        percent: floats are fractions of 1, to be shown as per cent.
 
     Example:
         >>> print(text_table([{"model": "standard", "noisy": 1.0}]))
@@ -43,7 +48,7 @@ def text_table(rows: Sequence[Row]) -> str:
         return ""
     columns = list(rows[0])
     cells = [columns] + [
-        [_cell(row.get(column)) for column in columns] for row in rows
+        [_cell(row.get(column), percent) for column in columns] for row in rows
     ]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     is_text = [isinstance(rows[0][column], str) for column in columns]
@@ -57,11 +62,11 @@ def text_table(rows: Sequence[Row]) -> str:
     return "\n".join(lines)
 
 
-def _cell(value: Any) -> str:
+def _cell(value: Any, percent: bool) -> str:
     if value is None:
         return "-"
     if isinstance(value, float):
-        return f"{100 * value:.1f}%"
+        return f"{100 * value:.1f}%" if percent else f"{value:.3g}"
     return str(value)
 
 
@@ -115,6 +120,55 @@ def localization_sentence(result: Localization) -> str:
     )
 
 
+def gradient_section(result: GradientAccounting) -> Section:
+    """Gradient accounting: the table is of the epochs of memorization."""
+    figures = {
+        "gradient_norms": (
+            "L2 norm of the aggregate gradient of each subset, by layer group "
+            "and epoch.",
+            plots.to_png(plots.gradient_norms(result)),
+        )
+    }
+    if result.memorized is not None and result.ordinary is not None:
+        figures["gradient_cosines"] = (
+            "Cosine between the aggregate gradients of the two training "
+            "subsets.",
+            plots.to_png(plots.gradient_cosines(result)),
+        )
+        figures["gradient_shares"] = (
+            "Share of the summed squared per-example gradient norms.",
+            plots.to_png(plots.gradient_shares(result)),
+        )
+    return Section(
+        "Whose gradients move which layers",
+        gradient_sentence(result),
+        result.while_memorizing(),
+        figures,
+        percent=False,
+    )
+
+
+def gradient_sentence(result: GradientAccounting) -> str:
+    """What the accounting says, in a sentence."""
+    rows = result.while_memorizing()
+    if not rows:
+        return (
+            "No accounted epoch has between 20% and 90% of the noisy examples "
+            "learned, so there is nothing to say of their memorization."
+        )
+    ratios = [row["norm_ratio"] for row in rows]
+    cosines = [row["cosine"] for row in rows]
+    statistics = "batch" if result.batch_statistics else "frozen"
+    return (
+        f"While between 20% and 90% of the {result.memorized} examples were "
+        f"learned ({rows[0]['epochs']} accounted epochs), the norm of their "
+        f"aggregate gradient was {min(ratios):.2f} to {max(ratios):.2f} times "
+        f"that of the {result.ordinary} ones, group by group, and the mean "
+        f"cosine between the two {min(cosines):.2f} to {max(cosines):.2f} "
+        f"(BatchNorm on {statistics} statistics)."
+    )
+
+
 def write_html(
     path: str | os.PathLike,
     title: str,
@@ -152,12 +206,13 @@ def _section_html(section: Section) -> str:
     )
     return (
         f"<section>\n<h2>{html.escape(section.title)}</h2>\n"
-        f"<p>{html.escape(section.text)}</p>\n{_table_html(section.rows)}\n"
+        f"<p>{html.escape(section.text)}</p>\n{_table_html(section)}\n"
         f"{figures}\n</section>"
     )
 
 
-def _table_html(rows: Sequence[Row]) -> str:
+def _table_html(section: Section) -> str:
+    rows = section.rows
     if not rows:
         return ""
     head = "".join(
@@ -167,7 +222,7 @@ def _table_html(rows: Sequence[Row]) -> str:
     lines = "\n".join(
         "<tr>"
         + "".join(
-            f"<td>{html.escape(_cell(row.get(column)))}</td>"
+            f"<td>{html.escape(_cell(row.get(column), section.percent))}</td>"
             for column in rows[0]
         )
         + "</tr>"

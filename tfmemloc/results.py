@@ -73,7 +73,12 @@ class Result:
             for name, value in header["fields"].items()
         }
         arrays = storage.read_arrays(path.with_name(path.name + ".npz"))
-        return cls(**fields, **arrays)
+        try:
+            return cls(**fields, **arrays)
+        except TypeError as error:
+            raise storage.DamagedFileError(
+                f"{path} does not hold the fields of {cls.__name__}: {error}."
+            ) from error
 
     def rows(self) -> list[dict[str, Any]]:
         """One flat dict per cell of the arrays; pandas takes the list."""
@@ -146,3 +151,103 @@ class Localization(Result):
         """The row of one network in one behaviour."""
         pairs = list(zip(self.models, self.inferences, strict=True))
         return self._row(pairs.index((model, inference)))
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class GradientAccounting(Result):
+    """Whose gradients move which layers, epoch by epoch (paper, section 4.1).
+
+    The aggregates are weighted so that the training subsets add up to the
+    gradient of the mean training loss.
+    """
+
+    groups: tuple[str, ...]  # G layer groups, input to output.
+    epochs: tuple[int, ...]  # E epochs after which gradients were taken.
+    subsets: tuple[str, ...]  # S of clean, noisy, typical, atypical, test.
+    quantiles: tuple[float, ...]  # Q in [0, 1].
+    batch_statistics: bool  # Of the aggregates' BatchNorm; else frozen.
+    norm: np.ndarray  # [E, G, S] L2 norm of the aggregate gradient.
+    # [E, G, S] sum over a group's variables of ||g|| / sqrt(entries).
+    authors_norm: np.ndarray
+    # [E, G] between the aggregates of the two training subsets; NaN without.
+    cosine: np.ndarray
+    # [E, G] of the training examples' summed squared norms, in [0, 1], that
+    # comes from the noisy (or atypical) ones.
+    share: np.ndarray
+    norm_quantiles: np.ndarray  # [E, G, S, Q] of per-example norms.
+    accuracy: np.ndarray  # [E, S] in [0, 1], of the labels trained on.
+
+    @property
+    def memorized(self) -> str | None:
+        """The subset that has to be memorized: noisy or atypical."""
+        return _first_of(("noisy", "atypical"), self.subsets)
+
+    @property
+    def ordinary(self) -> str | None:
+        """The rest of the training examples: clean or typical."""
+        return _first_of(("clean", "typical"), self.subsets)
+
+    def rows(self) -> list[dict[str, Any]]:
+        """A row for each epoch, group and subset."""
+        return [
+            {
+                "epoch": epoch,
+                "group": group,
+                "subset": subset,
+                "norm": float(self.norm[e, g, s]),
+                "authors_norm": float(self.authors_norm[e, g, s]),
+                "cosine": _or_none(self.cosine[e, g]),
+                "share": _or_none(self.share[e, g]),
+                "accuracy": float(self.accuracy[e, s]),
+                **{
+                    f"norm_q{100 * q:g}": float(self.norm_quantiles[e, g, s, k])
+                    for k, q in enumerate(self.quantiles)
+                },
+            }
+            for e, epoch in enumerate(self.epochs)
+            for g, group in enumerate(self.groups)
+            for s, subset in enumerate(self.subsets)
+        ]
+
+    def while_memorizing(
+        self, low: float = 0.2, high: float = 0.9
+    ) -> list[dict[str, Any]]:
+        """What the gradients were like while the wrong labels were learned.
+
+        Args:
+            low: the accuracy on the noisy (atypical) examples from which,
+            high: and up to which, epochs count.
+
+        Returns:
+            A row for each group: over those epochs the median ratio of the
+            aggregate norms, noisy to clean; the mean cosine; the mean share.
+            Empty where no epoch counts.
+        """
+        if self.memorized is None or self.ordinary is None:
+            return []
+        noisy = self.subsets.index(self.memorized)
+        clean = self.subsets.index(self.ordinary)
+        learned = self.accuracy[:, noisy]
+        during = (learned >= low) & (learned <= high)
+        if not during.any():
+            return []
+        ratio = self.norm[during][:, :, noisy] / self.norm[during][:, :, clean]
+        return [
+            {
+                "group": group,
+                "norm_ratio": float(np.median(ratio[:, g])),
+                "cosine": float(np.mean(self.cosine[during][:, g])),
+                "share": float(np.mean(self.share[during][:, g])),
+                "epochs": int(during.sum()),
+            }
+            for g, group in enumerate(self.groups)
+        ]
+
+
+def _first_of(names: tuple[str, ...], found: tuple[str, ...]) -> str | None:
+    return next((name for name in names if name in found), None)
+
+
+def _or_none(value: float) -> float | None:
+    """JSON has no NaN."""
+    return float(value) if np.isfinite(value) else None

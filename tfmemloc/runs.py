@@ -228,6 +228,21 @@ class Run:
         matches = (_EPOCH_FILE.fullmatch(name) for name in names)
         return tuple(sorted(int(match[1]) for match in matches if match))
 
+    def check_epochs(self, epochs: Sequence[int]) -> None:
+        """Refuses epochs of which no weights are saved; lists those there are.
+
+        Raises:
+            ValueError: one of the epochs is missing, or none was given.
+        """
+        saved = self.epochs
+        missing = [epoch for epoch in epochs if epoch not in saved]
+        if missing or not epochs:
+            raise ValueError(
+                f"The run in {self.directory} has no weights of epoch "
+                f"{', '.join(map(str, missing)) or '(none given)'}. Saved "
+                f"epochs: {', '.join(map(str, saved)) or 'none'}."
+            )
+
     def weights_path(self, epoch: int) -> pathlib.Path:
         """Where the weights of an epoch lie."""
         return self.directory / "weights" / f"epoch_{epoch:04d}.npz"
@@ -238,14 +253,9 @@ class Run:
         Raises:
             ValueError: the epoch was not saved, or its file is damaged.
         """
-        saved = self.epochs
-        if epoch is None and saved:
-            epoch = saved[-1]
-        if epoch not in saved:
-            raise ValueError(
-                f"The run in {self.directory} has no weights of epoch "
-                f"{epoch}. Saved epochs: {', '.join(map(str, saved)) or '-'}."
-            )
+        if epoch is None:
+            epoch = max(self.epochs, default=0)
+        self.check_epochs([epoch])
         arrays = storage.read_arrays(self.weights_path(epoch))
         return list(arrays.values())
 
