@@ -25,6 +25,15 @@ from tfmemloc.evaluation import (
     recalibrate_batch_norm,
 )
 
+# Gradients by example and by subset.
+from tfmemloc.gradients import (
+    GradientEngine,
+    per_example_dots,
+    per_example_gradients,
+    per_example_norms,
+    subset_gradients,
+)
+
 # Layers and networks.
 from tfmemloc.layers import ExampleTiedDropout, SparseDropout
 
@@ -33,8 +42,19 @@ from tfmemloc.localization import localize, train_networks
 from tfmemloc.masks import example_mask, example_mask_numpy, fold_seed
 from tfmemloc.models import build
 
+# Probes.
+from tfmemloc.probes.gradient_accounting import (
+    AccountGradients,
+    account_gradients,
+    account_weights,
+)
+
 # Results.
-from tfmemloc.results import Localization, SubsetMetrics
+from tfmemloc.results import (
+    GradientAccounting,
+    Localization,
+    SubsetMetrics,
+)
 
 # Training, and what it leaves behind.
 from tfmemloc.runs import Run
@@ -46,9 +66,12 @@ from tfmemloc.training import RecordRun, train
 __version__ = "0.1.0"
 
 __all__ = [
+    "AccountGradients",
     "DataConfig",
     "Examples",
     "ExampleTiedDropout",
+    "GradientAccounting",
+    "GradientEngine",
     "Localization",
     "ModelConfig",
     "RecordRun",
@@ -56,6 +79,8 @@ __all__ = [
     "SparseDropout",
     "SubsetMetrics",
     "TrainConfig",
+    "account_gradients",
+    "account_weights",
     "add_label_noise",
     "attach_ids",
     "build",
@@ -68,11 +93,15 @@ __all__ = [
     "load",
     "localize",
     "make_batches",
+    "per_example_dots",
+    "per_example_gradients",
+    "per_example_norms",
     "predict_logits",
     "recalibrate_batch_norm",
     "set_labels",
     "split_by_score",
     "stable_ids",
+    "subset_gradients",
     "swapped_weights",
     "train",
     "train_networks",

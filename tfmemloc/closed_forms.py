@@ -256,6 +256,22 @@ def terms_of_call(
     return handler(call.layer, call.args[0], tf.cast(gradient, tf.float32))
 
 
+def dense_gradients(
+    tape: tf.GradientTape,
+    target: Any,
+    variables: Sequence[keras.Variable],
+    **options: Any,
+) -> list[tf.Tensor]:
+    """Gradients of variables: zeros where unconnected, no IndexedSlices."""
+    found = tape.gradient(
+        target,
+        [variable.value for variable in variables],
+        unconnected_gradients="zero",
+        **options,
+    )
+    return [tf.convert_to_tensor(gradient) for gradient in found]
+
+
 def terms_by_vectorized_map(
     call: Call, gradient: Any
 ) -> list[tuple[keras.Variable, Term]]:
@@ -283,11 +299,8 @@ def terms_by_vectorized_map(
         with tf.GradientTape() as tape:
             output = layer.call(*args, **kwargs)
         upstream = keras.tree.map_structure(lambda g: g[tf.newaxis], upstream)
-        return tape.gradient(
-            output,
-            [v.value for v in variables],
-            output_gradients=upstream,
-            unconnected_gradients="zero",
+        return dense_gradients(
+            tape, output, variables, output_gradients=upstream
         )
 
     values = tf.vectorized_map(one, (mapped, gradient))
@@ -519,7 +532,7 @@ def _embedding(layer, x, g):
     columns = g.shape[-1]
     positions = math.prod(x.shape[1:])
     term = Lookup(
-        tf.reshape(x, [-1, positions]),
+        tf.cast(tf.reshape(x, [-1, positions]), tf.int64),
         tf.reshape(g, [-1, positions, columns]),
         layer.input_dim,
     )

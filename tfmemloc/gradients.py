@@ -28,7 +28,7 @@ from tqdm import auto as tqdm
 
 from tfmemloc import closed_forms, surgery
 from tfmemloc.batches import scale_pixels
-from tfmemloc.closed_forms import Full, Term
+from tfmemloc.closed_forms import Full, Term, dense_gradients
 from tfmemloc.data import Examples
 from tfmemloc.evaluation import model_inputs
 
@@ -195,15 +195,11 @@ class GradientEngine:
         return norms, sums, logits
 
     def _subset_sums_of(self, image, example_id, label, member):
-        values = [variable.value for variable in self.variables]
         with tf.GradientTape(persistent=True) as tape:
             losses, _ = self._forward(image, example_id, label, training=True)
             members = tf.unstack(member, axis=1)
             sums = [tf.reduce_sum(losses * one) for one in members]
-        return [
-            tape.gradient(total, values, unconnected_gradients="zero")
-            for total in sums
-        ]
+        return [dense_gradients(tape, total, self.variables) for total in sums]
 
     def _forward(self, image, example_id, label, training=False):
         """The losses [B], and the logits."""
@@ -270,16 +266,12 @@ class GradientEngine:
 
     def _vectorized(self, image, example_id, label):
         """The same by `tf.vectorized_map` over the whole network."""
-        values = [variable.value for variable in self.variables]
 
         def one(example):
             single = [part[tf.newaxis] for part in example]
             with tf.GradientTape() as tape:
                 loss, logits = self._forward(*single)
-            gradients = tape.gradient(
-                loss, values, unconnected_gradients="zero"
-            )
-            return gradients, logits[0]
+            return dense_gradients(tape, loss, self.variables), logits[0]
 
         gradients, logits = tf.vectorized_map(one, (image, example_id, label))
         found = [Full(tf.cast(g, tf.float32)) for g in gradients]
@@ -606,14 +598,12 @@ def _stream(
     """Chunks of examples that fit the budget, and their tensors."""
     _check_labels(engine, examples)
     size = _chunk_size(engine, examples, memory_budget)
-    for start in tqdm.tqdm(
-        range(0, len(examples), size),
-        desc=words,
-        unit="chunk",
-        disable=not progress,
-        leave=False,
+    # Chunks of nearly equal size, rather than a short one at the end.
+    chunks = np.array_split(np.arange(len(examples)), -(-len(examples) // size))
+    for chunk in tqdm.tqdm(
+        chunks, desc=words, unit="chunk", disable=not progress, leave=False
     ):
-        part = examples.take(np.arange(start, min(start + size, len(examples))))
+        part = examples.take(chunk)
         image = scale_pixels(part.image)
         yield part, (image, part.example_id, part.label)
 
