@@ -9,23 +9,14 @@ aggregate gradient of the 10 % noisy examples about as long as that of all
 clean ones, and a negative cosine between the two.
 """
 
-import pathlib
-
 from binaries import flags, output
 from tfmemloc import gradients, report
 from tfmemloc.probes.gradient_accounting import account_gradients
 from tfmemloc.runs import Run
 
 FLAGS = flags.FLAGS
-flags.flags.DEFINE_string("run_dir", None, "The run.", required=True)
-flags.flags.DEFINE_string("out_dir", None, "Default: the run's folder.")
+flags.define_probe_flags()
 flags.flags.DEFINE_list("epochs", None, "Saved epochs; default: all.")
-flags.flags.DEFINE_enum(
-    "inference",
-    None,
-    ["drop", "expected", "tied"],
-    "Behaviour of tied layers; default: as built (drop).",
-)
 flags.flags.DEFINE_enum(
     "engine", "layerwise", gradients.ENGINES, "How to get the gradients."
 )
@@ -36,7 +27,6 @@ flags.flags.DEFINE_bool(
 )
 flags.flags.DEFINE_float("weight_decay", 0.0, "Adds its gradient to each.")
 flags.flags.DEFINE_integer("memory_budget_mib", 1024, "Of a chunk of examples.")
-flags.flags.DEFINE_bool("download", False, "Let TFDS fetch missing data.")
 
 
 def main() -> None:
@@ -52,18 +42,12 @@ def main() -> None:
         weight_decay=FLAGS.weight_decay,
         memory_budget=FLAGS.memory_budget_mib * 2**20,
     )
-    directory = pathlib.Path(FLAGS.out_dir or FLAGS.run_dir)
-    directory.mkdir(parents=True, exist_ok=True)
-    result.save(directory / "gradient_accounting")
-    section = report.gradient_section(result)
-    page = output.write_report(
-        directory,
-        "Gradient accounting",
-        [section],
+    output.write_probe(
+        result,
+        "gradient_accounting",
+        report.gradient_section(result),
         "binaries.account_gradients",
     )
-    output.print_section(section)
-    print(f"report: {page}")
 
 
 if __name__ == "__main__":

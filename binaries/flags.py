@@ -12,6 +12,10 @@ from collections.abc import Callable
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import tensorflow as tf  # noqa: E402
+
+# Each new model is traced once; TensorFlow takes that for a mistake.
+tf.get_logger().setLevel("ERROR")
+
 from absl import app, flags  # noqa: E402
 
 from tfmemloc import configs, storage  # noqa: E402
@@ -161,6 +165,19 @@ def define_run_flags(default_directory: str) -> None:
         f"{_QUICK_EXAMPLES} training examples where other flags do not say "
         "otherwise.",
     )
+
+
+def define_probe_flags() -> None:
+    """Which run to probe, and where results go."""
+    flags.DEFINE_string("run_dir", None, "The run.", required=True)
+    flags.DEFINE_string("out_dir", None, "Default: the run's folder.")
+    flags.DEFINE_enum(
+        "inference",
+        None,
+        configs.INFERENCES,
+        "Behaviour of tied layers; default: as built (drop).",
+    )
+    flags.DEFINE_bool("download", False, "Let TFDS fetch missing data.")
 
 
 def data_config() -> configs.DataConfig:

@@ -9,6 +9,7 @@ self-contained report.html into --run_dir. Run again, it reuses what is
 finished.
 """
 
+import dataclasses
 import pathlib
 
 from binaries import flags, output
@@ -16,11 +17,21 @@ from tfmemloc import configs, report, storage
 from tfmemloc.data import Examples, load
 from tfmemloc.localization import localize, train_networks
 from tfmemloc.probes.gradient_accounting import account_gradients
-from tfmemloc.results import GradientAccounting, Localization
+from tfmemloc.probes.layer_retraining import (
+    AUTHORS_TRAINING,
+    retrain_layers,
+)
+from tfmemloc.probes.layer_rewinding import rewind_layers
+from tfmemloc.results import (
+    GradientAccounting,
+    LayerRetraining,
+    LayerRewinding,
+    Localization,
+)
 from tfmemloc.runs import Run
 
 FLAGS = flags.FLAGS
-PROBES = ("gradient_accounting",)
+PROBES = ("gradient_accounting", "layer_rewinding", "layer_retraining")
 
 flags.flags.DEFINE_bool(
     "recalibrate",
@@ -130,17 +141,47 @@ def _probe(
     directory: pathlib.Path, run: Run, examples: Examples
 ) -> list[report.Section]:
     """The sections of the probes that were asked for."""
-    sections = []
-    if "gradient_accounting" in FLAGS.probes:
-        accounting = output.reuse(
-            directory / "gradient_accounting",
+    probes = {
+        "gradient_accounting": (
             GradientAccounting,
             lambda: account_gradients(
                 run, examples, epochs=_spread(run.epochs, FLAGS.probe_epochs)
             ),
-        )
-        sections.append(report.gradient_section(accounting))
+            report.gradient_section,
+        ),
+        "layer_rewinding": (
+            LayerRewinding,
+            lambda: rewind_layers(run, examples),
+            report.rewinding_section,
+        ),
+        "layer_retraining": (
+            LayerRetraining,
+            lambda: retrain_layers(
+                run,
+                examples,
+                training=dataclasses.replace(
+                    AUTHORS_TRAINING, batch_size=run.training.batch_size
+                ),
+                train_on=_ordinary(examples),
+                directory=directory / "retraining",
+            ),
+            report.retraining_section,
+        ),
+    }
+    has_memorized = bool({"noisy", "atypical"} & set(examples.subsets))
+    sections = []
+    for name, (kind, make, section) in probes.items():
+        # Without wrong labels there is no memory to rewind or retrain.
+        if name in FLAGS.probes and (
+            has_memorized or name == "gradient_accounting"
+        ):
+            sections.append(section(output.reuse(directory / name, kind, make)))
     return sections
+
+
+def _ordinary(examples: Examples) -> str:
+    """The subset that need not be memorized."""
+    return next(s for s in ("clean", "typical") if s in examples.subsets)
 
 
 def _spread(epochs: tuple[int, ...], count: int) -> tuple[int, ...]:

@@ -71,6 +71,25 @@ def write_report(
     return path
 
 
+def write_probe(
+    result: Result, name: str, section: report.Section, module: str
+) -> None:
+    """Writes and prints what a probe of the run in --run_dir found.
+
+    Args:
+        result: of the probe.
+        name: of its files.
+        section: of the report.
+        module: of the program.
+    """
+    directory = pathlib.Path(flags.FLAGS.out_dir or flags.FLAGS.run_dir)
+    directory.mkdir(parents=True, exist_ok=True)
+    result.save(directory / name)
+    page = write_report(directory, section.title, [section], module)
+    print_section(section)
+    print(f"report: {page}")
+
+
 def print_section(section: report.Section) -> None:
     """The section as text: its table and its sentence."""
     table = report.text_table(section.rows, percent=section.percent)

@@ -48,10 +48,14 @@ from tfmemloc.probes.gradient_accounting import (
     account_gradients,
     account_weights,
 )
+from tfmemloc.probes.layer_retraining import retrain_layers
+from tfmemloc.probes.layer_rewinding import rewind_layers, rewind_weights
 
 # Results.
 from tfmemloc.results import (
     GradientAccounting,
+    LayerRetraining,
+    LayerRewinding,
     Localization,
     SubsetMetrics,
 )
@@ -72,6 +76,8 @@ __all__ = [
     "ExampleTiedDropout",
     "GradientAccounting",
     "GradientEngine",
+    "LayerRetraining",
+    "LayerRewinding",
     "Localization",
     "ModelConfig",
     "RecordRun",
@@ -98,6 +104,9 @@ __all__ = [
     "per_example_norms",
     "predict_logits",
     "recalibrate_batch_norm",
+    "retrain_layers",
+    "rewind_layers",
+    "rewind_weights",
     "set_labels",
     "split_by_score",
     "stable_ids",

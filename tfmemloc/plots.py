@@ -10,7 +10,12 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from tfmemloc.results import GradientAccounting, Localization
+from tfmemloc.results import (
+    GradientAccounting,
+    LayerRetraining,
+    LayerRewinding,
+    Localization,
+)
 
 COLORS = {
     "clean": "#0072B2",
@@ -120,19 +125,8 @@ def accuracy_before_after(result: Localization) -> Figure:
 
 def gradient_norms(result: GradientAccounting) -> Figure:
     """Norm of each subset's aggregate gradient, a panel for each group."""
-    columns = min(5, len(result.groups))
-    lines = -(-len(result.groups) // columns)
-    figure = Figure(
-        figsize=(2.2 * columns + 0.5, 2 * lines + 0.6), layout="constrained"
-    )
-    panels = list(
-        figure.subplots(
-            lines, columns, sharex=True, sharey=True, squeeze=False
-        ).flat
-    )
-    for g, (panel, group) in enumerate(
-        zip(panels, result.groups, strict=False)
-    ):
+    figure, panels = _group_panels(result.groups)
+    for g, panel in enumerate(panels):
         for s, subset in enumerate(result.subsets):
             panel.plot(
                 result.epochs,
@@ -140,11 +134,7 @@ def gradient_norms(result: GradientAccounting) -> Figure:
                 color=COLORS.get(subset),
                 label=subset,
             )
-        panel.set_title(group, fontsize=9)
         panel.set_yscale("log")
-        _plain_axes(panel)
-    for panel in panels[len(result.groups) :]:
-        panel.remove()
     figure.axes[0].legend(fontsize=7)
     figure.supxlabel("epoch", fontsize=9)
     figure.supylabel("norm of the aggregate gradient", fontsize=9)
@@ -175,6 +165,55 @@ def gradient_shares(result: GradientAccounting) -> Figure:
     )
 
 
+def rewinding_maps(result: LayerRewinding) -> Figure:
+    """Accuracy by group and epoch rewound to, a map for each subset."""
+    labels = [str(epoch) for epoch in result.epochs]
+    accuracy = result.accuracy
+    if len(result.fresh_accuracy):
+        labels = ["fresh", *labels]
+        accuracy = np.concatenate([result.fresh_accuracy[np.newaxis], accuracy])
+    count, groups, subsets = accuracy.shape
+    figure = Figure(
+        figsize=((0.36 * count + 1.2) * subsets + 1, 0.28 * groups + 1.4),
+        layout="constrained",
+    )
+    panels = figure.subplots(1, subsets, sharey=True, squeeze=False)[0]
+    for s, (panel, subset) in enumerate(
+        zip(panels, result.subsets, strict=True)
+    ):
+        image = panel.imshow(
+            100 * accuracy[:, :, s].T,
+            aspect="auto",
+            cmap="cividis",
+            vmin=0,
+            vmax=100,
+        )
+        panel.set_title(subset, fontsize=10)
+        panel.set_xticks(range(count), labels, fontsize=7, rotation=60)
+        panel.set_xlabel("rewound to epoch")
+    panels[0].set_yticks(range(groups), result.groups, fontsize=8)
+    figure.colorbar(image, ax=list(panels), label="accuracy (%)")
+    return figure
+
+
+def retraining_curves(result: LayerRetraining) -> Figure:
+    """Accuracy of each subset while one group learns, a panel each."""
+    figure, panels = _group_panels(result.groups)
+    for g, panel in enumerate(panels):
+        for s, subset in enumerate(result.subsets):
+            panel.plot(
+                100 * result.accuracy[g, :, s],
+                ".-",
+                color=COLORS.get(subset),
+                label=subset,
+            )
+        panel.set_ylim(-3, 103)
+    figure.axes[0].legend(fontsize=7, loc="lower right")
+    figure.supxlabel(f"epochs on {result.trained_on} examples", fontsize=9)
+    figure.supylabel("accuracy (%)", fontsize=9)
+    return figure
+
+
 def _heat_map(result, values, label: str, **options) -> Figure:
     """values [E, G], epochs to the right and groups downwards."""
     count, groups = values.shape
@@ -191,6 +230,27 @@ def _heat_map(result, values, label: str, **options) -> Figure:
     axes.set_xlabel("epoch")
     figure.colorbar(image, label=label)
     return figure
+
+
+def _group_panels(groups: tuple[str, ...]) -> tuple[Figure, list[Axes]]:
+    """A figure with a small panel for each layer group."""
+    columns = min(5, len(groups))
+    lines = -(-len(groups) // columns)
+    figure = Figure(
+        figsize=(2.2 * columns + 0.5, 2 * lines + 0.6), layout="constrained"
+    )
+    panels = list(
+        figure.subplots(
+            lines, columns, sharex=True, sharey=True, squeeze=False
+        ).flat
+    )
+    for spare in panels[len(groups) :]:
+        spare.remove()
+    panels = panels[: len(groups)]
+    for panel, group in zip(panels, groups, strict=True):
+        panel.set_title(group, fontsize=9)
+        _plain_axes(panel)
+    return figure, panels
 
 
 def _plain_axes(axes: Axes) -> None:

@@ -14,7 +14,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tfmemloc import plots, storage
-from tfmemloc.results import GradientAccounting, Localization
+from tfmemloc.results import (
+    GradientAccounting,
+    LayerRetraining,
+    LayerRewinding,
+    Localization,
+)
 
 Row = Mapping[str, Any]
 
@@ -167,6 +172,80 @@ def gradient_sentence(result: GradientAccounting) -> str:
         f"cosine between the two {min(cosines):.2f} to {max(cosines):.2f} "
         f"(BatchNorm on {statistics} statistics)."
     )
+
+
+def rewinding_section(result: LayerRewinding) -> Section:
+    """Layer rewinding: the table is of the memorized examples."""
+    s = result.subsets.index(result.memorized)
+    rows = [
+        {
+            "group": group,
+            **{
+                f"epoch {epoch}": float(result.accuracy[e, g, s])
+                for e, epoch in enumerate(result.epochs)
+            },
+        }
+        for g, group in enumerate(result.groups)
+    ]
+    return Section(
+        "Which layers can be put back without forgetting",
+        rewinding_sentence(result),
+        rows,
+        {
+            "layer_rewinding": (
+                "Accuracy after one layer group was set back to an earlier "
+                "epoch, or to another initialization (fresh).",
+                plots.to_png(plots.rewinding_maps(result)),
+            )
+        },
+    )
+
+
+def rewinding_sentence(result: LayerRewinding) -> str:
+    """What the rewinding says, in a sentence."""
+    first = result.epochs[0]
+    share = result.robust_share(first)
+    group = result.most_sensitive(first)
+    return (
+        f"The table gives the accuracy on the {result.memorized} examples. "
+        f"After a rewind to epoch {first}, {share:.0%} of the "
+        f"{len(result.groups)} groups leave it at 90% or more; the most "
+        f"sensitive is {group}, {_place(group, result.groups)}."
+    )
+
+
+def retraining_section(result: LayerRetraining) -> Section:
+    """Layer retraining: accuracies after the reset and at the end."""
+    return Section(
+        "Which layers hold the memory of the others",
+        retraining_sentence(result),
+        result.table(),
+        {
+            "layer_retraining": (
+                "Accuracy while one layer group learns anew, all others "
+                "frozen.",
+                plots.to_png(plots.retraining_curves(result)),
+            )
+        },
+    )
+
+
+def retraining_sentence(result: LayerRetraining) -> str:
+    """What the retraining says, in a sentence."""
+    share = result.robust_share()
+    group = result.most_sensitive()
+    return (
+        f"Reset to epoch {result.reset_to} and trained on the "
+        f"{result.trained_on} examples alone, {share:.0%} of the "
+        f"{len(result.groups)} groups leave the accuracy on the "
+        f"{result.memorized} examples at 90% or more: the memory of these is "
+        f"in the other groups. The most sensitive is {group}, "
+        f"{_place(group, result.groups)}."
+    )
+
+
+def _place(group: str, groups: tuple[str, ...]) -> str:
+    return f"number {groups.index(group) + 1} of {len(groups)} from the input"
 
 
 def write_html(

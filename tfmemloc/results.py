@@ -244,6 +244,133 @@ class GradientAccounting(Result):
         ]
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class LayerRewinding(Result):
+    """Accuracy after layers are set back to an earlier epoch (paper, 4.2)."""
+
+    # What was set back: `single` groups, or all groups `up_to` or `from` one.
+    mode: str
+    groups: tuple[str, ...]  # G names, input to output.
+    epochs: tuple[int, ...]  # E epochs rewound to; 0 is initialization.
+    subsets: tuple[str, ...]  # S of clean, noisy, typical, atypical, test.
+    accuracy: np.ndarray  # [E, G, S] in [0, 1], of the labels trained on.
+    loss: np.ndarray  # [E, G, S] mean cross-entropy in nats.
+    fresh_accuracy: np.ndarray  # [G, S] of another initialization; or [0, S].
+    fresh_loss: np.ndarray  # [G, S], or [0, S] where there is none.
+    baseline: np.ndarray  # [S] accuracy of the trained model, unchanged.
+    baseline_loss: np.ndarray  # [S].
+
+    @property
+    def memorized(self) -> str | None:
+        """The subset that has to be memorized: noisy or atypical."""
+        return _first_of(("noisy", "atypical"), self.subsets)
+
+    def rows(self) -> list[dict[str, Any]]:
+        """A row for each epoch, group and subset; `fresh` is an epoch too."""
+        pairs = [
+            (epoch, self.accuracy[e], self.loss[e])
+            for e, epoch in enumerate(self.epochs)
+        ]
+        if len(self.fresh_accuracy):
+            pairs.append(("fresh", self.fresh_accuracy, self.fresh_loss))
+        return [
+            {
+                "epoch": epoch,
+                "group": group,
+                "subset": subset,
+                "accuracy": float(accuracy[g, s]),
+                "loss": float(loss[g, s]),
+                "baseline": float(self.baseline[s]),
+            }
+            for epoch, accuracy, loss in pairs
+            for g, group in enumerate(self.groups)
+            for s, subset in enumerate(self.subsets)
+        ]
+
+    def robust_share(self, epoch: int, at_least: float = 0.9) -> float:
+        """Share of groups whose rewinding leaves the memory at `at_least`."""
+        s = self.subsets.index(self.memorized)
+        return float(np.mean(self.accuracy[self._at(epoch), :, s] >= at_least))
+
+    def most_sensitive(self, epoch: int) -> str:
+        """The group whose rewinding costs the memorized examples the most."""
+        s = self.subsets.index(self.memorized)
+        accuracy = self.accuracy[self._at(epoch), :, s]
+        # Where several are equal, the one that costs the most loss.
+        loss = self.loss[self._at(epoch), :, s]
+        return self.groups[int(np.lexsort((-loss, accuracy))[0])]
+
+    def _at(self, epoch: int) -> int:
+        return self.epochs.index(epoch)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class LayerRetraining(Result):
+    """Accuracy while one group learns anew from one subset (paper, 4.3)."""
+
+    groups: tuple[str, ...]  # G names, input to output.
+    subsets: tuple[str, ...]  # S of clean, noisy, typical, atypical, test.
+    trained_on: str  # The only subset that the group saw.
+    reset_to: int  # The epoch that the group was set back to.
+    # [G, E + 1, S] in [0, 1] after 0, 1, ... epochs; NaN after the stop.
+    accuracy: np.ndarray
+    epochs: np.ndarray  # [G] epochs that were trained.
+    baseline: np.ndarray  # [S] accuracy of the trained model, unchanged.
+
+    @property
+    def memorized(self) -> str | None:
+        """The subset that has to be memorized: noisy or atypical."""
+        return _first_of(("noisy", "atypical"), self.subsets)
+
+    @property
+    def final(self) -> np.ndarray:
+        """[G, S] accuracy after the last epoch of each group."""
+        return self.accuracy[np.arange(len(self.groups)), self.epochs]
+
+    def rows(self) -> list[dict[str, Any]]:
+        """A row for each group, epoch and subset."""
+        return [
+            {
+                "group": group,
+                "epoch": epoch,
+                "subset": subset,
+                "accuracy": float(self.accuracy[g, epoch, s]),
+                "baseline": float(self.baseline[s]),
+            }
+            for g, group in enumerate(self.groups)
+            for epoch in range(int(self.epochs[g]) + 1)
+            for s, subset in enumerate(self.subsets)
+        ]
+
+    def table(self) -> list[dict[str, Any]]:
+        """A row for each group: accuracies after the reset, and at the end."""
+        return [
+            {
+                "group": group,
+                "epochs": int(self.epochs[g]),
+                **{
+                    f"{subset}_reset": float(self.accuracy[g, 0, s])
+                    for s, subset in enumerate(self.subsets)
+                },
+                **{
+                    subset: float(self.final[g, s])
+                    for s, subset in enumerate(self.subsets)
+                },
+            }
+            for g, group in enumerate(self.groups)
+        ]
+
+    def robust_share(self, at_least: float = 0.9) -> float:
+        """Share of groups whose retraining leaves the memory at `at_least`."""
+        s = self.subsets.index(self.memorized)
+        return float(np.mean(self.final[:, s] >= at_least))
+
+    def most_sensitive(self) -> str:
+        """The group whose retraining costs the memorized examples the most."""
+        s = self.subsets.index(self.memorized)
+        return self.groups[int(np.argmin(self.final[:, s]))]
+
+
 def _first_of(names: tuple[str, ...], found: tuple[str, ...]) -> str | None:
     return next((name for name in names if name in found), None)
 
