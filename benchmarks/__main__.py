@@ -3,11 +3,15 @@
 import dataclasses
 import sys
 
-from benchmarks import gradients
+from benchmarks import gradients, layers
 from binaries import flags  # First: it quiets TensorFlow's start.
 from tfmemloc import storage
 
-BENCHMARKS = {"gradients": gradients.run}
+BENCHMARKS = {
+    "gradients": gradients.run,
+    "rewinding": layers.rewinding,
+    "retraining": layers.retraining,
+}
 
 flags.flags.DEFINE_list("only", None, f"Some of {', '.join(BENCHMARKS)}.")
 flags.flags.DEFINE_string("json", None, "Also write the rows to this file.")

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from tfmemloc.results import (
     GradientAccounting,
@@ -249,6 +250,8 @@ def _group_panels(groups: tuple[str, ...]) -> tuple[Figure, list[Axes]]:
     panels = panels[: len(groups)]
     for panel, group in zip(panels, groups, strict=True):
         panel.set_title(group, fontsize=9)
+        panel.tick_params(labelbottom=True)
+        panel.xaxis.set_major_locator(MaxNLocator(5, integer=True))
         _plain_axes(panel)
     return figure, panels
 
