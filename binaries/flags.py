@@ -263,7 +263,11 @@ def prepare_directory(marker: str) -> pathlib.Path:
         ValueError: --fresh on a folder that is not.
     """
     directory = pathlib.Path(FLAGS.run_dir)
-    if FLAGS.fresh and directory.exists() and any(directory.iterdir()):
+    # A folder that holds nothing but a lock was left by an early error.
+    has_files = directory.exists() and any(
+        path.name != ".lock" for path in directory.iterdir()
+    )
+    if FLAGS.fresh and has_files:
         if not (directory / marker).exists():
             raise ValueError(
                 f"--fresh would delete {directory}, but that is not the "

@@ -68,9 +68,9 @@ def main() -> None:
         "recalibrate": FLAGS.recalibrate,
         "probe_epochs": FLAGS.probe_epochs,
     }
+    examples = load(data, download=FLAGS.download)
     with storage.lock_directory(directory):
         _keep_settings(directory / "settings.json", settings)
-        examples = load(data, download=FLAGS.download)
         runs = train_networks(
             directory,
             examples,

@@ -5,6 +5,7 @@ import pytest
 from tests import oracles
 from tfmemloc import batches, data, evaluation, models, surgery
 from tfmemloc.configs import ModelConfig
+from tfmemloc.models.factory import Logits
 from tfmemloc.results import SubsetMetrics
 
 
@@ -54,7 +55,7 @@ def test_models_of_other_shapes_of_input(small_digits):
     out = keras.layers.Dense(10)(keras.layers.Flatten()(image))
     images_only = keras.Model(image, out)
     ids = keras.Input((), dtype="int64", name="example_id")
-    as_list = keras.Model([ids, image], out)
+    as_list = keras.Model([ids, image], Logits()(out, ids))
     expected = evaluation.predict_logits(images_only, small_digits)
     np.testing.assert_array_equal(
         evaluation.predict_logits(as_list, small_digits), expected

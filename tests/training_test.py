@@ -152,7 +152,7 @@ def test_history_is_what_an_evaluation_finds(finished):
         assert last["accuracy"][inference] == dict(
             zip(metrics.subsets, metrics.accuracy.tolist(), strict=True)
         )
-    curve = finished.evaluate_history("tied", "noisy")
+    curve = finished.accuracy_by_epoch("tied", "noisy")
     assert curve[-1] == last["accuracy"]["tied"]["noisy"]
 
 

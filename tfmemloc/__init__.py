@@ -5,9 +5,9 @@ Neural Network Memorization Be Localized?" (Maini et al., ICML 2023).
 """
 
 # What a run is made from.
-# Examples that carry ids.
-from tfmemloc.batches import attach_ids, make_batches
 from tfmemloc.configs import DataConfig, ModelConfig, TrainConfig
+
+# Examples that carry ids, and batches of them.
 from tfmemloc.data import (
     Examples,
     add_label_noise,
@@ -17,6 +17,19 @@ from tfmemloc.data import (
     split_by_score,
     stable_ids,
 )
+from tfmemloc.batches import attach_ids, make_batches
+
+# Layers, and the masks behind them.
+from tfmemloc.layers import ExampleTiedDropout, SparseDropout
+from tfmemloc.masks import example_mask, example_mask_numpy, fold_seed
+
+# Networks, and editing them.
+from tfmemloc.models import build
+from tfmemloc.surgery import layer_groups, swapped_weights, with_inference
+
+# Training, and what it leaves behind.
+from tfmemloc.training import RecordRun, train
+from tfmemloc.runs import Run
 
 # Measuring.
 from tfmemloc.evaluation import (
@@ -24,6 +37,9 @@ from tfmemloc.evaluation import (
     predict_logits,
     recalibrate_batch_norm,
 )
+
+# The main job.
+from tfmemloc.localization import localize, train_networks
 
 # Gradients by example and by subset.
 from tfmemloc.gradients import (
@@ -34,22 +50,14 @@ from tfmemloc.gradients import (
     subset_gradients,
 )
 
-# Layers and networks.
-from tfmemloc.layers import ExampleTiedDropout, SparseDropout
-
-# The main job.
-from tfmemloc.localization import localize, train_networks
-from tfmemloc.masks import example_mask, example_mask_numpy, fold_seed
-from tfmemloc.models import build
-
-# Probes.
+# Probes: where does the memory sit?
 from tfmemloc.probes.gradient_accounting import (
     AccountGradients,
     account_gradients,
     account_weights,
 )
-from tfmemloc.probes.layer_retraining import retrain_layers
 from tfmemloc.probes.layer_rewinding import rewind_layers, rewind_weights
+from tfmemloc.probes.layer_retraining import retrain_layers
 
 # Results.
 from tfmemloc.results import (
@@ -60,20 +68,13 @@ from tfmemloc.results import (
     SubsetMetrics,
 )
 
-# Training, and what it leaves behind.
-from tfmemloc.runs import Run
-
-# Editing models.
-from tfmemloc.surgery import layer_groups, swapped_weights, with_inference
-from tfmemloc.training import RecordRun, train
-
 __version__ = "0.1.0"
 
 __all__ = [
     "AccountGradients",
     "DataConfig",
-    "Examples",
     "ExampleTiedDropout",
+    "Examples",
     "GradientAccounting",
     "GradientEngine",
     "LayerRetraining",

@@ -58,7 +58,7 @@ def cuts_before(
         place = max((p for p in places if p <= first), default=0)
         if place not in by_place:
             tensor = places[place]
-            suffix = _between(model, tensor, model.output)
+            suffix = _part(model, [tensor], nodes[place:], model.output)
             by_place[place] = Cut(place, tensor, suffix)
         result[name] = by_place[place]
     return result
@@ -76,13 +76,17 @@ def stages(
     Returns:
         (place that is reached, model from the place before).
     """
-    ordered = sorted({cut.place: cut for cut in cuts}.items())
-    result, start = [], None
-    for place, cut in ordered:
-        if place == 0:
-            continue
-        result.append((place, _between(model, start, cut.tensor)))
-        start = cut.tensor
+    if not any(cut.place for cut in cuts):
+        return []
+    nodes = _nodes(model)
+    reached = 0
+    start = [t for t in keras.tree.flatten(model.input) if t.name != _IDS]
+    result = []
+    for place, cut in sorted({cut.place: cut for cut in cuts}.items()):
+        if place > 0:
+            between = nodes[reached:place]
+            result.append((place, _part(model, start, between, cut.tensor)))
+            reached, start = place, [cut.tensor]
     return result
 
 
@@ -139,9 +143,16 @@ def _first_use(nodes, layers) -> int:
     return 0
 
 
-def _between(model, start, end) -> keras.Model:
-    """The part of `model` from `start` (None: its inputs) to `end`."""
-    if start is None:
-        return keras.Model(model.input, end)
-    ids = [t for t in keras.tree.flatten(model.input) if t.name == _IDS]
-    return keras.Model([start, *ids], end)
+def _part(model, start, nodes, end) -> keras.Model:
+    """The part of `model` from the tensors `start` to `end`.
+
+    It takes the example ids as well where one of its nodes uses them: Keras
+    wants every input to be connected.
+    """
+    used = {id(tensor) for node in nodes for tensor in node.input_tensors}
+    ids = [
+        tensor
+        for tensor in keras.tree.flatten(model.input)
+        if tensor.name == _IDS and id(tensor) in used
+    ]
+    return keras.Model([*start, *ids], end)

@@ -332,7 +332,7 @@ class Run:
         history = [line for line in self.history if line["epoch"] < epoch]
         self.save_history([*history, {"epoch": epoch, **(metrics or {})}])
 
-    def evaluate_history(self, inference: str, subset: str) -> np.ndarray:
+    def accuracy_by_epoch(self, inference: str, subset: str) -> np.ndarray:
         """Accuracy by epoch of one subset, [len(history)]; NaN where unknown.
 
         Args:
@@ -347,7 +347,7 @@ class Run:
         )
 
 
-def rebuild_model(
+def build_network(
     model_config: configs.ModelConfig,
     examples: Examples,
     training: configs.TrainConfig,

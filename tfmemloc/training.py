@@ -29,8 +29,8 @@ from tfmemloc.configs import DataConfig, ModelConfig, TrainConfig
 from tfmemloc.data import Examples, load
 from tfmemloc.runs import (
     Run,
+    build_network,
     check_finite,
-    rebuild_model,
     variable_arrays,
 )
 
@@ -132,13 +132,13 @@ def train(
     """
     model_config = model or ModelConfig()
     training = training or TrainConfig()
+    if examples is None:
+        data = data or DataConfig()
+        examples = load(data, download=download)
     with storage.lock_directory(directory):
-        if examples is None:
-            data = data or DataConfig()
-            examples = load(data, download=download)
         strategy = strategy or tf.distribute.get_strategy()
         with strategy.scope():
-            network = rebuild_model(
+            network = build_network(
                 model_config,
                 examples,
                 training,

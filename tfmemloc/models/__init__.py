@@ -11,7 +11,7 @@ import keras
 
 from tfmemloc.configs import ModelConfig
 from tfmemloc.models import lenet, resnet, vit
-from tfmemloc.models.factory import LayerFactory
+from tfmemloc.models.factory import LayerFactory, Logits
 
 _NETWORKS = {
     "lenet": lenet.lenet,
@@ -61,10 +61,7 @@ def build(
     example_id = keras.Input((), dtype="int64", name="example_id")
     factory = LayerFactory(config, example_id, dtype, synchronized)
     logits = _NETWORKS[config.name](image, classes, factory)
-    # A float32 copy of the logits: a loss in half precision loses accuracy.
-    logits = keras.layers.Activation(
-        "linear", dtype="float32", name="head.logits"
-    )(logits)
+    logits = Logits(dtype="float32", name="head.logits")(logits, example_id)
     return keras.Model(
         {"image": image, "example_id": example_id}, logits, name=config.name
     )

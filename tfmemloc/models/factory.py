@@ -13,6 +13,25 @@ from tfmemloc.layers import (
 )
 
 
+@keras.saving.register_keras_serializable(package="tfmemloc")
+class Logits(keras.layers.Layer):
+    """The end of a network: its logits in float32, whatever came before.
+
+    A loss in half precision would lose accuracy. Takes the example ids too,
+    and does nothing with them: every network has the same inputs, and Keras
+    wants each of them to be connected.
+    """
+
+    def call(self, inputs, example_ids=None):
+        """The inputs, which Keras has cast to the layer's dtype."""
+        del example_ids
+        return inputs
+
+    def compute_output_shape(self, inputs_shape, example_ids_shape=None):
+        """The shape of the inputs."""
+        return inputs_shape
+
+
 class LayerFactory:
     """Applies layers to tensors, each with its own stream of randomness.
 

@@ -14,9 +14,10 @@ and freezes nothing.)
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import keras
 import numpy as np
@@ -298,20 +299,16 @@ class _Store:
             storage.write_arrays(self._path(name), {"accuracy": curve})
 
 
-class _only_trainable:  # noqa: N801 - a context manager.
+@contextlib.contextmanager
+def _only_trainable(model: keras.Model, own: set[int]) -> Iterator[None]:
     """Lets only some layers be trainable, and puts all flags back."""
-
-    def __init__(self, model: keras.Model, own: set[int]):
-        layers = surgery.flat_layers(model)
-        self._flags = [(layer, layer.trainable) for layer in layers]
-        self._own = own
-
-    def __enter__(self):
-        for layer, was_trainable in self._flags:
-            layer.trainable = was_trainable and id(layer) in self._own
-
-    def __exit__(self, *error):
-        for layer, was_trainable in self._flags:
+    flags = [(layer, layer.trainable) for layer in surgery.flat_layers(model)]
+    try:
+        for layer, was_trainable in flags:
+            layer.trainable = was_trainable and id(layer) in own
+        yield
+    finally:
+        for layer, was_trainable in flags:
             layer.trainable = was_trainable
 
 
