@@ -156,7 +156,7 @@ def test_each_suffix_is_traced_once_and_weights_stay(run, examples):
     before = model.get_weights()
     groups = surgery.layer_groups(model)
     sources = [run.weights(epoch) for epoch in (0, 1, 2)]
-    sweep = layer_rewinding._Sweep(model, groups, "single", True, sources)
+    sweep = layer_rewinding.Sweep(model, groups, "single", True, sources)
     sweep.run(examples, 50, False)
     for predict in [*sweep.suffixes.values(), *dict(sweep.stages).values()]:
         assert predict.experimental_get_tracing_count() == 1
@@ -201,7 +201,7 @@ def test_only_the_group_changes_and_sees_only_clean_examples(
     model = run.model()
     trained = {w.path: w.numpy() for w in model.weights}
     snapshots, seen = {}, []
-    learn = layer_retraining._Learner._learn
+    learn = layer_retraining.Learner._curve
     train_batches = layer_retraining._Feed.train_batches
 
     def spying_learn(self, *arguments):
@@ -218,7 +218,7 @@ def test_only_the_group_changes_and_sees_only_clean_examples(
         seen.extend(i for x, _ in dataset for i in x["example_id"].numpy())
         return dataset
 
-    monkeypatch.setattr(layer_retraining._Learner, "_learn", spying_learn)
+    monkeypatch.setattr(layer_retraining.Learner, "_curve", spying_learn)
     monkeypatch.setattr(layer_retraining._Feed, "train_batches", spying_batches)
     retrain_layers(run, examples, training=SHORT, progress=False)
     assert len(snapshots) == 9
@@ -264,7 +264,7 @@ def test_retraining_goes_on_where_it_was_stopped(
     run, examples, tmp_path, monkeypatch
 ):
     whole = retrain_layers(run, examples, training=SHORT, progress=False)
-    learn = layer_retraining._Learner.learn
+    learn = layer_retraining.Learner.learn
     calls = []
 
     def counting(self, *arguments):
@@ -273,7 +273,7 @@ def test_retraining_goes_on_where_it_was_stopped(
             raise KeyboardInterrupt
         return learn(self, *arguments)
 
-    monkeypatch.setattr(layer_retraining._Learner, "learn", counting)
+    monkeypatch.setattr(layer_retraining.Learner, "learn", counting)
     options = {
         "training": SHORT,
         "directory": tmp_path / "retraining",

@@ -278,12 +278,15 @@ def swapped_weights(
         )
     kept = [variable.numpy() for variable in variables]
     try:
-        _assign(variables, values)
+        assign_weights(variables, values)
         yield
     finally:
-        _assign(variables, kept)
+        assign_weights(variables, kept)
 
 
-def _assign(variables, values) -> None:
+def assign_weights(
+    variables: Sequence[keras.Variable], values: Sequence[np.ndarray]
+) -> None:
+    """Sets variables, one by one; nothing is traced again."""
     for variable, value in zip(variables, values, strict=True):
         variable.assign(value)

@@ -101,7 +101,7 @@ def retrain_layers(
             bar.set_postfix_str(name)
             curve = store.read(name)
             if curve is None:
-                learner = _Learner(model, found[name], reset, memory_budget)
+                learner = Learner(model, found[name], reset, memory_budget)
                 curve = learner.learn(examples, training, train_on)
                 store.write(name, curve)
             curves.append(curve)
@@ -120,7 +120,7 @@ def retrain_layers(
     )
 
 
-class _Learner:
+class Learner:
     """One group of a model, set back, learning behind its frozen prefix."""
 
     def __init__(self, model, layers, reset, memory_budget):
@@ -132,18 +132,24 @@ class _Learner:
         self._cut = cuts.cuts_before(model, {"group": layers})["group"]
         self._memory_budget = memory_budget
 
-    def learn(self, examples, training, train_on) -> np.ndarray:
-        """Accuracy after 0, 1, ... epochs: [epochs + 1, S].
+    @contextlib.contextmanager
+    def alone(self) -> Iterator[None]:
+        """The group is set back, and it alone is trainable.
 
-        The model has its trained weights again when this returns.
+        The model is as it was when the context ends.
         """
         with (
             _only_trainable(self._model, self._own),
             surgery.swapped_weights(self._variables, self._reset),
         ):
-            return self._learn(examples, training, train_on)
+            yield
 
-    def _learn(self, examples, training, train_on) -> np.ndarray:
+    def start(self, examples, training, train_on):
+        """What an epoch takes, to be called in `alone`.
+
+        Returns:
+            (training step, batches of all epochs, the feed).
+        """
         suffix = self._cut.suffix
         mine = examples.of_subset(train_on)
         steps = batches.steps_per_epoch(len(mine), training.batch_size)
@@ -160,6 +166,21 @@ class _Learner:
             jit_compile=training.jit_compile,
             batch_spec=dataset.element_spec,
         )
+        return step, dataset, feed
+
+    def learn(self, examples, training, train_on) -> np.ndarray:
+        """Accuracy after 0, 1, ... epochs: [epochs + 1, S].
+
+        The model has its trained weights again when this returns.
+        """
+        with self.alone():
+            return self._curve(examples, training, train_on)
+
+    def _curve(self, examples, training, train_on) -> np.ndarray:
+        suffix = self._cut.suffix
+        step, dataset, feed = self.start(examples, training, train_on)
+        count = np.sum(examples.subset == train_on)
+        steps = batches.steps_per_epoch(count, training.batch_size)
         iterator = iter(dataset)
         curve = [feed.accuracy(suffix)]
         subset = examples.subsets.index(train_on)

@@ -123,7 +123,7 @@ def rewind_weights(
     _check_memorized(examples)
     found = surgery.layer_groups(model, groups)
     sources = [*weights.values(), *([fresh] if fresh is not None else [])]
-    sweep = _Sweep(model, found, mode, statistics, sources)
+    sweep = Sweep(model, found, mode, statistics, sources)
     logits, plain = sweep.run(examples, batch_size, progress)
     metrics = [
         [evaluation.metrics_of_logits(one, examples) for one in by_group]
@@ -150,7 +150,7 @@ def rewind_weights(
     )
 
 
-class _Sweep:
+class Sweep:
     """All (source, group) pairs over all batches; one trace per suffix."""
 
     def __init__(self, model, groups, mode, statistics, sources):
@@ -212,11 +212,14 @@ class _Sweep:
                 for g, (name, variables) in enumerate(self.variables.items()):
                     place = self.cuts[name].place
                     suffix = self.suffixes[place]
-                    for k, values in enumerate(self.values):
-                        with surgery.swapped_weights(variables, values[name]):
+                    first = self.values[0][name]
+                    # The trained values come back once for each group.
+                    with surgery.swapped_weights(variables, first):
+                        for k, values in enumerate(self.values):
+                            surgery.assign_weights(variables, values[name])
                             logits = suffix(reached[place], ids)
-                        parts[k][g].append(logits.numpy())
-                        bar.update()
+                            parts[k][g].append(logits.numpy())
+                            bar.update()
         return (
             [[np.concatenate(p) for p in row] for row in parts],
             np.concatenate(plain),
