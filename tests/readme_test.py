@@ -4,6 +4,7 @@ import json
 import re
 
 import numpy as np
+import pytest
 
 from tests.conftest import ROOT
 from tfmemloc import report
@@ -13,6 +14,8 @@ README = (ROOT / "README.md").read_text()
 RESULTS = ROOT / "docs" / "results"
 
 
+# Keras says so of every fit on a tf.data.Dataset.
+@pytest.mark.filterwarnings("ignore:`shuffle=True` was passed")
 def test_the_example_runs_and_drops():
     (code,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     names = {}
