@@ -251,18 +251,12 @@ class _Loop:
 
     def _describe(self, epoch, loss, predictors, started) -> dict[str, Any]:
         """The history line of an epoch that was just trained."""
-        accuracy = {}
-        for inference, predict in predictors.items():
-            metrics = evaluation.evaluate(predict, self.examples)
-            accuracy[inference] = dict(
-                zip(metrics.subsets, metrics.accuracy.tolist(), strict=True)
-            )
         return {
             "epoch": epoch,
             "step": epoch * self.steps,
             "loss": loss,
             "learning_rate": float(self.optimizer.learning_rate),
-            "accuracy": accuracy,
+            "accuracy": _accuracies(predictors, self.examples),
             "seconds": round(time.perf_counter() - started, 3),
         }
 
@@ -440,6 +434,19 @@ def _predictors(
     }
 
 
+def _accuracies(
+    predictors: Mapping[str, evaluation.Predictor], examples: Examples | None
+) -> dict[str, dict[str, float]]:
+    """Accuracy of each subset, in each behaviour, now."""
+    accuracy = {}
+    for inference, predict in predictors.items():
+        metrics = evaluation.evaluate(predict, examples)
+        accuracy[inference] = dict(
+            zip(metrics.subsets, metrics.accuracy.tolist(), strict=True)
+        )
+    return accuracy
+
+
 def _postfix(line: Mapping[str, Any]) -> str:
     """The progress bar's words: epoch, loss, accuracies."""
     parts = [f"epoch {line['epoch']}", f"loss {line['loss']:.3f}"]
@@ -531,10 +538,5 @@ class RecordRun(keras.callbacks.Callback):
         self._lock.__exit__(None, None, None)
 
     def _accuracy(self) -> dict[str, Any]:
-        accuracy = {}
-        for inference, predict in self._predictors.items():
-            metrics = evaluation.evaluate(predict, self.examples)
-            accuracy[inference] = dict(
-                zip(metrics.subsets, metrics.accuracy.tolist(), strict=True)
-            )
+        accuracy = _accuracies(self._predictors, self.examples)
         return {"accuracy": accuracy} if accuracy else {}
