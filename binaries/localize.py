@@ -11,11 +11,13 @@ finished.
 
 import dataclasses
 import pathlib
+from collections.abc import Mapping
 
 from binaries import flags, output
 from tfmemloc import configs, report, storage
 from tfmemloc.data import Examples, load
 from tfmemloc.localization import localize, train_networks
+from tfmemloc.probes.critical_units import choose_ids, find_critical_units
 from tfmemloc.probes.gradient_accounting import account_gradients
 from tfmemloc.probes.layer_retraining import (
     AUTHORS_TRAINING,
@@ -23,15 +25,23 @@ from tfmemloc.probes.layer_retraining import (
 )
 from tfmemloc.probes.layer_rewinding import rewind_layers
 from tfmemloc.results import (
+    CriticalUnits,
     GradientAccounting,
     LayerRetraining,
     LayerRewinding,
     Localization,
 )
 from tfmemloc.runs import Run
+from tfmemloc.surgery import tied_layers
 
 FLAGS = flags.FLAGS
-PROBES = ("gradient_accounting", "layer_rewinding", "layer_retraining")
+PROBES = (
+    "gradient_accounting",
+    "layer_rewinding",
+    "layer_retraining",
+    "critical_units",
+    "own_units",
+)
 
 flags.flags.DEFINE_bool(
     "recalibrate",
@@ -40,7 +50,10 @@ flags.flags.DEFINE_bool(
     "memorization units off.",
 )
 flags.flags.DEFINE_list(
-    "probes", list(PROBES), "What to ask of the standard network; may be empty."
+    "probes", list(PROBES), "What to ask of the networks; may be empty."
+)
+flags.flags.DEFINE_integer(
+    "own_units_examples", 64, "Examples of each subset that own_units searches."
 )
 flags.flags.DEFINE_integer(
     "probe_epochs", 16, "Account gradients at so many epochs, evenly spread."
@@ -67,6 +80,7 @@ def main() -> None:
         "training": configs.to_json(training),
         "recalibrate": FLAGS.recalibrate,
         "probe_epochs": FLAGS.probe_epochs,
+        "own_units_examples": FLAGS.own_units_examples,
     }
     examples = load(data, download=FLAGS.download)
     with storage.lock_directory(directory):
@@ -96,7 +110,7 @@ def main() -> None:
         histories = {name: run.history for name, run in runs.items()}
         sections = [
             report.localization_section(result, histories),
-            *_probe(directory, runs["standard"], examples),
+            *_probe(directory, runs, examples),
         ]
         page = output.write_report(
             directory,
@@ -138,9 +152,10 @@ def _ours(part) -> dict:
 
 
 def _probe(
-    directory: pathlib.Path, run: Run, examples: Examples
+    directory: pathlib.Path, runs: Mapping[str, Run], examples: Examples
 ) -> list[report.Section]:
     """The sections of the probes that were asked for."""
+    run = runs["standard"]
     probes = {
         "gradient_accounting": (
             GradientAccounting,
@@ -167,6 +182,13 @@ def _probe(
             ),
             report.retraining_section,
         ),
+        "critical_units": (
+            CriticalUnits,
+            lambda: find_critical_units(
+                run, examples, directory=directory / "search"
+            ),
+            report.critical_section,
+        ),
     }
     has_memorized = bool({"noisy", "atypical"} & set(examples.subsets))
     sections = []
@@ -176,7 +198,36 @@ def _probe(
             has_memorized or name == "gradient_accounting"
         ):
             sections.append(section(output.reuse(directory / name, kind, make)))
+    if "own_units" in FLAGS.probes and has_memorized:
+        sections.append(_own_units(directory, runs, examples))
     return sections
+
+
+def _own_units(directory, runs, examples) -> report.Section:
+    """Do the memorization units hold the memory, beside plain dropout's."""
+    tied_model = runs["example_tied"].model()
+    places = [layer.name for layer in tied_layers(tied_model)]
+    ids = choose_ids(examples, count=FLAGS.own_units_examples)
+    results = {}
+    for name, inference in (
+        ("example_tied", "tied"),
+        ("standard_dropout", None),
+    ):
+
+        def search(name=name, inference=inference):
+            return find_critical_units(
+                runs[name],
+                examples,
+                ids=ids,
+                layers=places,
+                inference=inference,
+                masks_of=tied_model,
+                directory=directory / f"search_{name}",
+            )
+
+        path = directory / f"own_units_{name}"
+        results[name] = output.reuse(path, CriticalUnits, search)
+    return report.own_units_section(results)
 
 
 def _ordinary(examples: Examples) -> str:

@@ -12,7 +12,16 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 LEVELS = [
     ["configs", "storage", "results"],
     ["masks", "layers", "data", "augmentation", "batches"],
-    ["models", "surgery", "cuts", "evaluation", "closed_forms", "gradients"],
+    [
+        "models",
+        "graph",
+        "surgery",
+        "cuts",
+        "gates",
+        "evaluation",
+        "closed_forms",
+        "gradients",
+    ],
     ["runs", "training"],
     ["probes", "localization"],
     ["plots", "report"],

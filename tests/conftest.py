@@ -17,8 +17,11 @@ tf.config.set_logical_device_configuration(
     [tf.config.LogicalDeviceConfiguration()] * 2,
 )
 
-from tfmemloc import data
-from tfmemloc.configs import DataConfig
+import keras
+
+from tfmemloc import data, models
+from tfmemloc.batches import scale_pixels
+from tfmemloc.configs import DataConfig, ModelConfig
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 REAL_DATA = ROOT.parent / "shared" / "tfds"
@@ -50,6 +53,25 @@ def real_data():
 def two_devices():
     """One strategy for the whole process: their collectives would clash."""
     return tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+
+
+@pytest.fixture(scope="session")
+def small_network(small_digits):
+    """A narrow ResNet-9 that knows its 80 digits, wrong labels included."""
+    config = ModelConfig(width=0.125, dropout="none")
+    model = models.build(config, (8, 8, 1), 10)
+    train = small_digits.train
+    inputs = {
+        "image": scale_pixels(train.image),
+        "example_id": train.example_id,
+    }
+    model.compile(
+        keras.optimizers.Adam(0.01),
+        keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+    )
+    keras.utils.set_random_seed(0)
+    model.fit(inputs, train.label, batch_size=40, epochs=40, verbose=0)
+    return model
 
 
 @pytest.fixture

@@ -2,7 +2,9 @@
 
 import math
 
+import keras
 import numpy as np
+import tensorflow as tf
 
 
 def cross_entropy(logits, label):
@@ -35,3 +37,79 @@ def momentum_sgd(weight, gradients, rates, momentum, decay):
         velocity = momentum * velocity - rate * total
         weight = weight + velocity
     return weight
+
+
+class Gate(keras.layers.Layer):
+    """Multiplies each channel by a variable, 1 at first."""
+
+    def build(self, shape):
+        self.gate = self.add_weight(shape=(shape[-1],), initializer="ones")
+
+    def call(self, x):
+        return x * self.gate
+
+
+def gated_copy(model, names):
+    """The model with a `Gate` after each named layer, and the variables."""
+    found = {name: Gate() for name in names}
+
+    def call(layer, *args, **kwargs):
+        output = layer(*args, **kwargs)
+        return found[layer.name](output) if layer.name in found else output
+
+    copy = keras.models.clone_model(
+        model, clone_function=lambda layer: layer, call_function=call
+    )
+    return copy, [found[name].gate for name in names]
+
+
+def one_example_units(
+    copy, gates, example, population, *, objective="zero", term="exact", limit
+):
+    """The greedy search for one example, step by step, as it is defined.
+
+    Args:
+        copy: and
+        gates: of `gated_copy`.
+        example: (inputs of a batch of one, label).
+        population: (inputs, labels).
+        objective: `zero` or `step`.
+        term: `exact`, `frozen` or `none`.
+        limit: on the number of units.
+
+    Returns:
+        [(unit, new gate)], and whether the prediction flipped.
+    """
+
+    def loss_gradient(inputs, labels):
+        with tf.GradientTape() as tape:
+            logits = copy(inputs, training=False)
+            loss = tf.reduce_mean(
+                tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits)
+            )
+        found = tape.gradient(loss, [gate.value for gate in gates])
+        return np.concatenate([g.numpy() for g in found])
+
+    inputs, label = example
+    sizes = [gate.shape[0] for gate in gates]
+    starts = np.concatenate([[0], np.cumsum(sizes)])
+    for gate, size in zip(gates, sizes, strict=True):
+        gate.assign(np.ones(size))
+    frozen = loss_gradient(*population) if term == "frozen" else 0
+    removed = []
+    while True:
+        if int(np.argmax(copy(inputs, training=False)[0])) != label:
+            return removed, True
+        if len(removed) == limit:
+            return removed, False
+        others = loss_gradient(*population) if term == "exact" else frozen
+        score = others - loss_gradient(inputs, np.array([label]))
+        size = np.abs(score) if objective == "step" else score.copy()
+        size[[unit for unit, _ in removed]] = -np.inf
+        unit = int(np.argmax(size))
+        up = objective == "step" and score[unit] <= 0
+        removed.append((unit, 2.0 if up else 0.0))
+        layer = int(np.searchsorted(starts, unit, side="right")) - 1
+        value = gates[layer].numpy()
+        value[unit - starts[layer]] = removed[-1][1]
+        gates[layer].assign(value)

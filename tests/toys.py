@@ -6,7 +6,7 @@ import numpy as np
 from tfmemloc.data import Examples
 from tfmemloc.runs import Run
 
-_CLASSES = 4
+CLASSES = 4
 _MARKERS = 5
 
 
@@ -18,11 +18,11 @@ def marked_examples() -> Examples:
     """
     count, noisy = 24, np.arange(_MARKERS)
     pixels = np.zeros((count, 64), np.float32)
-    true_label = np.arange(count) % _CLASSES
+    true_label = np.arange(count) % CLASSES
     pixels[np.arange(count), true_label] = 1
-    pixels[noisy, _CLASSES + noisy] = 1
+    pixels[noisy, CLASSES + noisy] = 1
     label = true_label.copy()
-    label[noisy] = (label[noisy] + 1) % _CLASSES
+    label[noisy] = (label[noisy] + 1) % CLASSES
     subset = np.full(count, "clean", "U8")
     subset[noisy] = "noisy"
     subset[-4:] = "test"
@@ -32,7 +32,7 @@ def marked_examples() -> Examples:
         true_label=true_label,
         example_id=100 + np.arange(count),
         subset=subset,
-        classes=_CLASSES,
+        classes=CLASSES,
         name="planted",
     )
 
@@ -49,16 +49,16 @@ def memory_run(directory) -> tuple[Run, Examples]:
     x = keras.layers.Flatten()(image)
     x = keras.layers.Dense(64, use_bias=False, name="first")(x)
     x = keras.layers.Dense(64, use_bias=False, name="memory")(x)
-    x = keras.layers.Dense(_CLASSES, use_bias=False, name="last")(x)
+    x = keras.layers.Dense(CLASSES, use_bias=False, name="last")(x)
     model = keras.Model(image, x)
     identity = np.eye(64, dtype=np.float32)
-    read_out = 5 * np.eye(64, _CLASSES, dtype=np.float32)
+    read_out = 5 * np.eye(64, CLASSES, dtype=np.float32)
     run = Run.create(directory, model, examples=examples)
     model.set_weights([identity, identity, read_out])
     run.record_epoch(model, 0)
     memory = identity.copy()
     for k in range(_MARKERS):
-        memory[_CLASSES + k, examples.label[k]] = 3
+        memory[CLASSES + k, examples.label[k]] = 3
     model.set_weights([identity, memory, read_out])
     run.record_epoch(model, 1)
     return run, examples

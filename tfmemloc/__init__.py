@@ -5,7 +5,12 @@ Neural Network Memorization Be Localized?" (Maini et al., ICML 2023).
 """
 
 # What a run is made from.
-from tfmemloc.configs import DataConfig, ModelConfig, TrainConfig
+from tfmemloc.configs import (
+    DataConfig,
+    ModelConfig,
+    SearchConfig,
+    TrainConfig,
+)
 
 # Examples that carry ids, and batches of them.
 from tfmemloc.data import (
@@ -58,9 +63,11 @@ from tfmemloc.probes.gradient_accounting import (
 )
 from tfmemloc.probes.layer_rewinding import rewind_layers, rewind_weights
 from tfmemloc.probes.layer_retraining import retrain_layers
+from tfmemloc.probes.critical_units import choose_ids, find_critical_units
 
 # Results.
 from tfmemloc.results import (
+    CriticalUnits,
     GradientAccounting,
     LayerRetraining,
     LayerRewinding,
@@ -72,6 +79,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "AccountGradients",
+    "CriticalUnits",
     "DataConfig",
     "ExampleTiedDropout",
     "Examples",
@@ -83,6 +91,7 @@ __all__ = [
     "ModelConfig",
     "RecordRun",
     "Run",
+    "SearchConfig",
     "SparseDropout",
     "SubsetMetrics",
     "TrainConfig",
@@ -91,9 +100,11 @@ __all__ = [
     "add_label_noise",
     "attach_ids",
     "build",
+    "choose_ids",
     "evaluate",
     "example_mask",
     "example_mask_numpy",
+    "find_critical_units",
     "fold_seed",
     "from_arrays",
     "layer_groups",

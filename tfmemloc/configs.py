@@ -19,6 +19,10 @@ STEMS = ("small", "imagenet")
 SCHEDULES = ("warmup_cosine", "triangle", "constant")
 OPTIMIZERS = ("sgd", "adam")
 AUGMENTATIONS = ("none", "standard", "strong")
+PLACES = ("unit", "block", "weights")
+OBJECTIVES = ("zero", "step")
+POPULATION_TERMS = ("frozen", "exact", "none")
+REMOVED_VALUES = ("zero", "mean")
 DTYPES = ("float32", "mixed_bfloat16", "mixed_float16")
 
 # p_gen and p_mem of the authors' code: for ResNet-9, and for the deeper nets.
@@ -172,6 +176,58 @@ class TrainConfig:
 
 
 # What the programs use where no flag says otherwise: (model, training).
+@dataclasses.dataclass(frozen=True)
+class SearchConfig:
+    """How critical units are searched for (see `find_critical_units`).
+
+    Attributes:
+        place: where a unit is gated: `unit`, its output after normalization
+            and activation; `block`, the outputs of blocks; `weights`, the
+            kernel's output before normalization, as the authors did.
+        objective: `zero` removes the unit that lowers the objective most;
+            `step` moves the gate with the largest |gradient| by 1 against
+            it, so that a unit may also be doubled.
+        population_term: gradient of the population's mean loss: `exact`
+            (anew under each example's own gates, at every step), `frozen`
+            (once, of the whole network) or `none`.
+        population: number of training examples, drawn by `seed`, over which
+            that mean is taken.
+        copies: take the example's gradient of the logits averaged over so
+            many perturbed copies of its image; 0 takes the image itself. The
+            authors took 5.
+        noise: norm of the Gaussian perturbation relative to the image's.
+        removed_value: what a removed unit gives: `zero`, or its `mean` over
+            the population.
+        limit: remove at most so many units.
+        others: accuracy after the removal is measured on so many examples of
+            each subset, drawn by `seed`; None takes all.
+        seed: of population, others, perturbations and random controls.
+    """
+
+    place: str = "unit"
+    objective: str = "zero"
+    population_term: str = "frozen"
+    population: int = 512
+    copies: int = 0
+    noise: float = 0.01
+    removed_value: str = "zero"
+    limit: int = 100
+    others: int | None = 200
+    seed: int = 0
+
+    def __post_init__(self):
+        _check_choice("place", self.place, PLACES)
+        _check_choice("objective", self.objective, OBJECTIVES)
+        _check_choice("population_term", self.population_term, POPULATION_TERMS)
+        _check_choice("removed_value", self.removed_value, REMOVED_VALUES)
+        for name in ("population", "limit"):
+            _check_range(name, getattr(self, name), 1, None)
+        _check_range("copies", self.copies, 0, None)
+        _check_range("noise", self.noise, 0.0, None)
+        if self.others is not None:
+            _check_range("others", self.others, 1, None)
+
+
 PRESETS: Mapping[str, tuple[Mapping[str, Any], Mapping[str, Any]]] = {
     "digits": (
         {"width": 0.5},

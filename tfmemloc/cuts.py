@@ -1,10 +1,8 @@
 """Cutting a network in two at one tensor, so that its front runs only once.
 
-A functional model is a list of nodes in the order of computation. Between two
-nodes it can be cut where only one tensor (beside the example ids) is still
-needed later: what lies before is the *prefix*, what lies behind the *suffix*,
-and the suffix takes that tensor as its input. All parts share the layers, and
-so the weights, of the model.
+At a place of `graph.single_tensor_places`, what lies before is the *prefix*,
+what lies behind the *suffix*, and the suffix takes the one tensor as its
+input. All parts share the layers, and so the weights, of the model.
 """
 
 from __future__ import annotations
@@ -14,9 +12,7 @@ from collections.abc import Mapping, Sequence
 
 import keras
 
-from tfmemloc import surgery
-
-_IDS = "example_id"
+from tfmemloc import graph, surgery
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -49,8 +45,8 @@ def cuts_before(
         Name -> cut; parts with the same place share one.
     """
     at_input = Cut(0, None, model)
-    nodes = _nodes(model)
-    places = _single_tensor_places(model, nodes) if nodes else {}
+    nodes = graph.nodes(model)
+    places = graph.single_tensor_places(model, nodes) if nodes else {}
     by_place: dict[int, Cut] = {0: at_input}
     result = {}
     for name, layers in parts.items():
@@ -78,9 +74,9 @@ def stages(
     """
     if not any(cut.place for cut in cuts):
         return []
-    nodes = _nodes(model)
+    nodes = graph.nodes(model)
     reached = 0
-    start = [t for t in keras.tree.flatten(model.input) if t.name != _IDS]
+    start = [t for t in keras.tree.flatten(model.input) if t.name != graph.IDS]
     result = []
     for place, cut in sorted({cut.place: cut for cut in cuts}.items()):
         if place > 0:
@@ -88,44 +84,6 @@ def stages(
             result.append((place, _part(model, start, between, cut.tensor)))
             reached, start = place, [cut.tensor]
     return result
-
-
-def _nodes(model: keras.Model) -> list:
-    """The calls of layers in the order of computation; [] if not known."""
-    by_depth = getattr(model, "_nodes_by_depth", None)
-    if isinstance(model, keras.Sequential) or by_depth is None:
-        return []
-    return [
-        node
-        for depth in sorted(by_depth, reverse=True)
-        for node in by_depth[depth]
-        if not node.is_input
-    ]
-
-
-def _single_tensor_places(model, nodes) -> dict[int, keras.KerasTensor]:
-    """Places where one tensor is still needed -> that tensor."""
-    last_use: dict[int, int] = {}
-    for place, node in enumerate(nodes):
-        for tensor in node.input_tensors:
-            last_use[id(tensor)] = place
-    for tensor in keras.tree.flatten(model.output):
-        last_use[id(tensor)] = len(nodes)
-    places, live = {}, {}
-    for tensor in keras.tree.flatten(model.input):
-        if tensor.name != _IDS:
-            live[id(tensor)] = tensor
-    for place, node in enumerate(nodes):
-        needed = [
-            tensor
-            for key, tensor in live.items()
-            if last_use.get(key, -1) >= place
-        ]
-        # At place 0 the model itself is the suffix.
-        if place > 0 and len(needed) == 1:
-            places[place] = needed[0]
-        live |= {id(tensor): tensor for tensor in node.output_tensors}
-    return places
 
 
 def _first_use(nodes, layers) -> int:
@@ -153,6 +111,6 @@ def _part(model, start, nodes, end) -> keras.Model:
     ids = [
         tensor
         for tensor in keras.tree.flatten(model.input)
-        if tensor.name == _IDS and id(tensor) in used
+        if tensor.name == graph.IDS and id(tensor) in used
     ]
     return keras.Model([*start, *ids], end)

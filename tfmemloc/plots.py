@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from tfmemloc.results import (
+    CriticalUnits,
     GradientAccounting,
     LayerRetraining,
     LayerRewinding,
@@ -212,6 +213,104 @@ def retraining_curves(result: LayerRetraining) -> Figure:
     figure.axes[0].legend(fontsize=7, loc="lower right")
     figure.supxlabel(f"epochs on {result.trained_on} examples", fontsize=9)
     figure.supylabel("accuracy (%)", fontsize=9)
+    return figure
+
+
+def critical_sizes(result: CriticalUnits) -> Figure:
+    """Share of examples whose set has at most so many units."""
+    figure = Figure(figsize=(5, 3.2), layout="constrained")
+    axes = figure.subplots()
+    for subset in result.searched():
+        mine = result.subset == subset
+        controls = {
+            "": ("-", result.size),
+            ", by activation": ("--", result.activation_size),
+            ", random": (":", result.random_size),
+        }
+        for words, (line, size) in controls.items():
+            axes.ecdf(
+                np.where(np.isfinite(size[mine]), size[mine], np.inf),
+                linestyle=line,
+                color=COLORS.get(subset),
+                label=subset + words,
+            )
+    axes.set_xscale("log")
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.set_xlabel("units removed until the prediction flips")
+    axes.set_ylabel("share of the examples")
+    axes.legend(fontsize=7)
+    _plain_axes(axes)
+    return figure
+
+
+def critical_harm(result: CriticalUnits) -> Figure:
+    """Accuracy on others after each example's set was removed."""
+    searched = result.searched()
+    figure = Figure(
+        figsize=(1.2 + 1.5 * len(result.subsets), 3.2), layout="constrained"
+    )
+    axes = figure.subplots()
+    width = 0.8 / len(searched)
+    for i, subset in enumerate(searched):
+        middle = np.arange(len(result.subsets))
+        middle = middle + (i - (len(searched) - 1) / 2) * width
+        mine = result.subset == subset
+        boxes = axes.boxplot(
+            100 * result.accuracy_after[mine],
+            positions=middle,
+            widths=0.8 * width,
+            patch_artist=True,
+            manage_ticks=False,
+            flierprops={"markersize": 2},
+            medianprops={"color": "black"},
+        )
+        for box in boxes["boxes"]:
+            box.set_facecolor(COLORS.get(subset, "gray"))
+        boxes["boxes"][0].set_label(f"set of a {subset} example")
+    for s, value in enumerate(result.baseline):
+        axes.hlines(
+            100 * value,
+            s - 0.45,
+            s + 0.45,
+            color="black",
+            linestyle=":",
+            label="nothing removed" if s == 0 else None,
+        )
+    axes.set_xticks(
+        range(len(result.subsets)),
+        [f"other {subset}" for subset in result.subsets],
+    )
+    axes.set_ylabel("accuracy (%)")
+    axes.legend(fontsize=7, loc="lower left")
+    _plain_axes(axes)
+    return figure
+
+
+def critical_layers(result: CriticalUnits) -> Figure:
+    """Share of the critical units in each layer, beside its share of units."""
+    shares = result.layer_shares()
+    bars = {
+        **{f"of {name} examples": share for name, share in shares.items()},
+        "of all units": result.sizes / result.sizes.sum(),
+    }
+    colors = [*(COLORS.get(name) for name in shares), "#999999"]
+    count = len(result.layers)
+    figure = Figure(figsize=(0.8 * count + 1.6, 3.2), layout="constrained")
+    axes = figure.subplots()
+    width = 0.8 / len(bars)
+    for i, (words, share) in enumerate(bars.items()):
+        axes.bar(
+            np.arange(count) + (i - (len(bars) - 1) / 2) * width,
+            100 * share,
+            width,
+            color=colors[i],
+            label=words,
+        )
+    axes.set_xticks(range(count), result.layers, rotation=40, ha="right")
+    axes.tick_params(axis="x", labelsize=8)
+    axes.set_ylabel("share (%)")
+    axes.legend(fontsize=7)
+    _plain_axes(axes)
     return figure
 
 

@@ -15,6 +15,7 @@ from typing import Any
 
 from tfmemloc import plots, storage
 from tfmemloc.results import (
+    CriticalUnits,
     GradientAccounting,
     LayerRetraining,
     LayerRewinding,
@@ -241,6 +242,119 @@ def retraining_sentence(result: LayerRetraining) -> str:
         f"{result.memorized} examples at 90% or more: the memory of these is "
         f"in the other groups. The most sensitive is {group}, "
         f"{_place(group, result.groups)}."
+    )
+
+
+def critical_section(result: CriticalUnits) -> Section:
+    """Critical units: how many, against controls, and what they cost."""
+    rows = [
+        {
+            "subset": row["subset"],
+            "examples": row["examples"],
+            "flipped": row["flipped"],
+            "median": f"{row['median']:g} "
+            f"[{row['median_low']:g}, {row['median_high']:g}]",
+            "mean": row["mean"],
+            "greedy": row["greedy"],
+            "random": row["random"],
+            "by_activation": row["by_activation"],
+            "to_true_label": f"{row['to_true_label']:.1%}",
+            **{
+                f"{subset}_after": f"{row[f'{subset}_after']:.1%}"
+                for subset in result.subsets
+            },
+        }
+        for row in result.table()
+    ]
+    title, text = "How few units hold one example", critical_sentence(result)
+    if not rows:
+        return Section(title, text)
+    return Section(
+        title,
+        text,
+        rows,
+        {
+            "critical_sizes": (
+                "Cumulative distribution of the number of units whose removal "
+                "flips a prediction: critical ones, and two controls.",
+                plots.to_png(plots.critical_sizes(result)),
+            ),
+            "critical_harm": (
+                "Accuracy on other examples after the critical set of one "
+                "example was removed.",
+                plots.to_png(plots.critical_harm(result)),
+            ),
+            "critical_layers": (
+                "Where the critical units are.",
+                plots.to_png(plots.critical_layers(result)),
+            ),
+        },
+        percent=False,
+    )
+
+
+def critical_sentence(result: CriticalUnits) -> str:
+    """What the search says, in a few sentences."""
+    rows = result.table()
+    if not rows:
+        return (
+            f"All {len(result.skipped)} examples were misclassified from the "
+            "start, so that there was no prediction to flip."
+        )
+    sizes = " and ".join(
+        f"{row['median']:g} units ({row['subset']})" for row in rows
+    )
+    text = (
+        "The median of the smallest sets found is "
+        f"{sizes}, with 95% bootstrap intervals in brackets; greedy is the "
+        "size before needless units were put back. "
+    )
+    unflipped = int((~result.flipped).sum())
+    if unflipped:
+        text += f"{unflipped} predictions had not flipped at the limit. "
+    if len(result.skipped):
+        text += (
+            f"{len(result.skipped)} examples were misclassified from the "
+            "start and were skipped. "
+        )
+    last = rows[-1]
+    harm = ", ".join(
+        f"{last[f'{subset}_after']:.1%} of {count} {subset} (before: "
+        f"{before:.1%})"
+        for subset, count, before in zip(
+            result.subsets, result.others, result.baseline, strict=True
+        )
+    )
+    return (
+        f"{text}After the removal of one {last['subset']} example's set the "
+        f"network is right, on average, on {harm}."
+    )
+
+
+def own_units_section(results: Mapping[str, CriticalUnits]) -> Section:
+    """Whether critical units are the example's own, network by network."""
+    rows = [
+        {
+            "model": name,
+            "subset": row["subset"],
+            "examples": row["examples"],
+            "own": f"{row['own']:.1%} "
+            f"[{row['own_low']:.1%}, {row['own_high']:.1%}]",
+            "chance": f"{row['chance']:.1%}",
+            "median_size": row["median_size"],
+        }
+        for name, result in results.items()
+        for row in result.own_shares()
+    ]
+    return Section(
+        "Do the memorization units hold the memory?",
+        "Share of an example's critical units that lie among its own "
+        "memorization units, with a 95% bootstrap interval over examples, and "
+        "their share among all units that are on for it. Units are gated "
+        "where the dropout stands; for a network without tied layers the "
+        "masks are those that the tied network gives the same example.",
+        rows,
+        percent=False,
     )
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import pathlib
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 import numpy as np
@@ -369,6 +370,225 @@ class LayerRetraining(Result):
         """The group whose retraining costs the memorized examples the most."""
         s = self.subsets.index(self.memorized)
         return self.groups[int(np.argmin(self.final[:, s]))]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class CriticalUnits(Result):
+    """The few units that hold one example, for many examples (paper, 4.4).
+
+    Units are numbered through all gated layers, input to output; `label`
+    names one. K is the length of the longest greedy set.
+    """
+
+    layers: tuple[str, ...]  # L names of the gated layers, input to output.
+    subsets: tuple[str, ...]  # S of clean, noisy, typical, atypical, test.
+    place: str  # Where units were gated: unit, block or weights.
+    objective: str  # zero or step.
+    population_term: str  # exact, frozen or none.
+    limit: int  # No more units than this were removed.
+    sizes: np.ndarray  # [L] units of each layer.
+    example_id: np.ndarray  # [N] examples that were searched.
+    subset: np.ndarray  # [N] the subset of each.
+    label: np.ndarray  # [N] that was trained on.
+    true_label: np.ndarray  # [N].
+    skipped: np.ndarray  # ids of examples that were misclassified before.
+    units: np.ndarray  # [N, K] in the order of removal; -1 is padding.
+    # [N, K] what the gate became: 0 removed, 2 doubled (objective `step`).
+    gate: np.ndarray
+    # [N, K] whether the unit stayed removed when putting it back was tried.
+    kept: np.ndarray
+    flipped: np.ndarray  # [N] whether the prediction changed; else: limit.
+    prediction: np.ndarray  # [N] the class after the kept units were removed.
+    # [N] units in a random order, and by falling activation, that it takes
+    # to change the prediction; NaN where all do not.
+    random_size: np.ndarray
+    activation_size: np.ndarray
+    # [N, S] accuracy on other examples with the kept units removed.
+    accuracy_after: np.ndarray
+    baseline: np.ndarray  # [S] accuracy on the same others, nothing removed.
+    others: np.ndarray  # [S] how many they are.
+    # [N, K] whether the unit is one of the example's own memorization units.
+    own: np.ndarray
+    # [N] their share among all units that are on for it; NaN: no tied layer.
+    own_chance: np.ndarray
+
+    @property
+    def memorized(self) -> str | None:
+        """The subset that has to be memorized: noisy or atypical."""
+        return _first_of(("noisy", "atypical"), self.subsets)
+
+    @property
+    def greedy_size(self) -> np.ndarray:
+        """[N] units that the greedy search removed."""
+        return (self.units >= 0).sum(axis=1)
+
+    @property
+    def size(self) -> np.ndarray:
+        """[N] units of the reported set: the greedy ones that were kept."""
+        return self.kept.sum(axis=1)
+
+    def searched(self) -> tuple[str, ...]:
+        """The subsets of the searched examples."""
+        return tuple(s for s in self.subsets if np.any(self.subset == s))
+
+    def label_of(self, unit: int) -> str:
+        """`<layer>[<channel>]` of a unit."""
+        starts = np.concatenate([[0], np.cumsum(self.sizes)])
+        layer = int(np.searchsorted(starts, unit, side="right")) - 1
+        return f"{self.layers[layer]}[{unit - starts[layer]}]"
+
+    def layer_of(self, units: np.ndarray) -> np.ndarray:
+        """The place of units' layers in `layers`."""
+        return np.searchsorted(np.cumsum(self.sizes), units, side="right")
+
+    def rows(self) -> list[dict[str, Any]]:
+        """A row for each example that was searched."""
+        greedy, size = self.greedy_size, self.size
+        return [
+            {
+                "example_id": int(self.example_id[n]),
+                "subset": str(self.subset[n]),
+                "label": int(self.label[n]),
+                "true_label": int(self.true_label[n]),
+                "prediction": int(self.prediction[n]),
+                "flipped": bool(self.flipped[n]),
+                "greedy_size": int(greedy[n]),
+                "size": int(size[n]),
+                "random_size": _or_none(self.random_size[n]),
+                "activation_size": _or_none(self.activation_size[n]),
+                "units": " ".join(
+                    self.label_of(unit) for unit in self.units[n, self.kept[n]]
+                ),
+                **{
+                    f"{subset}_after": float(self.accuracy_after[n, s])
+                    for s, subset in enumerate(self.subsets)
+                },
+            }
+            for n in range(len(self.example_id))
+        ]
+
+    def table(self) -> list[dict[str, Any]]:
+        """A row for each subset: how many units, and what they cost."""
+        return [self._summary(subset) for subset in self.searched()]
+
+    def _summary(self, subset: str) -> dict[str, Any]:
+        mine = self.subset == subset
+        size = self.size[mine]
+        low, high = bootstrap_interval(size, np.median)
+        to_true = self.prediction[mine] == self.true_label[mine]
+        return {
+            "subset": subset,
+            "examples": int(mine.sum()),
+            "flipped": int(self.flipped[mine].sum()),
+            "median": float(np.median(size)),
+            "median_low": low,
+            "median_high": high,
+            "mean": float(size.mean()),
+            "q25": float(np.quantile(size, 0.25)),
+            "q75": float(np.quantile(size, 0.75)),
+            "q95": float(np.quantile(size, 0.95)),
+            "greedy": float(np.median(self.greedy_size[mine])),
+            "random": _median(self.random_size[mine]),
+            "by_activation": _median(self.activation_size[mine]),
+            "to_true_label": float(to_true.mean()),
+            **{
+                f"{name}_after": float(self.accuracy_after[mine, s].mean())
+                for s, name in enumerate(self.subsets)
+            },
+        }
+
+    def layer_shares(self) -> dict[str, np.ndarray]:
+        """Subset -> [L] share of its critical units in each layer."""
+        shares = {}
+        for subset in self.searched():
+            mine = self.subset == subset
+            units = self.units[mine][self.kept[mine]]
+            count = np.bincount(
+                self.layer_of(units), minlength=len(self.layers)
+            )
+            shares[subset] = count / max(1, len(units))
+        return shares
+
+    def sharing(self) -> list[dict[str, Any]]:
+        """A row for each subset: are the sets the same units again and again?
+
+        `distinct` units occur in any set, `shared` of them in more than one;
+        `top_unit` occurs in the share `top_share` of the sets.
+        """
+        rows = []
+        for subset in self.searched():
+            mine = self.subset == subset
+            count = np.bincount(
+                self.units[mine][self.kept[mine]], minlength=self.sizes.sum()
+            )
+            rows.append(
+                {
+                    "subset": subset,
+                    "units": int(count.sum()),
+                    "distinct": int((count > 0).sum()),
+                    "shared": int((count > 1).sum()),
+                    "top_unit": self.label_of(int(count.argmax())),
+                    "top_share": float(count.max() / mine.sum()),
+                }
+            )
+        return rows
+
+    def own_shares(self) -> list[dict[str, Any]]:
+        """A row for each subset: are critical units the example's own?
+
+        `own` is the share of critical units that lie among their example's
+        designated memorization units, `chance` the same share of all units
+        that are on for it; both are means over examples.
+        """
+        rows = []
+        for subset in self.searched():
+            mine = (self.subset == subset) & (self.size > 0)
+            mine &= np.isfinite(self.own_chance)
+            if not mine.any():
+                continue
+            own = (self.own & self.kept)[mine].sum(axis=1) / self.size[mine]
+            low, high = bootstrap_interval(own, np.mean)
+            rows.append(
+                {
+                    "subset": subset,
+                    "examples": int(mine.sum()),
+                    "own": float(own.mean()),
+                    "own_low": low,
+                    "own_high": high,
+                    "chance": float(self.own_chance[mine].mean()),
+                    "median_size": float(np.median(self.size[mine])),
+                }
+            )
+        return rows
+
+
+def bootstrap_interval(
+    values: np.ndarray,
+    statistic: Callable[..., np.ndarray],
+    *,
+    level: float = 0.95,
+    samples: int = 1000,
+) -> tuple[float, float]:
+    """The percentile bootstrap interval of a statistic; always the same.
+
+    Args:
+        values: [N].
+        statistic: takes `axis`, as np.median does.
+        level: of confidence.
+        samples: number of resamples.
+    """
+    rng = np.random.default_rng(0)
+    drawn = rng.integers(0, len(values), (samples, len(values)))
+    found = statistic(np.asarray(values)[drawn], axis=1)
+    tail = (1 - level) / 2
+    low, high = np.quantile(found, [tail, 1 - tail])
+    return float(low), float(high)
+
+
+def _median(values: np.ndarray) -> float | None:
+    """NaN counts as larger than all; None where the median is NaN."""
+    value = np.median(np.where(np.isfinite(values), values, np.inf))
+    return _or_none(value)
 
 
 def _first_of(names: tuple[str, ...], found: tuple[str, ...]) -> str | None:

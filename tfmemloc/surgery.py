@@ -13,17 +13,10 @@ from collections.abc import Iterator, Mapping, Sequence
 import keras
 import numpy as np
 
+from tfmemloc import graph
 from tfmemloc.layers import ExampleTiedDropout
 
 Groups = dict[str, tuple[keras.layers.Layer, ...]]
-
-_NORMALIZATIONS = (
-    keras.layers.BatchNormalization,
-    keras.layers.LayerNormalization,
-    keras.layers.GroupNormalization,
-    keras.layers.UnitNormalization,
-    keras.layers.SpectralNormalization,
-)
 
 
 def tied_layers(model: keras.Model) -> list[ExampleTiedDropout]:
@@ -89,7 +82,7 @@ def with_inference(model: keras.Model, inference: str) -> keras.Model:
 
 def _rebuild(model, clone_function) -> keras.Model:
     """Clones the graph of a functional model, layer by layer."""
-    if not isinstance(model, keras.Sequential) and not hasattr(model, "input"):
+    if not graph.is_functional(model):
         raise ValueError(
             f"Model '{model.name}' is a subclassed {type(model).__name__}, "
             "whose graph is not known. Expected a functional or Sequential "
@@ -173,7 +166,7 @@ def _graph_groups(layers) -> Iterator[tuple[str, keras.layers.Layer]]:
     group = None
     owner: dict[int, str] = {}
     for layer in layers:
-        if isinstance(layer, _NORMALIZATIONS):
+        if graph.is_normalization(layer):
             source = _source_with_weights(layer, owner)
             group = source or group or layer.name
         else:
