@@ -3,7 +3,7 @@
 import dataclasses
 import sys
 
-from benchmarks import gradients, layers
+from benchmarks import critical_units, gradients, layers
 from binaries import flags  # First: it quiets TensorFlow's start.
 from tfmemloc import storage
 
@@ -11,6 +11,7 @@ BENCHMARKS = {
     "gradients": gradients.run,
     "rewinding": layers.rewinding,
     "retraining": layers.retraining,
+    "critical_units": critical_units.run,
 }
 
 flags.flags.DEFINE_list("only", None, f"Some of {', '.join(BENCHMARKS)}.")

@@ -16,6 +16,7 @@ LEVELS = [
         "models",
         "graph",
         "surgery",
+        "pruning",
         "cuts",
         "gates",
         "evaluation",

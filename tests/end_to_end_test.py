@@ -85,6 +85,7 @@ def test_localize_again_reuses_and_says_the_same(localized):
         ("account_gradients", "gradient_accounting", "Whose gradients"),
         ("rewind", "layer_rewinding", "After a rewind to epoch 0"),
         ("retrain", "layer_retraining", "Reset to epoch 0"),
+        ("ablate", "critical_units", "The median of the smallest sets"),
     ],
 )
 def test_probes_of_a_finished_run(localized, tmp_path, program, name, words):
@@ -108,6 +109,8 @@ def test_probes_of_a_finished_run(localized, tmp_path, program, name, words):
         ("rewind", ["--epochs=0,99"], "epoch 99. Saved epochs: 0, 1, 2, 3"),
         ("retrain", ["--groups=conv9"], "no group 'conv9'. Expected some of"),
         ("account_gradients", ["--memory_budget_mib=0"], "One example takes"),
+        ("ablate", ["--ids=5,77777"], "no example with id 77777"),
+        ("ablate", ["--limit=0"], "Received: limit=0"),
     ],
 )
 def test_probes_refuse_bad_flags(localized, program, arguments, words):

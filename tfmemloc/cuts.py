@@ -54,7 +54,9 @@ def cuts_before(
         place = max((p for p in places if p <= first), default=0)
         if place not in by_place:
             tensor = places[place]
-            suffix = _part(model, [tensor], nodes[place:], model.output)
+            suffix = _part(
+                model, [tensor], nodes[place:], graph.outputs_of(model)
+            )
             by_place[place] = Cut(place, tensor, suffix)
         result[name] = by_place[place]
     return result
@@ -76,7 +78,11 @@ def stages(
         return []
     nodes = graph.nodes(model)
     reached = 0
-    start = [t for t in keras.tree.flatten(model.input) if t.name != graph.IDS]
+    start = [
+        t
+        for t in keras.tree.flatten(graph.inputs_of(model))
+        if t.name != graph.IDS
+    ]
     result = []
     for place, cut in sorted({cut.place: cut for cut in cuts}.items()):
         if place > 0:
@@ -110,7 +116,7 @@ def _part(model, start, nodes, end) -> keras.Model:
     used = {id(tensor) for node in nodes for tensor in node.input_tensors}
     ids = [
         tensor
-        for tensor in keras.tree.flatten(model.input)
+        for tensor in keras.tree.flatten(graph.inputs_of(model))
         if tensor.name == graph.IDS and id(tensor) in used
     ]
     return keras.Model([*start, *ids], end)

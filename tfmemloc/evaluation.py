@@ -12,7 +12,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfmemloc import surgery
+from tfmemloc import graph, surgery
 from tfmemloc.batches import scale_pixels
 from tfmemloc.data import Examples
 from tfmemloc.results import SubsetMetrics
@@ -28,12 +28,11 @@ def model_inputs(model: keras.Model, image, example_id):
     subclassed model, whose inputs are not known, gets
     `{"image", "example_id"}`.
     """
-    structure = getattr(model, "input", None)
-    if structure is None:
+    if not graph.is_functional(model):
         return {"image": image, "example_id": example_id}
     return keras.tree.map_structure(
-        lambda tensor: example_id if tensor.name == "example_id" else image,
-        structure,
+        lambda tensor: example_id if tensor.name == graph.IDS else image,
+        graph.inputs_of(model),
     )
 
 
@@ -59,10 +58,12 @@ def _input_signature(model: keras.Model) -> list[tf.TensorSpec] | None:
 
     None where the model does not tell, or takes several kinds of images.
     """
+    if not graph.is_functional(model):
+        return None
     specs = {
         tf.TensorSpec([None, *tensor.shape[1:]], tensor.dtype)
-        for tensor in keras.tree.flatten(getattr(model, "input", None))
-        if tensor is not None and tensor.name != "example_id"
+        for tensor in keras.tree.flatten(graph.inputs_of(model))
+        if tensor.name != graph.IDS
     }
     if len(specs) != 1:
         return None

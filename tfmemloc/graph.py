@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import keras
@@ -56,16 +56,14 @@ _ACTIVATION_OPERATIONS = (
 Node = Any  # Keras has no public name for it.
 
 
-def is_functional(model: keras.Model) -> bool:
-    """Whether the graph of a model is known: functional or Sequential."""
-    return bool(nodes(model))
+def is_functional(model: Any) -> bool:
+    """Whether it is a model whose graph is known: functional or Sequential."""
+    return isinstance(model, keras.Model) and bool(nodes(model))
 
 
 def nodes(model: keras.Model) -> list[Node]:
     """The calls of layers in the order of computation; [] if not known."""
-    if isinstance(model, keras.Sequential):
-        model = getattr(model, "_functional", None)
-    by_depth = getattr(model, "_nodes_by_depth", None)
+    by_depth = getattr(_as_functional(model), "_nodes_by_depth", None)
     if by_depth is None:
         return []
     return [
@@ -73,6 +71,41 @@ def nodes(model: keras.Model) -> list[Node]:
         for depth in sorted(by_depth, reverse=True)
         for node in by_depth[depth]
         if not node.is_input
+    ]
+
+
+def inputs_of(model: keras.Model) -> Any:
+    """The input tensors of a functional model, in its structure.
+
+    A Sequential model's own `input` fails before it was called.
+    """
+    return _as_functional(model).input
+
+
+def outputs_of(model: keras.Model) -> Any:
+    """The output tensors of a functional model, in its structure."""
+    return _as_functional(model).output
+
+
+def _as_functional(model):
+    is_sequential = isinstance(model, keras.Sequential)
+    return getattr(model, "_functional", None) if is_sequential else model
+
+
+def all_nodes(model: keras.Model) -> list[Node]:
+    """The nodes of a model and of the models nested in it."""
+    found = nodes(model)
+    return [
+        inner
+        for node in found
+        for inner in (
+            node,
+            *(
+                all_nodes(node.operation)
+                if isinstance(node.operation, keras.Model)
+                else ()
+            ),
+        )
     ]
 
 
@@ -96,10 +129,10 @@ def single_tensor_places(
     for place, node in enumerate(found):
         for tensor in node.input_tensors:
             last_use[id(tensor)] = place
-    for tensor in keras.tree.flatten(model.output):
+    for tensor in keras.tree.flatten(outputs_of(model)):
         last_use[id(tensor)] = len(found)
     places, live = {}, {}
-    for tensor in keras.tree.flatten(model.input):
+    for tensor in keras.tree.flatten(inputs_of(model)):
         if tensor.name != IDS:
             live[id(tensor)] = tensor
     for place, node in enumerate(found):
@@ -112,6 +145,37 @@ def single_tensor_places(
             places[place] = needed[0]
         live |= {id(tensor): tensor for tensor in node.output_tensors}
     return places
+
+
+def replay(
+    model: keras.Model,
+    inputs: Any,
+    call: Callable[[Node, tuple, dict[str, Any]], Any],
+) -> Any:
+    """Computes the graph of a model anew, on other tensors.
+
+    Args:
+        model: functional or Sequential.
+        inputs: in the structure of `inputs_of(model)`.
+        call: (node, args, kwargs) -> outputs in the place of the node's.
+
+    Returns:
+        In the structure of `outputs_of(model)`.
+    """
+    known = {
+        id(old): new
+        for old, new in zip(
+            keras.tree.flatten(inputs_of(model)),
+            keras.tree.flatten(inputs),
+            strict=True,
+        )
+    }
+    for node in nodes(model):
+        args, kwargs = node.arguments.fill_in(known)
+        outputs = keras.tree.flatten(call(node, args, kwargs))
+        for old, new in zip(node.output_tensors, outputs, strict=True):
+            known[id(old)] = new
+    return keras.tree.map_structure(lambda t: known[id(t)], outputs_of(model))
 
 
 def has_units(operation) -> bool:
@@ -195,7 +259,8 @@ def _unit_sites(
             continue
         if isinstance(layer, keras.Model):
             inner = {
-                id(tensor): True for tensor in keras.tree.flatten(layer.output)
+                id(tensor): True
+                for tensor in keras.tree.flatten(outputs_of(layer))
             }
             yield from _unit_sites(layer, after, inner)
         elif has_units(layer):

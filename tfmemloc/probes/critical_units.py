@@ -320,7 +320,7 @@ class Searcher:
             The columns of `CriticalUnits` that are found for each example;
             `_no_columns` lists them.
         """
-        units, gate_values, flipped = self._greedy(block)
+        units, gate_values, flipped = self.greedy(block)
         kept = self._needed(block, units, gate_values, flipped)
         gate = self._gate(units, gate_values, kept)
         return {
@@ -359,8 +359,15 @@ class Searcher:
         gate[rows, units[rows, places]] = values[rows, places]
         return gate
 
-    def _greedy(self, block: Examples):
-        """Units in the order of removal, their gates, and who flipped."""
+    def greedy(
+        self, block: Examples
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Removes the best unit of each example until its prediction flips.
+
+        Returns:
+            units [N, K] in the order of removal (-1 is padding), what their
+            gates became [N, K], and who flipped [N].
+        """
         count = len(block)
         limit = min(self._search.limit, self._gates.units)
         gate, free = self._open(count), self._open(count)

@@ -1,0 +1,137 @@
+"""The batched search of critical units against one example at a time."""
+
+from __future__ import annotations
+
+import time
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from benchmarks.harness import Row
+from tfmemloc import evaluation
+from tfmemloc.batches import scale_pixels
+from tfmemloc.configs import DataConfig, ModelConfig, SearchConfig
+from tfmemloc.data import Examples, load
+from tfmemloc.gates import UnitGates
+from tfmemloc.gradients import cross_entropy
+from tfmemloc.models import build
+from tfmemloc.probes.critical_units import Searcher
+
+_POPULATION = 512
+_TRAINED = 128
+_EXACT = 4
+
+
+def run() -> list[Row]:
+    """ResNet-9 at full width, CIFAR-10, a population of 512.
+
+    The network first memorizes 128 images. Then 128 of them are searched with
+    the term `frozen`, 4 with `exact`, and the same 4 one at a time.
+    """
+    examples = load(DataConfig(dataset="cifar10", train_examples=_POPULATION))
+    model = build(ModelConfig(dropout="none"), (32, 32, 3), 10)
+    _memorize(model, examples.train.take(np.arange(_TRAINED)))
+    known = examples.train.take(np.arange(_TRAINED))
+    right = evaluation.predict_logits(model, known).argmax(1) == known.label
+    known = known.take(right)
+    few = known.take(np.arange(_EXACT))
+    gates = UnitGates(model)
+    frozen_seconds, frozen = _timed(model, gates, examples, known, "frozen")
+    exact_seconds, exact = _timed(model, gates, examples, few, "exact")
+    started = time.perf_counter()
+    slow = [
+        _one_at_a_time(model, gates, examples, few.take(np.array([n])))
+        for n in range(len(few))
+    ]
+    slow_seconds = (time.perf_counter() - started) / len(few)
+
+    def agreement(one, other):
+        return float(np.mean([a == b for a, b in zip(one, other, strict=True)]))
+
+    slow_for = {"frozen": slow_seconds / frozen_seconds}
+    # Examples differ in how many units they take: compare the same steps.
+    steps = np.mean([len(units) + 1 for units in frozen])
+    few_steps = np.mean([len(units) + 1 for units in slow])
+    slow_for["frozen"] *= steps / few_steps
+    return [
+        _row("slow twin / frozen, per example", slow_for["frozen"], 100),
+        _row("slow twin / exact, per example", slow_seconds / exact_seconds),
+        _row("milliseconds per example, frozen", 1e3 * frozen_seconds),
+        _row("seconds per example, slow twin", slow_seconds),
+        _row("same units, exact and slow twin", agreement(exact, slow)),
+        _row(
+            "same units, exact and frozen",
+            agreement(exact, frozen[: len(exact)]),
+        ),
+    ]
+
+
+def _memorize(model, examples: Examples) -> None:
+    model.compile(
+        keras.optimizers.Adam(1e-3),
+        keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+    )
+    inputs = {
+        "image": scale_pixels(examples.image),
+        "example_id": examples.example_id,
+    }
+    keras.utils.set_random_seed(0)
+    model.fit(inputs, examples.label, batch_size=64, epochs=30, verbose=0)
+
+
+def _timed(model, gates, examples, block, term):
+    """Seconds per example of the greedy search, and the sets."""
+    search = SearchConfig(
+        population_term=term, population=_POPULATION, others=1, limit=30
+    )
+    searcher = Searcher(model, gates, examples, search)
+    searcher.greedy(block.take(np.array([0])))  # Traces.
+    started = time.perf_counter()
+    units, _, _ = searcher.greedy(block)
+    seconds = (time.perf_counter() - started) / len(block)
+    return seconds, [row[row >= 0].tolist() for row in units]
+
+
+def _one_at_a_time(model, gates, examples, one) -> list[int]:
+    """A pass over the population for each removed unit, written plainly."""
+
+    def logits(part, gate):
+        inputs = evaluation.model_inputs(
+            model,
+            tf.constant(scale_pixels(part.image)),
+            tf.constant(part.example_id),
+        )
+        with gates.applied(gate):
+            return model(inputs, training=False)
+
+    population = examples.train
+    gate, removed = np.ones((1, gates.units), np.float32), []
+    while np.argmax(logits(one, tf.constant(gate))) == one.label[0]:
+        if len(removed) == 30:
+            break
+        variable = tf.Variable(gate)
+        with tf.GradientTape() as tape:
+            others = cross_entropy(
+                population.label, logits(population, variable)
+            )
+            own = cross_entropy(one.label, logits(one, variable))
+            objective = tf.reduce_mean(others) - own[0]
+        score = tape.gradient(objective, variable).numpy()[0]
+        score[removed] = -np.inf
+        removed.append(int(score.argmax()))
+        gate[0, removed[-1]] = 0
+    return removed
+
+
+def _row(metric: str, value: float, reach: float | None = None) -> Row:
+    return Row(
+        "critical_units",
+        f"resnet9 cifar10: {metric}",
+        value,
+        value,
+        value,
+        1,
+        reach,
+        lower_is_better=False,
+    )

@@ -1,0 +1,286 @@
+"""Tied layers in other people's models, and taken out again."""
+
+import keras
+import numpy as np
+import pytest
+
+from tfmemloc import graph, surgery
+from tfmemloc.configs import ModelConfig
+from tfmemloc.layers import ExampleTiedDropout
+from tfmemloc.models import build
+from tfmemloc.report import text_table
+from tfmemloc.surgery import tie_dropout, tie_plan, untie
+
+
+def _feed(model, rng, count=3):
+    feed = {}
+    for tensor in keras.tree.flatten(graph.inputs_of(model)):
+        if tensor.name == "example_id":
+            feed[tensor.name] = np.arange(count)
+        elif "int" in tensor.dtype:
+            feed[tensor.name] = rng.integers(0, 9, (count, *tensor.shape[1:]))
+        else:
+            shape = (count, *tensor.shape[1:])
+            feed[tensor.name] = rng.normal(size=shape).astype(np.float32)
+    return feed
+
+
+def _small(name):
+    """A network of Keras's own, as small as it gets."""
+    return getattr(keras.applications, name)(
+        weights=None, input_shape=(32, 32, 3), classes=4
+    )
+
+
+def _text_classifier():
+    """Tokens through an embedding and two transformer blocks."""
+    tokens = keras.Input((12,), dtype="int32", name="tokens")
+    x = keras.layers.Embedding(20, 16, mask_zero=True)(tokens)
+    for block in range(2):
+        attended = keras.layers.MultiHeadAttention(
+            2, 8, name=f"attention{block}"
+        )(x, x)
+        x = keras.layers.LayerNormalization(name=f"norm{block}a")(x + attended)
+        inner = keras.layers.Dense(32, "relu", name=f"up{block}")(x)
+        inner = keras.layers.Dense(16, name=f"down{block}")(inner)
+        x = keras.layers.LayerNormalization(name=f"norm{block}b")(x + inner)
+    x = keras.layers.GlobalAveragePooling1D()(x)
+    return keras.Model(tokens, keras.layers.Dense(4)(x))
+
+
+def _two_in_two_out():
+    a = keras.Input((8,), name="a")
+    b = keras.Input((6,), name="b")
+    x = keras.layers.Dense(10, "relu", name="of_a")(a)
+    y = keras.layers.Dense(10, "relu", name="of_b")(b)
+    both = keras.layers.Concatenate()([x, y])
+    z = keras.layers.Dense(12, "relu", name="both")(both)
+    return keras.Model(
+        [a, b],
+        {
+            "first": keras.layers.Dense(2, name="first")(z),
+            "second": keras.layers.Dense(3, name="second")(z),
+        },
+    )
+
+
+def _nested_and_shared():
+    inner_input = keras.Input((8,))
+    x = keras.layers.Dense(10, "relu", name="inner1")(inner_input)
+    x = keras.layers.Dense(8, "relu", name="inner2")(x)
+    inner = keras.Model(inner_input, x, name="inner")
+    inputs = keras.Input((8,), name="image")
+    x = inner(inner(inputs))
+    return keras.Model(inputs, keras.layers.Dense(4, name="out")(x))
+
+
+MODELS = {
+    "ResNet50": (lambda: _small("ResNet50"), "blocks"),
+    "MobileNetV3Small": (lambda: _small("MobileNetV3Small"), "blocks"),
+    "EfficientNetB0": (lambda: _small("EfficientNetB0"), "blocks"),
+    "ConvNeXtTiny": (lambda: _small("ConvNeXtTiny"), "blocks"),
+    "text": (_text_classifier, "blocks"),
+    "two_in_two_out": (_two_in_two_out, ["of_a", "both"]),
+    "nested": (_nested_and_shared, ["inner1", "inner2"]),
+    "nested_whole": (_nested_and_shared, ["inner"]),
+    "sequential": (
+        lambda: keras.Sequential(
+            [
+                keras.Input((8,)),
+                keras.layers.Dense(10, "relu", name="hidden"),
+                keras.layers.Dense(4),
+            ]
+        ),
+        "blocks",
+    ),
+    "ours": (
+        lambda: build(ModelConfig(width=0.25, dropout="none"), (8, 8, 1), 4),
+        "blocks",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_tied_models_fit_save_and_come_apart(name, rng, tmp_path):
+    make, after = MODELS[name]
+    model = make()
+    feed = _feed(model, rng)
+    plain_feed = _own(model, feed)
+    expected = model(plain_feed, training=False)
+    tied = tie_dropout(model, after, p_gen=0.5, p_mem=0.5)
+    layers = surgery.tied_layers(tied)
+    assert len({layer.seed for layer in layers}) == len(layers) > 0
+    # All weights are those of the model.
+    assert {id(w) for w in tied.weights} == {id(w) for w in model.weights}
+    # Taken out again, the network is the old one.
+    again = untie(tied)
+    assert [t.name for t in keras.tree.flatten(again.input)] == [
+        t.name for t in keras.tree.flatten(graph.inputs_of(model))
+    ]
+    keras.tree.map_structure(
+        lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5),
+        again(plain_feed, training=False),
+        expected,
+    )
+    # An ordinary fit, with ids.
+    tied.compile("sgd", "mse")
+    tied_feed = _own(tied, {**feed, "example_id": np.arange(3)})
+    target = keras.tree.map_structure(np.zeros_like, expected)
+    history = tied.fit(tied_feed, target, verbose=0)
+    assert np.isfinite(history.history["loss"][0])
+    tied.save(tmp_path / "tied.keras")
+    loaded = keras.models.load_model(tmp_path / "tied.keras")
+    keras.tree.map_structure(
+        lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5),
+        loaded(tied_feed, training=False),
+        tied(tied_feed, training=False),
+    )
+
+
+def _own(model, feed):
+    """A feed in the structure of a model's inputs."""
+    return keras.tree.map_structure(
+        lambda t: feed[t.name], graph.inputs_of(model)
+    )
+
+
+def test_ids_are_put_beside_any_inputs():
+    single = tie_dropout(_text_classifier())
+    assert set(single.input) == {"tokens", "example_id"}
+    several = tie_dropout(_two_in_two_out(), ["both"])
+    assert [t.name for t in several.input] == ["a", "b", "example_id"]
+    assert set(several.output) == {"first", "second"}
+    ours = tie_dropout(build(ModelConfig(dropout="none"), (8, 8, 1), 4))
+    assert set(ours.input) == {"image", "example_id"}
+
+
+def test_blocks_of_a_transformer_end_after_its_sums():
+    tied = tie_dropout(_text_classifier(), p_gen=0.5)
+    names = [layer.name for layer in surgery.tied_layers(tied)]
+    assert len(names) == 4
+    assert names[-1] == "norm1b_tied"
+
+
+def test_the_plan_is_a_table():
+    tied = tie_dropout(
+        _two_in_two_out(), ["of_a", "both"], p_gen=0.5, p_mem=0.5
+    )
+    assert tie_plan(tied) == [
+        {
+            "layer": "of_a_tied",
+            "units": 10,
+            "generalization": 5,
+            "memorization": 5,
+            "on": 7.5,
+        },
+        {
+            "layer": "both_tied",
+            "units": 12,
+            "generalization": 6,
+            "memorization": 6,
+            "on": 9.0,
+        },
+    ]
+    assert "generalization" in text_table(tie_plan(tied), percent=False)
+
+
+def test_a_predicate_chooses_layers():
+    tied = tie_dropout(
+        _two_in_two_out(),
+        lambda layer: isinstance(layer, keras.layers.Concatenate),
+    )
+    (layer,) = surgery.tied_layers(tied)
+    assert layer.units == 20
+
+
+def test_a_shared_nested_model_has_one_mask(rng):
+    model = _nested_and_shared()
+    tied = surgery.with_inference(
+        tie_dropout(model, ["inner1"], p_gen=0.5, p_mem=0.5), "tied"
+    )
+    (layer,) = surgery.tied_layers(tied)
+    image = rng.normal(size=(3, 8)).astype(np.float32)
+    ids = np.arange(3)
+    inner = model.get_layer("inner")
+    first, second = inner.get_layer("inner1"), inner.get_layer("inner2")
+    on = layer.example_units(ids)
+    x = second(first(image) * on)
+    x = second(first(x) * on)
+    np.testing.assert_allclose(
+        tied({"image": image, "example_id": ids}),
+        model.get_layer("out")(x),
+        atol=1e-5,
+    )
+
+
+def test_ids_that_are_not_passed_to_fit(rng):
+    tied = tie_dropout(_text_classifier(), p_gen=0.5)
+    tied.compile("sgd", "mse")
+    tokens = rng.integers(0, 9, (4, 12))
+    with pytest.raises(ValueError, match="example_id"):
+        tied.fit({"tokens": tokens}, np.zeros((4, 4)), verbose=0)
+
+
+class _Own(keras.Model):
+    """Somebody's subclassed model."""
+
+    def call(self, x):
+        return x
+
+
+@pytest.mark.parametrize(
+    ("make", "after", "words"),
+    [
+        (_Own, "blocks", "In a subclassed model, create ExampleTiedDropout"),
+        (_text_classifier, ["up7"], "has no layer up7. Expected some of"),
+        (_text_classifier, "block", "Received: after=.block."),
+        (_text_classifier, lambda layer: False, "chooses no layer"),
+        (lambda: tie_dropout(_text_classifier()), "blocks", "tied layers al"),
+    ],
+)
+def test_models_that_cannot_be_tied(make, after, words):
+    with pytest.raises(ValueError, match=words):
+        tie_dropout(make(), after)
+
+
+def test_models_that_cannot_be_untied():
+    with pytest.raises(ValueError, match="no ExampleTiedDropout layer to take"):
+        untie(_text_classifier())
+
+
+def test_an_input_that_is_no_id():
+    inputs = keras.Input((3,), name="example_id")
+    x = keras.layers.Dense(8, name="hidden")(inputs)
+    model = keras.Model(inputs, keras.layers.Dense(2)(x))
+    with pytest.raises(ValueError, match="Expected an integer for each"):
+        tie_dropout(model, ["hidden"])
+
+
+def test_layers_too_narrow_to_tie():
+    with pytest.raises(ValueError, match="no generalization units"):
+        tie_dropout(_two_in_two_out(), ["of_a"], p_gen=0.05)
+
+
+def test_by_hand_in_a_subclassed_model_and_a_tape_loop(rng):
+    """As in the README."""
+
+    class Classifier(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.hidden = keras.layers.Dense(32, "relu")
+            self.tied = ExampleTiedDropout(p_gen=0.25, p_mem=0.25, seed=1)
+            self.out = keras.layers.Dense(2)
+
+        def call(self, inputs, training=None):
+            x = self.hidden(inputs["image"])
+            x = self.tied(x, inputs["example_id"], training=training)
+            return self.out(x)
+
+    model = Classifier()
+    model.compile("adam", "mse")
+    feed = {
+        "image": rng.normal(size=(6, 5)).astype(np.float32),
+        "example_id": np.arange(6),
+    }
+    history = model.fit(feed, np.zeros((6, 2)), epochs=2, verbose=0)
+    assert history.history["loss"][1] < history.history["loss"][0]
