@@ -16,9 +16,9 @@ import tensorflow as tf  # noqa: E402
 # Each new model is traced once; TensorFlow takes that for a mistake.
 tf.get_logger().setLevel("ERROR")
 
-from absl import app, flags  # noqa: E402
+from absl import app, flags, logging  # noqa: E402
 
-from tfmemloc import configs, storage  # noqa: E402
+from tfmemloc import configs, export, storage  # noqa: E402
 
 FLAGS = flags.FLAGS
 # The flags belong to the program that asks for them, so that --help of each
@@ -35,6 +35,7 @@ _USER_ERRORS = (
     ImportError,
     FloatingPointError,
     storage.DirectoryInUseError,
+    export.ExportError,
 )
 
 
@@ -307,6 +308,8 @@ def run(main: Callable[[], None]) -> None:
                 f"error: unexpected {' '.join(arguments[1:])}. Everything is "
                 "given by flags; see --help."
             )
+        if FLAGS.verbosity <= 0:
+            logging.set_verbosity(logging.WARNING)
         try:
             main()
         except KeyboardInterrupt:

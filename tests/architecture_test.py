@@ -25,7 +25,7 @@ LEVELS = [
     ],
     ["runs", "training"],
     ["probes", "localization"],
-    ["plots", "report"],
+    ["plots", "report", "export"],
 ]
 ORDER = [name for level in LEVELS for name in level]
 LEVEL = {name: i for i, level in enumerate(LEVELS) for name in level}

@@ -30,7 +30,14 @@ from tfmemloc.masks import example_mask, example_mask_numpy, fold_seed
 
 # Networks, and editing them.
 from tfmemloc.models import build
-from tfmemloc.surgery import layer_groups, swapped_weights, with_inference
+from tfmemloc.surgery import (
+    layer_groups,
+    swapped_weights,
+    tie_dropout,
+    tie_plan,
+    untie,
+    with_inference,
+)
 
 # Training, and what it leaves behind.
 from tfmemloc.training import RecordRun, train
@@ -64,6 +71,10 @@ from tfmemloc.probes.gradient_accounting import (
 from tfmemloc.probes.layer_rewinding import rewind_layers, rewind_weights
 from tfmemloc.probes.layer_retraining import retrain_layers
 from tfmemloc.probes.critical_units import choose_ids, find_critical_units
+
+# Serving what is left.
+from tfmemloc.pruning import prune_memorization, pruning_plan
+from tfmemloc.export import export_saved_model
 
 # Results.
 from tfmemloc.results import (
@@ -104,6 +115,7 @@ __all__ = [
     "evaluate",
     "example_mask",
     "example_mask_numpy",
+    "export_saved_model",
     "find_critical_units",
     "fold_seed",
     "from_arrays",
@@ -115,6 +127,8 @@ __all__ = [
     "per_example_gradients",
     "per_example_norms",
     "predict_logits",
+    "prune_memorization",
+    "pruning_plan",
     "recalibrate_batch_norm",
     "retrain_layers",
     "rewind_layers",
@@ -124,7 +138,10 @@ __all__ = [
     "stable_ids",
     "subset_gradients",
     "swapped_weights",
+    "tie_dropout",
+    "tie_plan",
     "train",
     "train_networks",
+    "untie",
     "with_inference",
 ]

@@ -1,0 +1,329 @@
+"""What is served: checked, pruned, alone in a fresh process, and atomic."""
+
+import dataclasses
+import json
+import pathlib
+import subprocess
+import sys
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tests.tying_test import _nested_and_shared, _two_in_two_out
+from tfmemloc import evaluation, surgery
+from tfmemloc.batches import scale_pixels
+from tfmemloc.configs import DataConfig, ModelConfig, TrainConfig
+from tfmemloc.export import ExportError, export_saved_model
+from tfmemloc.models import build
+from tfmemloc.surgery import tie_dropout
+from tfmemloc.training import train
+
+
+@pytest.fixture(scope="module")
+def tied_run(tmp_path_factory):
+    """A tied run of the demo's data, shorter than the demo's."""
+    return train(
+        tmp_path_factory.mktemp("export") / "run",
+        data=DataConfig(),
+        model=ModelConfig(width=0.25, p_gen=0.25),
+        training=TrainConfig(epochs=12, batch_size=128, learning_rate=0.1),
+        progress=False,
+    )
+
+
+@pytest.fixture(scope="module")
+def served(tied_run, tmp_path_factory):
+    """Its export, from raw pixels, in all formats."""
+    return export_saved_model(
+        tied_run,
+        tmp_path_factory.mktemp("served") / "export",
+        raw_pixels=True,
+        formats=("keras", "litert", "onnx"),
+    )
+
+
+_ALONE = """
+import json, sys
+import numpy as np
+import tensorflow as tf
+
+path, images = sys.argv[1:]
+serve = tf.saved_model.load(path).signatures["serving_default"]
+images = np.load(images)
+found = serve(image=tf.constant(images))
+assert not any(name.startswith("tfmemloc") for name in sys.modules)
+one = serve(image=tf.constant(images[:1]))["logits"]
+np.testing.assert_allclose(one[0], found["logits"][0], atol=1e-4)
+np.testing.assert_allclose(np.sum(found["probabilities"], 1), 1, atol=1e-5)
+print(json.dumps(np.argmax(found["logits"], 1).tolist()))
+"""
+
+
+def test_a_fresh_process_with_tensorflow_alone(
+    served, tied_run, digits, tmp_path
+):
+    np.save(tmp_path / "images.npy", digits.image)
+    done = subprocess.run(
+        [sys.executable, "-c", _ALONE, served, tmp_path / "images.npy"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    classes = np.array(json.loads(done.stdout.splitlines()[-1]))
+    model = tied_run.model(inference="drop")
+    expected = evaluation.predict_logits(model, digits).argmax(axis=1)
+    np.testing.assert_array_equal(classes, expected)
+    noisy = digits.subset == "noisy"
+    card = json.loads((served / "model_card.json").read_text())
+    rows = {row["subset"]: row for row in card["accuracy"]}
+    for subset in digits.subsets:
+        mine = digits.subset == subset
+        found = np.mean(classes[mine] == digits.label[mine])
+        assert rows[subset]["after"] == pytest.approx(found)
+    found = np.mean(classes[noisy] == digits.true_label[noisy])
+    assert rows["noisy"]["true_label_after"] == pytest.approx(found)
+    assert rows["noisy"]["after"] < 0.1 < 0.8 < rows["test"]["after"]
+
+
+def test_the_card_says_what_was_done(served, tied_run, digits):
+    card = json.loads((served / "model_card.json").read_text())
+    assert card["options"]["pruned"] and card["options"]["raw_pixels"]
+    assert card["data"]["noise_rate"] == pytest.approx(143 / 1437)
+    assert card["data"]["fingerprint"] == digits.fingerprint()
+    assert "data_dir" not in card["run"]["data"]
+    size = card["size"]
+    assert size["parameters_before"] == tied_run.model().count_params()
+    assert size["parameters_after"] < size["parameters_before"] / 3
+    text = (served / "MODEL_CARD.md").read_text()
+    assert "memorization units left out, pruned" in text
+    assert f"{size['parameters_after']:,} after" in text
+
+
+def _bytes_of(folder):
+    return [p.read_bytes() for p in pathlib.Path(folder).rglob("*")
+            if p.is_file()]  # fmt: skip
+
+
+def test_no_memorization_unit_is_in_the_files(tied_run, tmp_path):
+    pruned = export_saved_model(tied_run, tmp_path / "pruned")
+    whole = export_saved_model(tied_run, tmp_path / "whole", prune=False)
+    model = tied_run.model()
+    layer = model.get_layer("conv1.dropout")
+    kernel = model.get_layer("conv1.conv").get_weights()[0]
+    kernel = kernel.reshape(-1, layer.units)
+    first = layer.generalization_units
+    for row in kernel:
+        general, memory = row[:first].tobytes(), row[first:].tobytes()
+        assert any(general in file for file in _bytes_of(pruned))
+        assert not any(memory in file for file in _bytes_of(pruned))
+        assert not any(
+            row[k : k + 2].tobytes() in file
+            for k in range(first, layer.units - 1)
+            for file in _bytes_of(pruned)
+        )
+        assert any(memory in file for file in _bytes_of(whole))
+
+
+def test_the_keras_file_holds_keras_alone(served, digits):
+    model = keras.models.load_model(served / "model.keras", safe_mode=True)
+    assert all(
+        type(layer).__module__.startswith("keras")
+        for layer in surgery.flat_layers(model)
+    )
+    logits = model(scale_pixels(digits.image[:20]))
+    serve = tf.saved_model.load(str(served)).signatures["serving_default"]
+    found = serve(image=tf.constant(digits.image[:20]))["logits"]
+    np.testing.assert_allclose(logits, found, atol=1e-4)
+
+
+def test_litert_and_onnx_files_say_the_same(served, digits):
+    images = scale_pixels(digits.image[:4])
+    model = keras.models.load_model(served / "model.keras")
+    expected = model(images).numpy()
+    with pytest.warns(UserWarning, match="deprecated"):
+        interpreter = tf.lite.Interpreter(str(served / "model.tflite"))
+    (taken,) = interpreter.get_input_details()
+    (given,) = interpreter.get_output_details()
+    interpreter.resize_tensor_input(taken["index"], images.shape)
+    interpreter.allocate_tensors()
+    interpreter.set_tensor(taken["index"], images)
+    interpreter.invoke()
+    np.testing.assert_allclose(
+        interpreter.get_tensor(given["index"]), expected, atol=1e-3
+    )
+    onnx = pytest.importorskip("onnx")
+    from onnx.reference import ReferenceEvaluator
+
+    session = ReferenceEvaluator(onnx.load(served / "model.onnx"))
+    (name,) = session.input_names
+    (found,) = session.run(None, {name: images})
+    np.testing.assert_allclose(found, expected, atol=1e-3)
+
+
+def test_recalibrated_and_remembering(tied_run, digits, tmp_path):
+    path = export_saved_model(
+        tied_run,
+        tmp_path / "export",
+        recalibrate=True,
+        with_memorization=True,
+    )
+    loaded = tf.saved_model.load(str(path))
+    image = tf.constant(scale_pixels(digits.image[:16]))
+    drop = tied_run.model(inference="drop")
+    recalibrated = evaluation.recalibrate_batch_norm(drop, digits.train)
+    for signature, model in (
+        ("serving_default", recalibrated),
+        ("with_memorization", tied_run.model(inference="expected")),
+    ):
+        ids = tf.zeros([16], tf.int64)
+        expected = model({"image": image, "example_id": ids})
+        found = loaded.signatures[signature](image=image)["logits"]
+        np.testing.assert_allclose(found, expected, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("make", "after"),
+    [(_nested_and_shared, ["inner"]), (_two_in_two_out, ["both"])],
+)
+def test_other_peoples_models(make, after, tmp_path):
+    tied = tie_dropout(make(), after, p_gen=0.5)
+    path = export_saved_model(tied, tmp_path / "export")
+    serve = tf.saved_model.load(str(path)).signatures["serving_default"]
+    names = set(serve.structured_input_signature[1])
+    assert names == ({"image"} if after == ["inner"] else {"a", "b"})
+    expected = {"logits", "probabilities"}
+    if after == ["both"]:
+        expected = {"first", "second"}
+    assert set(serve.structured_outputs) == expected
+    assert not (path / "model_card.json").exists()
+
+
+def test_a_softmax_at_the_end_gives_probabilities(tmp_path):
+    inputs = keras.Input((6,), name="features")
+    x = keras.layers.Dense(8, "relu", name="hidden")(inputs)
+    x = keras.layers.Dense(3, activation="softmax")(x)
+    tied = tie_dropout(keras.Model(inputs, x), p_gen=0.5)
+    path = export_saved_model(tied, tmp_path / "export")
+    serve = tf.saved_model.load(str(path)).signatures["serving_default"]
+    assert set(serve.structured_outputs) == {"probabilities"}
+    found = serve(features=tf.ones([2, 6]))["probabilities"]
+    np.testing.assert_allclose(np.sum(found, axis=1), 1, atol=1e-6)
+
+
+@pytest.fixture
+def tied():
+    return build(ModelConfig(width=0.25), (8, 8, 1), 10)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"card": True}, "The model card needs the examples"),
+        ({"recalibrate": True}, "recalibrate=True needs the examples"),
+        ({"prune": True, "inference": "expected"}, 'needs inference="drop"'),
+        ({"inference": "plain"}, "has tied layers"),
+        ({"inference": "tied"}, "Received: inference='tied'"),
+        ({"formats": ["h5"]}, "Received: formats='h5'"),
+    ],
+)
+def test_options_that_do_not_go_together(tied, tmp_path, options, words):
+    with pytest.raises(ValueError, match=words):
+        export_saved_model(tied, tmp_path / "export", **options)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_model_without_tied_layers(tmp_path):
+    plain = build(ModelConfig(width=0.25, dropout="none"), (8, 8, 1), 10)
+    with pytest.raises(ValueError, match='inference="plain" exports this one'):
+        export_saved_model(plain, tmp_path / "export")
+    path = export_saved_model(plain, tmp_path / "export", inference="plain")
+    assert (path / "saved_model.pb").exists()
+
+
+def test_raw_pixels_need_such_examples(tied, small_digits, tmp_path):
+    scaled = dataclasses.replace(
+        small_digits, image=scale_pixels(small_digits.image)
+    )
+    with pytest.raises(ValueError, match="has float32 ones|have float32 ones"):
+        export_saved_model(
+            tied, tmp_path / "export", examples=scaled, raw_pixels=True
+        )
+
+
+def test_nothing_is_overwritten_unless_told(tied, tmp_path):
+    path = export_saved_model(tied, tmp_path / "export")
+    before = _bytes_of(path)
+    with pytest.raises(FileExistsError, match="or overwrite=True"):
+        export_saved_model(tied, path)
+    assert _bytes_of(path) == before
+    export_saved_model(tied, path, overwrite=True)
+    assert [p.name for p in tmp_path.iterdir()] == ["export"]
+    precious = tmp_path / "thesis"
+    precious.mkdir()
+    (precious / "chapter.tex").write_text("x")
+    with pytest.raises(FileExistsError, match="is not an export"):
+        export_saved_model(tied, precious, overwrite=True)
+    assert (precious / "chapter.tex").exists()
+    with pytest.raises(FileNotFoundError, match="does not exist"):
+        export_saved_model(tied, tmp_path / "no" / "such")
+
+
+def test_an_export_that_differs_is_refused(tied, tmp_path, monkeypatch):
+    from tfmemloc import pruning
+
+    real = pruning.prune_memorization
+
+    def damaged(model):
+        small = real(model)
+        kernel = small.get_layer("head.dense").weights[0]
+        kernel.assign(kernel + 0.1)
+        return small
+
+    monkeypatch.setattr(pruning, "prune_memorization", damaged)
+    before = export_saved_model(tied, tmp_path / "export", prune=False)
+    files = _bytes_of(before)
+    with pytest.raises(ExportError, match="differ from its model's by"):
+        export_saved_model(tied, tmp_path / "export", overwrite=True)
+    assert _bytes_of(before) == files
+    assert [p.name for p in tmp_path.iterdir()] == ["export"]
+
+
+_FULL = """
+import sys
+from tfmemloc.configs import ModelConfig
+from tfmemloc.export import export_saved_model
+from tfmemloc.models import build
+
+tied = build(ModelConfig(), (8, 8, 1), 10)
+try:
+    export_saved_model(tied, sys.argv[1])
+except OSError as error:
+    print("refused:", error)
+"""
+
+
+def test_a_full_disk(tmp_path):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=200k", "tmpfs", disk],
+        capture_output=True,
+        check=False,
+    )
+    if mounted.returncode:
+        pytest.skip("needs the right to mount a small tmpfs")
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", _FULL, disk / "export"],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert "refused: " in done.stdout, done.stderr
+        assert not list(disk.iterdir())
+    finally:
+        subprocess.run(["umount", disk], check=True)
