@@ -3,7 +3,13 @@
 import dataclasses
 import sys
 
-from benchmarks import critical_units, gradients, layers
+from benchmarks import (
+    critical_units,
+    gradients,
+    layers,
+    serving,
+    tied_layer,
+)
 from binaries import flags  # First: it quiets TensorFlow's start.
 from tfmemloc import storage
 
@@ -12,6 +18,8 @@ BENCHMARKS = {
     "rewinding": layers.rewinding,
     "retraining": layers.retraining,
     "critical_units": critical_units.run,
+    "serving": serving.run,
+    "tied_layer": tied_layer.run,
 }
 
 flags.flags.DEFINE_list("only", None, f"Some of {', '.join(BENCHMARKS)}.")

@@ -280,8 +280,8 @@ class Searcher:
         ]
         gate = tf.TensorSpec([None, gates.units], tf.float32)
         self._functions = {
-            "step": tf.function(
-                self._step_of, input_signature=[*spec, gate, gate]
+            "own_gradient": tf.function(
+                self._own_gradient_of, input_signature=[*spec, gate]
             ),
             "classes": tf.function(
                 self._classes_of, input_signature=[*spec, gate]
@@ -370,25 +370,48 @@ class Searcher:
         """
         count = len(block)
         limit = min(self._search.limit, self._gates.units)
-        gate, free = self._open(count), self._open(count)
+        gate = self._open(count)
+        free = np.ones(gate.shape, bool)
         units = np.full((count, limit), -1, np.int32)
         values = np.ones((count, limit), np.float32)
         flipped = np.zeros(count, bool)
         active = np.arange(count)
         for step in range(limit + 1):
-            classes, unit, value = self._in_chunks(
-                "step", block.take(active), gate[active], free[active]
+            classes, own = self._in_chunks(
+                "own_gradient", block.take(active), gate[active]
             )
             done = classes != block.label[active]
             flipped[active[done]] = True
-            active, unit, value = active[~done], unit[~done], value[~done]
+            active, own = active[~done], own[~done]
             if step == limit or not len(active):
                 break
+            unit, value = self._best(
+                self._population_term(gate[active]) - own, free[active]
+            )
             units[active, step], values[active, step] = unit, value
             gate[active, unit] = value
-            free[active, unit] = 0
+            free[active, unit] = False
         longest = max(1, int((units >= 0).sum(axis=1).max()))
         return units[:, :longest], values[:, :longest], flipped
+
+    def _best(self, gradient: np.ndarray, free: np.ndarray):
+        """The free unit that lowers the objective most, and its new gate.
+
+        Args:
+            gradient: [B, U] of the objective with respect to the gates.
+            free: [B, U] units that have not been taken yet.
+        """
+        is_step = self._search.objective == "step"
+        score = np.abs(gradient) if is_step else gradient
+        unit = np.where(free, score, -np.inf).argmax(axis=1)
+        rises = gradient[np.arange(len(unit)), unit] <= 0
+        return unit, np.where(rises & is_step, 2.0, 0.0)
+
+    def _population_term(self, gate: np.ndarray) -> np.ndarray:
+        """d mean_j l_j / d gate under each row of gates: [B, U] or [1, U]."""
+        if self._search.population_term == "exact":
+            return self._functions["population"](gate).numpy()
+        return self._frozen
 
     def _needed(self, block, units, values, flipped) -> np.ndarray:
         """Puts units back, first removed first, while the flip survives.
@@ -507,23 +530,15 @@ class Searcher:
             )
         return tf.cast(logits, tf.float32)
 
-    def _step_of(self, image, example_id, label, gate, free):
-        """One step: the predicted classes, the best unit, its new gate."""
+    def _own_gradient_of(self, image, example_id, label, gate):
+        """The predicted classes [B], and d l_i / d gate [B, U]."""
         with tf.GradientTape() as tape:
             tape.watch(gate)
-            logits = self._logits(image, example_id, gate)
-            judged = logits
+            logits = judged = self._logits(image, example_id, gate)
             if self._search.copies:
                 judged = self._perturbed_logits(image, example_id, gate)
             losses = tf.reduce_sum(cross_entropy(label, judged))
-        gradient = self._population_term(gate) - tape.gradient(losses, gate)
-        is_step = self._search.objective == "step"
-        score = tf.abs(gradient) if is_step else gradient
-        unit = tf.argmax(tf.where(free > 0, score, -np.inf), axis=1)
-        # The gate goes down where that lowers the objective, else up.
-        falls = tf.gather(gradient, unit, axis=1, batch_dims=1) > 0
-        value = tf.where(falls | (not is_step), 0.0, 2.0)
-        return tf.argmax(logits, axis=1), unit, value
+        return tf.argmax(logits, axis=1), tape.gradient(losses, gate)
 
     def _classes_of(self, image, example_id, label, gate):
         del label
@@ -562,11 +577,6 @@ class Searcher:
         )
         logits = tf.reshape(logits, [-1, copies, logits.shape[-1]])
         return tf.reduce_mean(logits, axis=1)
-
-    def _population_term(self, gate):
-        if self._search.population_term == "exact":
-            return self._population_gradients(gate)
-        return self._frozen
 
     def _population_gradients(self, gate):
         """d mean_j l_j / d gate for each row of gates: [B, U]."""
@@ -607,10 +617,10 @@ class Searcher:
             parallel_iterations=1,
         )
 
-    def _frozen_term(self):
+    def _frozen_term(self) -> np.ndarray:
         if self._search.population_term != "frozen":
-            return tf.zeros([1, self._gates.units])
-        return tf.constant(self._functions["population"](self._open(1)))
+            return np.zeros((1, self._gates.units), np.float32)
+        return self._functions["population"](self._open(1)).numpy()
 
     def _population_means(self) -> tf.Tensor | None:
         """[U] what a removed unit gives; None is 0."""
