@@ -178,7 +178,7 @@ def test_the_same_units_as_one_example_at_a_time(
 
 def _flips(searcher, part, units):
     """Whether removing a set of units flips one example's prediction."""
-    gate = np.ones((1, searcher._gates.units), np.float32)
+    gate = np.ones((1, searcher.gates.units), np.float32)
     gate[0, list(units)] = 0
     return searcher.predict(part, gate)[0] != part.label[0]
 
@@ -465,6 +465,8 @@ def test_own_units_are_the_examples_designated_ones(small_digits):
         search={"others": 1, "limit": 5},
     )
     starts = np.concatenate([[0], np.cumsum(result.sizes)])
+    gates = UnitGates(tied, layers=layers)
+    searcher = Searcher(tied, gates, examples, SearchConfig(others=1))
     for n, example_id in enumerate(result.example_id):
         designated, on = set(), 0
         for start, layer in zip(
@@ -480,6 +482,8 @@ def test_own_units_are_the_examples_designated_ones(small_digits):
         assert result.own_chance[n] == pytest.approx(len(designated) / on)
         for unit, own in zip(result.units[n], result.own[n], strict=True):
             assert own == (unit in designated)
+        one = examples.of_ids([example_id])
+        assert result.own_flips[n] == _flips(searcher, one, designated)
     plain = _find(
         build(ModelConfig(width=0.25, dropout="none"), (8, 8, 1), 10),
         dataclasses.replace(examples, label=np.zeros(len(examples), int)),

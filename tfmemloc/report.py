@@ -342,6 +342,8 @@ def own_units_section(results: Mapping[str, CriticalUnits]) -> Section:
             f"[{row['own_low']:.1%}, {row['own_high']:.1%}]",
             "chance": f"{row['chance']:.1%}",
             "median_size": row["median_size"],
+            "own_flips": f"{row['own_flips']:.1%}",
+            "others_flip": f"{row['others_flip']:.1%}",
         }
         for name, result in results.items()
         for row in result.own_shares()
@@ -352,7 +354,10 @@ def own_units_section(results: Mapping[str, CriticalUnits]) -> Section:
         "memorization units, with a 95% bootstrap interval over examples, and "
         "their share among all units that are on for it. Units are gated "
         "where the dropout stands; for a network without tied layers the "
-        "masks are those that the tied network gives the same example.",
+        "masks are those that the tied network gives the same example. Own "
+        "flips: how often the prediction changes when all of the example's "
+        "own memorization units are removed; others flip: when as many of "
+        "the other units that are on are removed, at random.",
         rows,
         percent=False,
     )

@@ -78,7 +78,9 @@ class Result:
             return cls(**fields, **arrays)
         except TypeError as error:
             raise storage.DamagedFileError(
-                f"{path} does not hold the fields of {cls.__name__}: {error}."
+                f"{path} does not hold the fields of {cls.__name__}: {error}. "
+                "It is damaged or of another version; delete its .json and "
+                ".npz, and the same command makes them anew."
             ) from error
 
     def rows(self) -> list[dict[str, Any]]:
@@ -411,6 +413,10 @@ class CriticalUnits(Result):
     own: np.ndarray
     # [N] their share among all units that are on for it; NaN: no tied layer.
     own_chance: np.ndarray
+    # [N] whether the prediction changes when all of its own memorization
+    # units are removed, or as many others that are on, drawn at random.
+    own_flips: np.ndarray
+    others_flip: np.ndarray
 
     @property
     def memorized(self) -> str | None:
@@ -538,7 +544,9 @@ class CriticalUnits(Result):
 
         `own` is the share of critical units that lie among their example's
         designated memorization units, `chance` the same share of all units
-        that are on for it; both are means over examples.
+        that are on for it; both are means over examples. `own_flips` is how
+        often the prediction changes when all its own units are removed,
+        `others_flip`, when as many other ones are.
         """
         rows = []
         for subset in self.searched():
@@ -556,6 +564,8 @@ class CriticalUnits(Result):
                     "own_low": low,
                     "own_high": high,
                     "chance": float(self.own_chance[mine].mean()),
+                    "own_flips": float(self.own_flips[mine].mean()),
+                    "others_flip": float(self.others_flip[mine].mean()),
                     "median_size": float(np.median(self.size[mine])),
                 }
             )

@@ -47,6 +47,7 @@ from tfmemloc.results import CriticalUnits
 from tfmemloc.runs import Run
 
 _LARGEST_CHUNK = 256
+_LAST = 2**32  # Sorts behind every hash.
 _BLOCK = 256
 
 
@@ -121,9 +122,7 @@ def find_critical_units(
             parts.append(part)
             bar.update(len(block))
     columns = _joined(parts)
-    own, own_chance = _own_units(
-        masks_of or model, gates, found.example_id, columns["units"]
-    )
+    own = _own_units(searcher, masks_of or model, found, columns["units"])
     return CriticalUnits(
         layers=gates.names,
         subsets=examples.subsets,
@@ -139,8 +138,7 @@ def find_critical_units(
         skipped=wanted.example_id[~right],
         baseline=searcher.baseline(),
         others=searcher.others_count(),
-        own=own,
-        own_chance=own_chance,
+        **own,
         **columns,
     )
 
@@ -264,7 +262,7 @@ class Searcher:
         memory_budget: int = MEMORY_BUDGET,
     ):
         self._model = model
-        self._gates = gates
+        self.gates = gates
         self._search = search
         self._chunk = _chunk_size(model, search, memory_budget)
         train = examples.train
@@ -350,7 +348,7 @@ class Searcher:
         return [subset == name for name in self._others.subsets]
 
     def _open(self, count: int) -> np.ndarray:
-        return np.ones((count, self._gates.units), np.float32)
+        return np.ones((count, self.gates.units), np.float32)
 
     def _gate(self, units, values, chosen) -> np.ndarray:
         """Gates [N, U] with the chosen units [N, K] at their values."""
@@ -369,7 +367,7 @@ class Searcher:
             gates became [N, K], and who flipped [N].
         """
         count = len(block)
-        limit = min(self._search.limit, self._gates.units)
+        limit = min(self._search.limit, self.gates.units)
         gate = self._open(count)
         free = np.ones(gate.shape, bool)
         units = np.full((count, limit), -1, np.int32)
@@ -444,7 +442,7 @@ class Searcher:
             block: N examples.
             rank: [N, U] place of each unit in its example's order.
         """
-        units = self._gates.units
+        units = self.gates.units
         below = np.zeros(len(block), int)  # So many do not flip it,
         above = np.full(len(block), units + 1)  # and so many do.
         while True:
@@ -463,13 +461,16 @@ class Searcher:
             below[active[~flips]] = tried[active[~flips]]
         return np.where(above > units, np.nan, above)
 
+    def hashes(self, examples: Examples) -> np.ndarray:
+        """Random numbers below `_LAST` for each example and unit: [N, U]."""
+        stream = masks.fold_seed(self._search.seed, "control")
+        return masks.hash_bits_numpy(
+            stream, examples.example_id, self.gates.units
+        ).astype(np.int64)
+
     def _random_rank(self, block: Examples) -> np.ndarray:
         """A random order of the units for each example: its ranks [N, U]."""
-        stream = masks.fold_seed(self._search.seed, "control")
-        hashes = masks.hash_bits_numpy(
-            stream, block.example_id, self._gates.units
-        )
-        return _ranks(hashes.astype(np.int64))
+        return _ranks(self.hashes(block))
 
     def _activation_rank(self, block: Examples) -> np.ndarray:
         """Ranks [N, U] of units by falling activation."""
@@ -523,7 +524,7 @@ class Searcher:
 
     def _logits(self, image, example_id, gate):
         """Logits in float32 under gates [B, U] or [1, U]."""
-        with self._gates.applied(gate, self._fill):
+        with self.gates.applied(gate, self._fill):
             logits = self._model(
                 evaluation.model_inputs(self._model, image, example_id),
                 training=False,
@@ -555,13 +556,13 @@ class Searcher:
 
     def _unit_outputs(self, image, example_id, measure):
         """A measure of each unit's output [B, P, units], over all units."""
-        with self._gates.recorded() as outputs:
+        with self.gates.recorded() as outputs:
             self._model(
                 evaluation.model_inputs(self._model, image, example_id),
                 training=False,
             )
         return tf.concat(
-            [measure(outputs[start]) for start in self._gates.starts], axis=-1
+            [measure(outputs[start]) for start in self.gates.starts], axis=-1
         )
 
     def _perturbed_logits(self, image, example_id, gate):
@@ -619,7 +620,7 @@ class Searcher:
 
     def _frozen_term(self) -> np.ndarray:
         if self._search.population_term != "frozen":
-            return np.zeros((1, self._gates.units), np.float32)
+            return np.zeros((1, self.gates.units), np.float32)
         return self._functions["population"](self._open(1)).numpy()
 
     def _population_means(self) -> tf.Tensor | None:
@@ -745,31 +746,46 @@ def _chunk_size(model, search, memory_budget: int) -> int:
     return min(_LARGEST_CHUNK, fits)
 
 
-def _own_units(model, gates: UnitGates, ids, units):
-    """Which of the units [N, K] are their example's own, and by chance.
+def _own_units(
+    searcher: Searcher, model: keras.Model, found: Examples, units: np.ndarray
+) -> dict[str, np.ndarray]:
+    """The columns of `CriticalUnits` about designated units.
 
-    A designated unit is a memorization unit that is on for the example.
+    A designated unit of an example is a memorization unit that is on for it.
     """
+    designated, on = _designated(searcher.gates, model, found.example_id)
+    rows = np.arange(len(found))[:, np.newaxis]
+    any_tied = len(found) > 0 and designated.any()
+    count = designated.sum(axis=1)
+    chance = count / np.maximum(1, on.sum(axis=1))
+    flips = np.zeros((2, len(found)), bool)
+    if any_tied:
+        rank = _ranks(np.where(on & ~designated, searcher.hashes(found), _LAST))
+        others = rank < count[:, np.newaxis]
+        for k, removed in enumerate((designated, others)):
+            gate = (~removed).astype(np.float32)
+            flips[k] = searcher.predict(found, gate) != found.label
+    return {
+        "own": designated[rows, np.maximum(units, 0)] & (units >= 0),
+        "own_chance": chance if any_tied else np.full(len(found), np.nan),
+        "own_flips": flips[0],
+        "others_flip": flips[1],
+    }
+
+
+def _designated(gates: UnitGates, model, ids) -> tuple[np.ndarray, np.ndarray]:
+    """Which units are an example's own, and which are on: bool [N, U]."""
     tied = {layer.name: layer for layer in surgery.tied_layers(model)}
     designated = np.zeros((len(ids), gates.units), bool)
-    on = np.zeros_like(designated)
-    any_tied = False
+    on = np.ones_like(designated)
     for name, start, size in zip(
         gates.names, gates.starts, gates.sizes, strict=True
     ):
-        part = slice(start, start + size)
-        on[:, part] = True
         if name in tied and tied[name].units == size:
-            any_tied = True
-            layer = tied[name]
-            on[:, part] = layer.example_units(ids)
-            designated[:, part] = on[:, part]
-            general = slice(start, start + layer.generalization_units)
-            designated[:, general] = False
-    rows = np.arange(len(ids))[:, np.newaxis]
-    own = designated[rows, np.maximum(units, 0)] & (units >= 0)
-    chance = designated.sum(axis=1) / np.maximum(1, on.sum(axis=1))
-    return own, chance if any_tied else np.full(len(ids), np.nan)
+            layer, part = tied[name], slice(start, start + size)
+            on[:, part] = designated[:, part] = layer.example_units(ids)
+            designated[:, start : start + layer.generalization_units] = False
+    return designated, on
 
 
 class _Store:
