@@ -14,8 +14,9 @@ import pathlib
 from collections.abc import Mapping
 
 from binaries import flags, output
-from tfmemloc import configs, report, storage
+from tfmemloc import configs, label_errors, report, storage
 from tfmemloc.data import Examples, load
+from tfmemloc.label_errors import find_label_errors
 from tfmemloc.localization import localize, train_networks
 from tfmemloc.probes.critical_units import choose_ids, find_critical_units
 from tfmemloc.probes.gradient_accounting import account_gradients
@@ -26,6 +27,7 @@ from tfmemloc.probes.layer_retraining import (
 from tfmemloc.probes.layer_rewinding import rewind_layers
 from tfmemloc.results import (
     CriticalUnits,
+    ExampleScores,
     GradientAccounting,
     LayerRetraining,
     LayerRewinding,
@@ -118,10 +120,24 @@ def main() -> None:
             sections,
             "binaries.localize",
         )
+        suspects = _suspects(directory, runs["example_tied"], examples)
     for section in sections[1:]:
         output.print_section(section)
     output.print_section(sections[0])
+    print(f"suspected labels: {suspects}, {directory / label_errors.PAGE}")
     print(f"report: {page}")
+
+
+def _suspects(directory: pathlib.Path, run: Run, examples: Examples) -> int:
+    """Ranks the labels; the number of suspects."""
+    scores = output.reuse(
+        directory / "example_scores",
+        ExampleScores,
+        lambda: find_label_errors(
+            run, examples, directory, gradient_scores=False
+        ),
+    )
+    return len(scores.suspects())
 
 
 def _keep_settings(path: pathlib.Path, settings: dict) -> None:

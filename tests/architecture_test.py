@@ -24,8 +24,8 @@ LEVELS = [
         "gradients",
     ],
     ["runs", "training"],
-    ["probes", "localization"],
-    ["plots", "report", "export"],
+    ["probes", "scores", "localization"],
+    ["plots", "report", "export", "label_errors"],
 ]
 ORDER = [name for level in LEVELS for name in level]
 LEVEL = {name: i for i, level in enumerate(LEVELS) for name in level}

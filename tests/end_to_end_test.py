@@ -56,6 +56,8 @@ def test_localize_writes_summary_figures_and_report(localized):
             assert 0 <= row[name] <= 1
     assert (directory / "figures" / "accuracy.png").exists()
     assert f"report: {directory / 'report.html'}" in done.stdout
+    assert str(directory / "suspects.html") in done.stdout
+    assert (directory / "suspects.csv").exists()
     page = (directory / "report.html").read_text()
     assert "binaries.localize --quick" in page
     assert not list(directory.rglob("*.tmp"))
@@ -235,6 +237,24 @@ def test_fresh_deletes_nothing_but_runs(tmp_path):
     assert done.returncode == 1
     assert "Delete it yourself" in done.stderr
     assert precious.exists()
+
+
+def test_export_and_scores_of_a_finished_run(localized, tmp_path):
+    directory, _ = localized
+    run = f"--run_dir={directory / 'example_tied'}"
+    done = _run("binaries.export", run, f"--out_dir={tmp_path / 'served'}")
+    assert f"export: {tmp_path / 'served'}" in done.stdout
+    assert (tmp_path / "served" / "MODEL_CARD.md").exists()
+    again = _run(
+        "binaries.export", run, f"--out_dir={tmp_path / 'served'}", check=False
+    )
+    assert again.returncode == 1
+    assert "exists. Choose another path" in again.stderr
+    scored = _run(
+        "binaries.score_examples", run, f"--out_dir={tmp_path / 'scores'}"
+    )
+    assert "training labels are suspected" in scored.stdout
+    assert "tracin" in scored.stdout
 
 
 @pytest.mark.parametrize("program", ["train", "localize"])

@@ -72,6 +72,14 @@ from tfmemloc.probes.layer_rewinding import rewind_layers, rewind_weights
 from tfmemloc.probes.layer_retraining import retrain_layers
 from tfmemloc.probes.critical_units import choose_ids, find_critical_units
 
+# Which labels are wrong?
+from tfmemloc.scores import (
+    evaluate_scores,
+    score_examples,
+    scores_of_logits,
+)
+from tfmemloc.label_errors import find_label_errors
+
 # Serving what is left.
 from tfmemloc.pruning import prune_memorization, pruning_plan
 from tfmemloc.export import export_saved_model
@@ -79,6 +87,7 @@ from tfmemloc.export import export_saved_model
 # Results.
 from tfmemloc.results import (
     CriticalUnits,
+    ExampleScores,
     GradientAccounting,
     LayerRetraining,
     LayerRewinding,
@@ -92,6 +101,7 @@ __all__ = [
     "AccountGradients",
     "CriticalUnits",
     "DataConfig",
+    "ExampleScores",
     "ExampleTiedDropout",
     "Examples",
     "GradientAccounting",
@@ -113,10 +123,12 @@ __all__ = [
     "build",
     "choose_ids",
     "evaluate",
+    "evaluate_scores",
     "example_mask",
     "example_mask_numpy",
     "export_saved_model",
     "find_critical_units",
+    "find_label_errors",
     "fold_seed",
     "from_arrays",
     "layer_groups",
@@ -133,6 +145,8 @@ __all__ = [
     "retrain_layers",
     "rewind_layers",
     "rewind_weights",
+    "score_examples",
+    "scores_of_logits",
     "set_labels",
     "split_by_score",
     "stable_ids",

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.image import imsave
 from matplotlib.ticker import MaxNLocator
 
 from tfmemloc.results import (
@@ -41,6 +42,26 @@ def to_png(figure: Figure) -> bytes:
     file = io.BytesIO()
     # No time stamp: the same figure gives the same bytes.
     figure.savefig(file, format="png", dpi=120, metadata={"Software": None})
+    return file.getvalue()
+
+
+def picture(image: np.ndarray) -> bytes:
+    """An image [height, width, channels] as a small PNG file.
+
+    Pixels are uint8, or floats in [-1, 1]. One channel is grey; of more than
+    three the first three are shown.
+    """
+    if image.dtype != np.uint8:
+        image = np.clip(127.5 * (image + 1), 0, 255).astype(np.uint8)
+    if image.shape[-1] < 3:
+        image = np.repeat(image[..., :1], 3, axis=-1)
+    file = io.BytesIO()
+    imsave(
+        file,
+        np.ascontiguousarray(image[..., :3]),
+        format="png",
+        metadata={"Software": None},
+    )
     return file.getvalue()
 
 

@@ -36,6 +36,7 @@ class Section:
         default_factory=dict
     )  # File name -> caption, PNG.
     percent: bool = True  # Numbers of the table are fractions of 1.
+    pictures: Sequence[tuple[str, bytes]] = ()  # Caption, small PNG.
 
 
 def text_table(rows: Sequence[Row], *, percent: bool = True) -> str:
@@ -402,6 +403,14 @@ def _section_html(section: Section) -> str:
         )
         for caption, png in section.figures.values()
     )
+    pictures = "\n".join(
+        '<figure><img alt="" src="data:image/png;base64,'
+        f'{base64.b64encode(png).decode("ascii")}">'
+        f"<figcaption>{html.escape(caption)}</figcaption></figure>"
+        for caption, png in section.pictures
+    )
+    if pictures:
+        figures += f'<div class="pictures">{pictures}</div>'
     return (
         f"<section>\n<h2>{html.escape(section.title)}</h2>\n"
         f"<p>{html.escape(section.text)}</p>\n{_table_html(section)}\n"
@@ -450,6 +459,11 @@ figure { margin: 1.5rem 0; }
 /* Figures are drawn on white; give them a frame of it on a dark page. */
 img { max-width: 100%; background: #fff; border-radius: 4px; }
 figcaption { font-size: .9rem; opacity: .8; }
+.pictures { display: grid; gap: .75rem;
+  grid-template-columns: repeat(auto-fill, minmax(8rem, 1fr)); }
+.pictures figure { margin: 0; }
+.pictures img { width: 100%; image-rendering: pixelated; }
+.pictures figcaption { font-size: .75rem; overflow-wrap: anywhere; }
 dt { font-weight: 600; } dd { margin: 0 0 .5rem; overflow-wrap: anywhere; }
 @media print { body { max-width: none; } section { break-inside: avoid; } }
 """

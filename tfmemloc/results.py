@@ -572,6 +572,50 @@ class CriticalUnits(Result):
         return rows
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class ExampleScores(Result):
+    """How suspicious the label of each training example is, score by score."""
+
+    names: tuple[str, ...]  # K scores; the first, `combined`, ranks.
+    example_id: np.ndarray  # [N].
+    subset: np.ndarray  # [N] clean, noisy, typical or atypical.
+    label: np.ndarray  # [N] that was trained on.
+    true_label: np.ndarray  # [N] that the data set gives.
+    suggested: np.ndarray  # [N] the class that the dropped network predicts.
+    values: np.ndarray  # [N, K] more is more suspicious.
+    suspicion: np.ndarray  # [N] in [0, 1], that the label is wrong.
+
+    def of(self, name: str) -> np.ndarray:
+        """The values of one score: [N]."""
+        return self.values[:, self.names.index(name)]
+
+    def order(self) -> np.ndarray:
+        """The places of the examples, the most suspicious first."""
+        return np.argsort(-self.of("combined"), kind="stable")
+
+    def rows(self) -> list[dict[str, Any]]:
+        """A row for each example, the most suspicious first."""
+        return [
+            {
+                "example_id": int(self.example_id[n]),
+                "label": int(self.label[n]),
+                "suggested": int(self.suggested[n]),
+                "suspicion": float(self.suspicion[n]),
+                "subset": str(self.subset[n]),
+                "true_label": int(self.true_label[n]),
+                **{
+                    name: float(self.values[n, k])
+                    for k, name in enumerate(self.names)
+                },
+            }
+            for n in self.order()
+        ]
+
+    def suspects(self, at_least: float = 0.5) -> list[dict[str, Any]]:
+        """The rows of the examples of at least this suspicion."""
+        return [row for row in self.rows() if row["suspicion"] >= at_least]
+
+
 def bootstrap_interval(
     values: np.ndarray,
     statistic: Callable[..., np.ndarray],

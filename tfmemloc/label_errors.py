@@ -1,0 +1,131 @@
+"""Wrong labels, found and shown: a ranking, a table and a page of pictures."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+import pathlib
+from typing import Any
+
+from tfmemloc import plots, report, storage
+from tfmemloc.data import Examples
+from tfmemloc.results import ExampleScores
+from tfmemloc.runs import Run
+from tfmemloc.scores import (
+    evaluate_scores,
+    score_examples,
+    suggestions_right,
+)
+
+PAGE = "suspects.html"
+TABLE = "suspects.csv"
+_SHOWN = 100
+
+
+def find_label_errors(
+    source: Run | ExampleScores,
+    examples: Examples,
+    directory: str | os.PathLike,
+    **options: Any,
+) -> ExampleScores:
+    """Ranks the training examples by how suspicious their labels are.
+
+    Args:
+        source: a run with tied dropout, or scores that were made before.
+        examples: the data of the run, or of the scores.
+        directory: where `example_scores.npz` and `.json`, `suspects.csv` (all
+            training examples, the most suspicious first) and `suspects.html`
+            (pictures of the first 100 suspects) are written.
+        **options: of `score_examples`.
+
+    Returns:
+        The scores. A *suspect* has a suspicion of 0.5 or more: the network
+        without its memory gives the label less than half of its probability.
+
+    Raises:
+        ValueError: the scores are of other examples; see `score_examples`.
+
+    Example:
+        >>> run = Run.open("runs/demo/example_tied")
+        >>> scores = find_label_errors(run, run.examples(), "suspects")
+        >>> len(scores.suspects())
+    """
+    directory = pathlib.Path(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    if isinstance(source, Run):
+        source = score_examples(source, examples, **options)
+    found = examples.of_ids(source.example_id)
+    if (found.label != source.label).any():
+        raise ValueError(
+            f"The scores are of other labels than those of {examples.name}. "
+            "Expected the examples that were scored."
+        )
+    source.save(directory / "example_scores")
+    rows = source.rows()
+    storage.write_text(directory / TABLE, _csv(rows))
+    _write_page(directory / PAGE, source, examples)
+    return source
+
+
+def _csv(rows: list[dict[str, Any]]) -> str:
+    file = io.StringIO()
+    writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return file.getvalue()
+
+
+def _write_page(path, scores: ExampleScores, examples: Examples) -> None:
+    suspects = scores.suspects()[:_SHOWN]
+    pictures = []
+    if suspects:
+        shown = examples.of_ids([row["example_id"] for row in suspects])
+        pictures = [
+            (_caption(row), plots.picture(image))
+            for row, image in zip(suspects, shown.image, strict=True)
+        ]
+    report.write_html(
+        path,
+        f"Suspected labels of {examples.name}",
+        [suspects_section(scores, pictures)],
+        {"Table": f"{TABLE} lists all training examples."},
+    )
+
+
+def _caption(row: dict[str, Any]) -> str:
+    return (
+        f"id {row['example_id']}: labelled {row['label']}, suggested "
+        f"{row['suggested']} (suspicion {row['suspicion']:.0%})"
+    )
+
+
+def suspects_section(scores: ExampleScores, pictures=()) -> report.Section:
+    """How many labels are suspected, and how well each score finds them."""
+    return report.Section(
+        "Which labels are suspected",
+        suspects_sentence(scores),
+        evaluate_scores(scores),
+        percent=False,
+        pictures=pictures,
+    )
+
+
+def suspects_sentence(scores: ExampleScores) -> str:
+    """What was found, in a few sentences."""
+    suspects = scores.suspects()
+    text = (
+        f"{len(suspects)} of {len(scores.label)} training labels are "
+        "suspected: with the memorization units off, the network gives them "
+        "less than half of its probability."
+    )
+    wrong = int((scores.label != scores.true_label).sum())
+    if not wrong:
+        return text
+    hits = sum(row["label"] != row["true_label"] for row in suspects)
+    right, low, high = suggestions_right(scores)
+    return (
+        f"{text} {hits} of them are among the {wrong} that are known to be "
+        f"wrong; for {right:.1%} [{low:.1%}, {high:.1%}] of the wrong labels "
+        "the suggestion is the true one."
+    )
