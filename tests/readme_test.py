@@ -8,32 +8,66 @@ import pytest
 
 from tests.conftest import ROOT
 from tfmemloc import report
-from tfmemloc.results import GradientAccounting, LayerRetraining, LayerRewinding
+from tfmemloc.results import (
+    CriticalUnits,
+    GradientAccounting,
+    LayerRetraining,
+    LayerRewinding,
+)
 
 README = (ROOT / "README.md").read_text()
+PAPER_MAP = (ROOT / "docs" / "paper_map.md").read_text()
 RESULTS = ROOT / "docs" / "results"
 
 
-# Keras says so of every fit on a tf.data.Dataset.
-@pytest.mark.filterwarnings("ignore:`shuffle=True` was passed")
-def test_the_example_runs_and_drops():
-    (code,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+def test_the_examples_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    tying, by_hand = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     names = {}
-    exec(code, names)
-    layer = names["model"].layers[-2]
-    assert type(layer).__name__ == "ExampleTiedDropout"
-    feed = {
-        "image": names["x_train"],
-        "example_id": np.arange(64),
-    }
-    dropped = names["dropped"].predict(feed, verbose=0)
-    tied = names["tied"].predict(feed, verbose=0)
+    exec(tying, names)
+    x, key = names["x_train"], names["name"]
+    ids = np.zeros(64, int)
+    dropped = names["model"].predict({key: x, "example_id": ids}, verbose=0)
+    tied = names["tied"].predict({key: x, "example_id": ids}, verbose=0)
     assert np.abs(dropped - tied).max() > 0
+    pruned = names["dropped"].predict(x, verbose=0)
+    np.testing.assert_allclose(pruned, dropped, atol=1e-4)
+    assert names["plain"].count_params() == names["model"].count_params()
+    assert (tmp_path / "served" / "saved_model.pb").exists()
+    names = {}
+    exec(by_hand, names)
+    assert np.isfinite(float(names["loss"]))
 
 
 def test_the_table_is_the_one_that_the_demo_printed():
     summary = json.loads((RESULTS / "digits_seed0.json").read_text())
-    assert report.text_table(summary["rows"]) in README
+    table = report.text_table(summary["rows"])
+    assert table in README and table in PAPER_MAP
+
+
+@pytest.mark.parametrize("name", ["mnist_6000", "cifar10_5000"])
+def test_the_other_tables_are_the_measured_ones(name):
+    summary = json.loads((RESULTS / f"{name}.json").read_text())
+    assert report.text_table(summary["rows"]) in PAPER_MAP
+
+
+@pytest.mark.parametrize("name", ["mnist_10000", "cifar10_5000"])
+def test_the_critical_units_are_the_measured_ones(name):
+    path = RESULTS / f"{name}_critical_units.json"
+    found = json.loads(path.read_text())
+    for command in found["commands"]:
+        assert command in PAPER_MAP
+    for row in found["table"]:
+        cells = [row["subset"], row["examples"], row["flipped"]]
+        interval = f"[{row['median_low']:g}, {row['median_high']:g}]"
+        line = r"\s+".join(map(str, cells)) + rf"\s+{row['median']:g} "
+        assert re.search(line + re.escape(interval), PAPER_MAP)
+
+
+def test_the_designated_units_are_the_measured_ones():
+    own = CriticalUnits.load(RESULTS / "digits_seed0_own_units_example_tied")
+    section = report.own_units_section({"example_tied": own})
+    assert report.text_table(section.rows, percent=False) in PAPER_MAP
 
 
 def test_the_digits_reach_what_the_project_wants():
@@ -57,8 +91,9 @@ def test_the_sentences_are_those_of_the_probes():
         ),
         "layer_rewinding": (LayerRewinding, report.rewinding_sentence),
         "layer_retraining": (LayerRetraining, report.retraining_sentence),
+        "critical_units": (CriticalUnits, report.critical_sentence),
     }
-    flat = " ".join(README.split())
+    flat = " ".join(PAPER_MAP.split())
     for name, (kind, sentence) in sentences.items():
         result = kind.load(RESULTS / f"digits_seed0_{name}")
         assert sentence(result) in flat

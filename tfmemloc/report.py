@@ -319,6 +319,12 @@ def critical_sentence(result: CriticalUnits) -> str:
             "start and were skipped. "
         )
     last = rows[-1]
+    shared = result.sharing()[-1]
+    text += (
+        f"The {last['subset']} examples' sets are of {shared['distinct']} "
+        f"different units; the most frequent, {shared['top_unit']}, is in "
+        f"{shared['top_share']:.1%} of them. "
+    )
     harm = ", ".join(
         f"{last[f'{subset}_after']:.1%} of {count} {subset} (before: "
         f"{before:.1%})"

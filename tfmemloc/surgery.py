@@ -134,7 +134,7 @@ def tie_dropout(
 
     Example:
         >>> tied = tie_dropout(keras.applications.ResNet50(weights=None))
-        >>> print(tied.input_names)
+        >>> list(tied.input)
         ['keras_tensor', 'example_id']
         >>> tied.compile("sgd", "sparse_categorical_crossentropy")
         >>> tied.fit({"keras_tensor": x, "example_id": ids}, y)
