@@ -193,7 +193,7 @@ def _probe(
                 training=dataclasses.replace(
                     AUTHORS_TRAINING, batch_size=run.training.batch_size
                 ),
-                train_on=_ordinary(examples),
+                train_on="clean" if "clean" in examples.subsets else "typical",
                 directory=directory / "retraining",
             ),
             report.retraining_section,
@@ -244,11 +244,6 @@ def _own_units(directory, runs, examples) -> report.Section:
         path = directory / f"own_units_{name}"
         results[name] = output.reuse(path, CriticalUnits, search)
     return report.own_units_section(results)
-
-
-def _ordinary(examples: Examples) -> str:
-    """The subset that need not be memorized."""
-    return next(s for s in ("clean", "typical") if s in examples.subsets)
 
 
 def _spread(epochs: tuple[int, ...], count: int) -> tuple[int, ...]:

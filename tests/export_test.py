@@ -202,6 +202,22 @@ def test_other_peoples_models(make, after, tmp_path):
     assert not (path / "model_card.json").exists()
 
 
+def test_raw_pixels_are_for_images_alone(tmp_path):
+    image = keras.Input((8, 8, 1), name="image")
+    words = keras.Input((3,), dtype="int32", name="words")
+    x = keras.layers.Conv2D(8, 3, activation="relu", name="conv")(image)
+    x = keras.layers.GlobalAveragePooling2D()(x)
+    y = keras.layers.Embedding(9, 4)(words)
+    x = keras.layers.Concatenate()([x, keras.layers.Flatten()(y)])
+    model = keras.Model([image, words], keras.layers.Dense(3)(x))
+    tied = tie_dropout(model, ["conv"], p_gen=0.5)
+    path = export_saved_model(tied, tmp_path / "export", raw_pixels=True)
+    serve = tf.saved_model.load(str(path)).signatures["serving_default"]
+    specs = serve.structured_input_signature[1]
+    assert specs["image"].dtype == tf.uint8
+    assert specs["words"].dtype == tf.int32
+
+
 def test_a_softmax_at_the_end_gives_probabilities(tmp_path):
     inputs = keras.Input((6,), name="features")
     x = keras.layers.Dense(8, "relu", name="hidden")(inputs)

@@ -117,30 +117,14 @@ def export_saved_model(
     for name in formats:
         check_choice("formats", name, FORMATS)
     _check_free(path, overwrite)
-    model = source.model() if isinstance(source, Run) else source
-    _check_model(model, inference)
+    is_run = isinstance(source, Run)
+    model = source.model() if is_run else source
     prune = inference == "drop" if prune is None else prune
-    if prune and inference != "drop":
-        raise ValueError(
-            f'prune=True needs inference="drop". Received: inference='
-            f"{inference!r}, which uses the memorization units."
-        )
-    if examples is None and isinstance(source, Run) and source.data is not None:
+    card = is_run if card is None else card
+    if examples is None and is_run and source.data is not None:
         examples = source.examples()
-    card = isinstance(source, Run) if card is None else card
-    if (card or recalibrate) and examples is None:
-        raise ValueError(
-            f"{'The model card' if card else 'recalibrate=True'} needs the "
-            "examples. Received: a model, or a run on data of your own, and "
-            "examples=None. Pass `examples`, or "
-            f"{'card' if card else 'recalibrate'}=False."
-        )
-    if raw_pixels and examples is not None and examples.image.dtype != np.uint8:
-        raise ValueError(
-            "raw_pixels=True takes uint8 pixels, but the examples have "
-            f"{examples.image.dtype} ones, which were not scaled in training. "
-            "Expected raw_pixels=False."
-        )
+    _check_model(model, inference)
+    _check_options(inference, prune, recalibrate, raw_pixels, card, examples)
     shown = _behaviour(model, inference)
     if recalibrate:
         shown = evaluation.recalibrate_batch_norm(shown, examples.train)
@@ -202,6 +186,30 @@ def _check_model(model: keras.Model, inference: str) -> None:
             f'there is nothing to leave out. Received: inference="{inference}"'
             '. Expected a model trained with tied layers; inference="plain" '
             "exports this one as it is."
+        )
+
+
+def _check_options(
+    inference, prune, recalibrate, raw_pixels, card, examples
+) -> None:
+    """Refuses options that do not go together."""
+    if prune and inference != "drop":
+        raise ValueError(
+            f'prune=True needs inference="drop". Received: inference='
+            f"{inference!r}, which uses the memorization units."
+        )
+    if (card or recalibrate) and examples is None:
+        raise ValueError(
+            f"{'The model card' if card else 'recalibrate=True'} needs the "
+            "examples. Received: a model, or a run on data of your own, and "
+            "examples=None. Pass `examples`, or "
+            f"{'card' if card else 'recalibrate'}=False."
+        )
+    if raw_pixels and examples is not None and examples.image.dtype != np.uint8:
+        raise ValueError(
+            "raw_pixels=True takes uint8 pixels, but the examples have "
+            f"{examples.image.dtype} ones, which were not scaled in training. "
+            "Expected raw_pixels=False."
         )
 
 
@@ -287,7 +295,7 @@ def _add_endpoint(archive, name, model, raw_pixels) -> None:
     signature = [
         tf.TensorSpec(
             [None, *tensor.shape[1:]],
-            tf.uint8 if raw_pixels else tensor.dtype,
+            _served_dtype(tensor, raw_pixels),
             name=tensor.name,
         )
         for tensor in inputs
@@ -295,6 +303,12 @@ def _add_endpoint(archive, name, model, raw_pixels) -> None:
     archive.add_endpoint(
         name=name, fn=_endpoint(model, inputs), input_signature=signature
     )
+
+
+def _served_dtype(tensor, raw_pixels: bool) -> str:
+    """What a caller gives: raw pixels are for images alone."""
+    is_image = len(tensor.shape) == 4 and "float" in tensor.dtype
+    return "uint8" if raw_pixels and is_image else tensor.dtype
 
 
 def _endpoint(model, inputs):
@@ -375,12 +389,12 @@ def _check_images(served, examples, raw_pixels) -> dict[str, tf.Tensor]:
 
     def drawn(tensor):
         shape = (8, *(size or 8 for size in tensor.shape[1:]))
-        if raw_pixels or "int" in tensor.dtype:
+        dtype = _served_dtype(tensor, raw_pixels)
+        if "int" in dtype:
             # Small numbers are indices in any table.
-            high = 256 if raw_pixels else 2
-            kind = tf.uint8 if raw_pixels else tensor.dtype
-            return tf.constant(rng.integers(0, high, shape), kind)
-        return tf.constant(rng.uniform(-1, 1, shape), tensor.dtype)
+            high = 256 if dtype == "uint8" else 2
+            return tf.constant(rng.integers(0, high, shape), dtype)
+        return tf.constant(rng.uniform(-1, 1, shape), dtype)
 
     return {tensor.name: drawn(tensor) for tensor in inputs}
 

@@ -88,6 +88,22 @@ class Result:
         raise TypeError(f"{type(self).__name__} defines no rows.")
 
 
+class OfSubsets:
+    """What a result with a subset axis says of its subsets."""
+
+    subsets: tuple[str, ...]
+
+    @property
+    def memorized(self) -> str | None:
+        """The subset that has to be memorized: noisy or atypical."""
+        return _first_of(("noisy", "atypical"), self.subsets)
+
+    @property
+    def ordinary(self) -> str | None:
+        """The rest of the training examples: clean or typical."""
+        return _first_of(("clean", "typical"), self.subsets)
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class SubsetMetrics(Result):
     """How well a network does on each subset."""
@@ -157,7 +173,7 @@ class Localization(Result):
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class GradientAccounting(Result):
+class GradientAccounting(OfSubsets, Result):
     """Whose gradients move which layers, epoch by epoch (paper, section 4.1).
 
     The aggregates are weighted so that the training subsets add up to the
@@ -179,16 +195,6 @@ class GradientAccounting(Result):
     share: np.ndarray
     norm_quantiles: np.ndarray  # [E, G, S, Q] of per-example norms.
     accuracy: np.ndarray  # [E, S] in [0, 1], of the labels trained on.
-
-    @property
-    def memorized(self) -> str | None:
-        """The subset that has to be memorized: noisy or atypical."""
-        return _first_of(("noisy", "atypical"), self.subsets)
-
-    @property
-    def ordinary(self) -> str | None:
-        """The rest of the training examples: clean or typical."""
-        return _first_of(("clean", "typical"), self.subsets)
 
     def rows(self) -> list[dict[str, Any]]:
         """A row for each epoch, group and subset."""
@@ -248,7 +254,7 @@ class GradientAccounting(Result):
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class LayerRewinding(Result):
+class LayerRewinding(OfSubsets, Result):
     """Accuracy after layers are set back to an earlier epoch (paper, 4.2)."""
 
     # What was set back: `single` groups, or all groups `up_to` or `from` one.
@@ -262,11 +268,6 @@ class LayerRewinding(Result):
     fresh_loss: np.ndarray  # [G, S], or [0, S] where there is none.
     baseline: np.ndarray  # [S] accuracy of the trained model, unchanged.
     baseline_loss: np.ndarray  # [S].
-
-    @property
-    def memorized(self) -> str | None:
-        """The subset that has to be memorized: noisy or atypical."""
-        return _first_of(("noisy", "atypical"), self.subsets)
 
     def rows(self) -> list[dict[str, Any]]:
         """A row for each epoch, group and subset; `fresh` is an epoch too."""
@@ -308,7 +309,7 @@ class LayerRewinding(Result):
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class LayerRetraining(Result):
+class LayerRetraining(OfSubsets, Result):
     """Accuracy while one group learns anew from one subset (paper, 4.3)."""
 
     groups: tuple[str, ...]  # G names, input to output.
@@ -319,11 +320,6 @@ class LayerRetraining(Result):
     accuracy: np.ndarray
     epochs: np.ndarray  # [G] epochs that were trained.
     baseline: np.ndarray  # [S] accuracy of the trained model, unchanged.
-
-    @property
-    def memorized(self) -> str | None:
-        """The subset that has to be memorized: noisy or atypical."""
-        return _first_of(("noisy", "atypical"), self.subsets)
 
     @property
     def final(self) -> np.ndarray:
@@ -375,7 +371,7 @@ class LayerRetraining(Result):
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class CriticalUnits(Result):
+class CriticalUnits(OfSubsets, Result):
     """The few units that hold one example, for many examples (paper, 4.4).
 
     Units are numbered through all gated layers, input to output; `label`
@@ -417,11 +413,6 @@ class CriticalUnits(Result):
     # units are removed, or as many others that are on, drawn at random.
     own_flips: np.ndarray
     others_flip: np.ndarray
-
-    @property
-    def memorized(self) -> str | None:
-        """The subset that has to be memorized: noisy or atypical."""
-        return _first_of(("noisy", "atypical"), self.subsets)
 
     @property
     def greedy_size(self) -> np.ndarray:
