@@ -273,6 +273,13 @@ def _write_format(path: pathlib.Path, served: keras.Model, name: str) -> None:
             f"The format {name!r} needs a package that is not installed: "
             f"{error}. For ONNX: pip install 'tfmemloc[onnx]'."
         ) from error
+    except ValueError as error:
+        if "format" not in str(error):
+            raise
+        raise ValueError(
+            f"The installed Keras {keras.__version__} cannot export "
+            f"{name!r}: {error} Use a newer one, or leave it out of `formats`."
+        ) from error
 
 
 def _zeros(model):
