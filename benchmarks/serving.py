@@ -13,7 +13,7 @@ from tfmemloc import evaluation
 from tfmemloc.configs import ModelConfig
 from tfmemloc.export import export_saved_model
 from tfmemloc.models import build
-from tfmemloc.pruning import prune_memorization
+from tfmemloc.pruning import fold_batch_norm, prune_memorization
 
 _SHAPE = (32, 32, 3)
 
@@ -37,7 +37,9 @@ def _speed(words, model, batch, reach) -> list[Row]:
     )
     ids = tf.zeros([batch], tf.int64)
     whole = evaluation.make_predictor(model)
-    pruned = evaluation.make_predictor(prune_memorization(model))
+    pruned = evaluation.make_predictor(
+        fold_batch_norm(prune_memorization(model))
+    )
     return ratios(
         "serving",
         {
@@ -55,7 +57,7 @@ def _size(words, model, reach) -> Row:
             sum(
                 file.stat().st_size
                 for file in export_saved_model(
-                    model, pathlib.Path(folder) / name, prune=prune
+                    model, pathlib.Path(folder) / name, prune=prune, fold=prune
                 ).rglob("*")
             )
             for name, prune in (("whole", False), ("pruned", True))

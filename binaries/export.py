@@ -29,6 +29,9 @@ flags.flags.DEFINE_bool(
     "prune", None, "Slice dropped units out; default: with --inference=drop."
 )
 flags.flags.DEFINE_bool(
+    "fold", True, "Put each BatchNorm into the layer before it."
+)
+flags.flags.DEFINE_bool(
     "recalibrate", False, "Recompute BatchNorm statistics first."
 )
 flags.flags.DEFINE_bool(
@@ -57,6 +60,7 @@ def main() -> None:
         examples=run.examples(download=FLAGS.download),
         inference=FLAGS.inference,
         prune=FLAGS.prune,
+        fold=FLAGS.fold,
         recalibrate=FLAGS.recalibrate,
         raw_pixels=FLAGS.raw_pixels,
         with_memorization=FLAGS.with_memorization,

@@ -102,7 +102,7 @@ def test_the_card_says_what_was_done(served, tied_run, digits):
     assert size["parameters_before"] == tied_run.model().count_params()
     assert size["parameters_after"] < size["parameters_before"] / 3
     text = (served / "MODEL_CARD.md").read_text()
-    assert "memorization units left out, pruned" in text
+    assert "memorization units left out, pruned, BatchNorm folded" in text
     assert f"{size['parameters_after']:,} after" in text
 
 
@@ -112,8 +112,12 @@ def _bytes_of(folder):
 
 
 def test_no_memorization_unit_is_in_the_files(tied_run, tmp_path):
-    pruned = export_saved_model(tied_run, tmp_path / "pruned")
-    whole = export_saved_model(tied_run, tmp_path / "whole", prune=False)
+    pruned, whole = (
+        export_saved_model(
+            tied_run, tmp_path / str(prune), prune=prune, fold=False
+        )
+        for prune in (True, False)
+    )
     model = tied_run.model()
     layer = model.get_layer("conv1.dropout")
     kernel = model.get_layer("conv1.conv").get_weights()[0]

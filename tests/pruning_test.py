@@ -9,7 +9,11 @@ from tfmemloc import graph, surgery
 from tfmemloc.configs import ModelConfig
 from tfmemloc.layers import ExampleTiedDropout
 from tfmemloc.models import build
-from tfmemloc.pruning import prune_memorization, pruning_plan
+from tfmemloc.pruning import (
+    fold_batch_norm,
+    prune_memorization,
+    pruning_plan,
+)
 from tfmemloc.surgery import tie_dropout
 
 
@@ -253,3 +257,64 @@ def test_models_that_cannot_be_pruned():
     tied = surgery.with_inference(build(ModelConfig(), (8, 8, 1), 10), "tied")
     with pytest.raises(ValueError, match='Expected "drop"'):
         prune_memorization(tied)
+
+
+def _norms(model):
+    return [
+        layer
+        for layer in surgery.flat_layers(model)
+        if isinstance(layer, L.BatchNormalization)
+    ]
+
+
+FOLDED = {
+    "resnet18": lambda: build(
+        ModelConfig("resnet18", width=0.125, dropout="none"), (8, 8, 1), 4
+    ),
+    "mobilenet": MODELS["MobileNetV3Small"][0],
+    "dense": lambda: _around([L.Flatten(), L.Dense(5), L.BatchNormalization()]),
+    "transposed": lambda: _around(
+        [L.Conv2DTranspose(6, 3), L.BatchNormalization(scale=False)]
+    ),
+    "separable": lambda: _around(
+        [
+            L.SeparableConv2D(6, 3, use_bias=False),
+            L.BatchNormalization(center=False),
+        ]
+    ),
+    "depthwise": lambda: _around(
+        [L.DepthwiseConv2D(3, depth_multiplier=2), L.BatchNormalization()]
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FOLDED)
+def test_folded_models_say_the_same(name, rng):
+    model = FOLDED[name]()
+    _shake(model, rng)
+    folded = fold_batch_norm(model)
+    assert _norms(model) and not _norms(folded)
+    feed = _feed(model, rng)
+    feed = keras.tree.map_structure(
+        lambda t: feed[t.name], graph.inputs_of(model)
+    )
+    expected = model(feed, training=False)
+    scale = max(1.0, float(np.abs(expected).max()))
+    np.testing.assert_allclose(
+        folded(feed, training=False) / scale, expected / scale, atol=1e-5
+    )
+
+
+def test_what_cannot_be_folded_stays(rng):
+    shared = L.Conv2D(8, 1, name="shared")
+    model = _around(
+        [
+            L.BatchNormalization(name="behind a tied layer"),
+            L.Conv2D(8, 3, activation="relu"),
+            L.BatchNormalization(name="behind an activation"),
+            shared,
+            shared,
+            L.BatchNormalization(name="behind a shared layer"),
+        ]
+    )
+    assert len(_norms(fold_batch_norm(model))) == 3

@@ -81,7 +81,11 @@ from tfmemloc.scores import (
 from tfmemloc.label_errors import find_label_errors
 
 # Serving what is left.
-from tfmemloc.pruning import prune_memorization, pruning_plan
+from tfmemloc.pruning import (
+    fold_batch_norm,
+    prune_memorization,
+    pruning_plan,
+)
 from tfmemloc.export import export_saved_model
 
 # Results.
@@ -129,6 +133,7 @@ __all__ = [
     "export_saved_model",
     "find_critical_units",
     "find_label_errors",
+    "fold_batch_norm",
     "fold_seed",
     "from_arrays",
     "layer_groups",

@@ -66,6 +66,7 @@ def export_saved_model(
     examples: Examples | None = None,
     inference: str = "drop",
     prune: bool | None = None,
+    fold: bool = True,
     recalibrate: bool = False,
     raw_pixels: bool = False,
     with_memorization: bool = False,
@@ -88,6 +89,8 @@ def export_saved_model(
             them by p_mem; `plain` exports a model without tied layers.
         prune: slice the memorization units out of the weights (see
             `prune_memorization`); None does where they are dropped.
+        fold: put each BatchNorm into the layer before it (see
+            `fold_batch_norm`).
         recalibrate: recompute BatchNorm statistics on the training examples
             first (see `recalibrate_batch_norm`).
         raw_pixels: take uint8 pixels and scale them as in training.
@@ -129,6 +132,8 @@ def export_saved_model(
     if recalibrate:
         shown = evaluation.recalibrate_batch_norm(shown, examples.train)
     served = pruning.prune_memorization(shown) if prune else shown
+    if fold:
+        served = pruning.fold_batch_norm(served)
     with _beside(path, overwrite) as folder:
         _write(folder, served, model, raw_pixels, with_memorization, formats)
         checked = _check_export(folder, served, shown, examples, raw_pixels)
@@ -136,6 +141,7 @@ def export_saved_model(
             options = {
                 "inference": inference,
                 "pruned": prune,
+                "folded": fold,
                 "recalibrated": recalibrate,
                 "raw_pixels": raw_pixels,
                 "with_memorization": with_memorization,
@@ -536,6 +542,8 @@ def card_text(card: Mapping[str, Any]) -> str:
     done = [behaviour]
     if options["pruned"]:
         done.append("pruned")
+    if options["folded"]:
+        done.append("BatchNorm folded")
     if options["recalibrated"]:
         done.append("BatchNorm statistics recomputed")
     accuracy = "\n".join(

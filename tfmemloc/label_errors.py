@@ -105,8 +105,13 @@ def suspects_section(scores: ExampleScores, pictures=()) -> report.Section:
     return report.Section(
         "Which labels are suspected",
         suspects_sentence(scores),
-        evaluate_scores(scores),
-        percent=False,
+        [
+            {
+                name: f"{value:.4f}" if isinstance(value, float) else value
+                for name, value in row.items()
+            }
+            for row in evaluate_scores(scores)
+        ],
         pictures=pictures,
     )
 

@@ -428,14 +428,19 @@ def _table_html(section: Section) -> str:
     rows = section.rows
     if not rows:
         return ""
+    kind = {
+        column: ' class="text"' if isinstance(value, str) else ""
+        for column, value in rows[0].items()
+    }
     head = "".join(
-        f"<th>{html.escape(column.replace('_', ' '))}</th>"
+        f"<th{kind[column]}>{html.escape(column.replace('_', ' '))}</th>"
         for column in rows[0]
     )
     lines = "\n".join(
         "<tr>"
         + "".join(
-            f"<td>{html.escape(_cell(row.get(column), section.percent))}</td>"
+            f"<td{kind[column]}>"
+            f"{html.escape(_cell(row.get(column), section.percent))}</td>"
             for column in rows[0]
         )
         + "</tr>"
@@ -459,13 +464,12 @@ h1 { font-size: 1.5rem; } h2 { font-size: 1.2rem; margin-top: 2rem; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 th, td { padding: .25rem .75rem; border-bottom: 1px solid var(--line);
   text-align: right; white-space: nowrap; }
-th:first-child, td:first-child, th:nth-child(2), td:nth-child(2) {
-  text-align: left; }
+.text { text-align: left; }
 figure { margin: 1.5rem 0; }
 /* Figures are drawn on white; give them a frame of it on a dark page. */
 img { max-width: 100%; background: #fff; border-radius: 4px; }
 figcaption { font-size: .9rem; opacity: .8; }
-.pictures { display: grid; gap: .75rem;
+.pictures { display: grid; gap: .75rem; margin-top: 1.5rem;
   grid-template-columns: repeat(auto-fill, minmax(8rem, 1fr)); }
 .pictures figure { margin: 0; }
 .pictures img { width: 100%; image-rendering: pixelated; }
