@@ -100,7 +100,7 @@ def test_page_is_self_contained_and_escaped(result, tmp_path):
     assert not re.search(r'(src|href)="(?!data:)', page)
     assert page.count("data:image/png;base64,") == 2
     for row in result.rows():
-        assert f"<td>{row['inference']}</td>" in page
+        assert f'<td class="text">{row["inference"]}</td>' in page
 
 
 def test_figures_repeat_byte_for_byte(result):
