@@ -2,7 +2,8 @@
 
   python -m benchmarks.label_errors --json=docs/results/digits_label_errors.json
 
-takes about 15 minutes on 2 CPU cores. For each kind of noise and seed the
+needs `pip install -e '.[benchmarks]'` and takes about 25 minutes on 2 CPU
+cores. For each kind of noise and seed the
 tied network is trained and its scores are taken; beside them stand confident
 learning (cleanlab, 5-fold predictions of the same network without tied
 layers) and the loss of that network trained on all examples.

@@ -2,7 +2,7 @@
 
   python -m binaries.export --run_dir=runs/demo/example_tied --out_dir=served
 
-takes about 20 seconds on 2 CPU cores for the digits demo. Writes a SavedModel
+takes about 10 seconds on 2 CPU cores for the digits demo. Writes a SavedModel
 that takes images alone, and a model card with the accuracies before and after
 that were measured on it. It loads wherever TensorFlow is:
 

@@ -97,3 +97,14 @@ def test_the_sentences_are_those_of_the_probes():
     for name, (kind, sentence) in sentences.items():
         result = kind.load(RESULTS / f"digits_seed0_{name}")
         assert sentence(result) in flat
+
+
+def test_the_table_of_label_errors_is_the_measured_one():
+    found = json.loads((RESULTS / "digits_label_errors.json").read_text())
+    assert report.text_table(found["table"]) in PAPER_MAP
+    best = {
+        row["noise"]: row["auroc"]
+        for row in found["table"]
+        if row["score"] == "tied_gap"
+    }
+    assert best["uniform"] >= 0.995 and best["confusable"] >= 0.98
