@@ -3,10 +3,10 @@
   python -m benchmarks.label_errors --json=docs/results/digits_label_errors.json
 
 needs `pip install -e '.[benchmarks]'` and takes about 25 minutes on 2 CPU
-cores. For each kind of noise and seed the
-tied network is trained and its scores are taken; beside them stand confident
-learning (cleanlab, 5-fold predictions of the same network without tied
-layers) and the loss of that network trained on all examples.
+cores. For each kind of noise and seed the tied network is trained and its
+scores are taken; beside them stand confident learning (cleanlab, 5-fold
+predictions of the same network without tied layers) and the loss of that
+network trained on all examples.
 """
 
 from __future__ import annotations
