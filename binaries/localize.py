@@ -193,7 +193,7 @@ def _probe(
                 training=dataclasses.replace(
                     AUTHORS_TRAINING, batch_size=run.training.batch_size
                 ),
-                train_on="clean" if "clean" in examples.subsets else "typical",
+                train_on=examples.ordinary,
                 directory=directory / "retraining",
             ),
             report.retraining_section,
@@ -206,7 +206,7 @@ def _probe(
             report.critical_section,
         ),
     }
-    has_memorized = bool({"noisy", "atypical"} & set(examples.subsets))
+    has_memorized = examples.memorized is not None
     sections = []
     for name, (kind, make, section) in probes.items():
         # Without wrong labels there is no memory to rewind or retrain.

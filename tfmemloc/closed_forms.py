@@ -28,6 +28,8 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from tfmemloc import graph
+
 
 @dataclasses.dataclass
 class Full:
@@ -213,9 +215,7 @@ def recorded_calls(
 
 @contextlib.contextmanager
 def _recording(layer, calls: list[Call]) -> Iterator[None]:
-    # Straight into __dict__: Keras would track what is assigned by name.
-    attributes = vars(layer)
-    call, activation = layer.call, attributes.get("activation")
+    call, activation = layer.call, vars(layer).get("activation")
 
     def recording_call(*args, **kwargs):
         record = Call(layer, args, kwargs)
@@ -229,15 +229,11 @@ def _recording(layer, calls: list[Call]) -> Iterator[None]:
         calls[-1].output = x
         return activation(x)
 
-    attributes["call"] = recording_call
-    if activation is not None and type(layer) in _HANDLERS:
-        attributes["activation"] = recording_activation
-    try:
+    has_own = activation is not None and type(layer) in _HANDLERS
+    with graph.intercepted(
+        layer, recording_call, recording_activation if has_own else None
+    ):
         yield
-    finally:
-        del attributes["call"]
-        if activation is not None:
-            attributes["activation"] = activation
 
 
 def terms_of_call(

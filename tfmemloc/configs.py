@@ -175,7 +175,6 @@ class TrainConfig:
             _check_range("stop_at", self.stop_at, 0.0, 1.0)
 
 
-# What the programs use where no flag says otherwise: (model, training).
 @dataclasses.dataclass(frozen=True)
 class SearchConfig:
     """How critical units are searched for (see `find_critical_units`).
@@ -228,6 +227,7 @@ class SearchConfig:
             _check_range("others", self.others, 1, None)
 
 
+# What the programs use where no flag says otherwise: (model, training).
 PRESETS: Mapping[str, tuple[Mapping[str, Any], Mapping[str, Any]]] = {
     "digits": (
         {"width": 0.5},

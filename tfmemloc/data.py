@@ -24,13 +24,14 @@ import numpy as np
 
 from tfmemloc import masks
 from tfmemloc.configs import DataConfig
+from tfmemloc.results import OfSubsets
 
 _DIGITS_SPLIT_SEED = 0
 _DIGITS_TEST = 360
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Examples:
+class Examples(OfSubsets):
     """Examples of one data set, training and test.
 
     Attributes:

@@ -148,10 +148,14 @@ def metrics_of_logits(logits: np.ndarray, examples: Examples) -> SubsetMetrics:
 
 def cross_entropy(logits: np.ndarray, label: np.ndarray) -> np.ndarray:
     """-log softmax(logits)[label] in nats: float64 [N]."""
+    return -log_softmax(logits)[np.arange(len(label)), label]
+
+
+def log_softmax(logits: np.ndarray) -> np.ndarray:
+    """Log-probabilities in nats: float64 [N, classes]."""
     logits = logits.astype(np.float64)
     shifted = logits - logits.max(axis=1, keepdims=True)
-    log_sum = np.log(np.exp(shifted).sum(axis=1))
-    return log_sum - shifted[np.arange(len(label)), label]
+    return shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
 
 
 def inference_models(model: keras.Model) -> dict[str, keras.Model]:

@@ -56,7 +56,7 @@ _CHECKED = 256
 
 
 class ExportError(RuntimeError):
-    """The export does not say what its model says, or cannot be written."""
+    """The export does not say what its model says."""
 
 
 def export_saved_model(
@@ -136,7 +136,9 @@ def export_saved_model(
         served = pruning.fold_batch_norm(served)
     with _beside(path, overwrite) as folder:
         _write(folder, served, model, raw_pixels, with_memorization, formats)
-        checked = _check_export(folder, served, shown, examples, raw_pixels)
+        loaded = tf.saved_model.load(str(folder))
+        serve = loaded.signatures["serving_default"]
+        checked = _check_export(serve, served, shown, examples, raw_pixels)
         if card:
             options = {
                 "inference": inference,
@@ -147,7 +149,13 @@ def export_saved_model(
                 "with_memorization": with_memorization,
             }
             _write_card(
-                folder, source, model, served, shown, examples, options, checked
+                folder,
+                source,
+                models={"trained": model, "shown": shown, "served": served},
+                accuracy=_accuracies(serve, model, examples, options),
+                examples=examples,
+                options=options,
+                checked=checked,
             )
     return path
 
@@ -367,11 +375,10 @@ def _named_outputs(outputs, are_probabilities: bool) -> dict[str, tf.Tensor]:
     return {"logits": outputs, "probabilities": tf.nn.softmax(outputs)}
 
 
-def _check_export(folder, served, shown, examples, raw_pixels) -> dict:
-    """Loads the export and compares it with the network it came from."""
-    loaded = tf.saved_model.load(str(folder))
+def _check_export(serve, served, shown, examples, raw_pixels) -> dict:
+    """Compares the loaded export with the network it came from."""
     images = _check_images(served, examples, raw_pixels)
-    found = loaded.signatures["serving_default"](**images)
+    found = serve(**images)
     wanted = _endpoint(shown, _image_inputs(shown))(*images.values())
     largest = 0.0
     for name, expected in wanted.items():
@@ -413,10 +420,11 @@ def _check_images(served, examples, raw_pixels) -> dict[str, tf.Tensor]:
 
 
 def _write_card(
-    folder, source, model, served, shown, examples, options, checked
+    folder, source, *, models, accuracy, examples, options, checked
 ) -> None:
     """The model card, of numbers measured on the files in the folder."""
     is_run = isinstance(source, Run)
+    model, shown, served = (models[k] for k in ("trained", "shown", "served"))
     card = {
         "version": 1,
         "model": model.name,
@@ -428,7 +436,7 @@ def _write_card(
             "noise_rate": _noise_rate(examples),
             "fingerprint": examples.fingerprint(),
         },
-        "accuracy": _accuracies(folder, model, examples, options),
+        "accuracy": accuracy,
         "size": {
             "parameters_before": model.count_params(),
             "parameters_after": served.count_params(),
@@ -480,13 +488,13 @@ def _noise_rate(examples: Examples) -> float:
     return float(np.mean(train.label != train.true_label))
 
 
-def _accuracies(folder, model, examples, options) -> list[dict[str, Any]]:
+def _accuracies(serve, model, examples, options) -> list[dict[str, Any]]:
     """Accuracy of each subset, as trained and as it is served."""
     before = "tied" if surgery.tied_layers(model) else "plain"
     as_trained = evaluation.evaluate(
         evaluation.inference_models(model)[before], examples
     )
-    outputs = _served_outputs(folder, examples, options["raw_pixels"])
+    outputs = _served_outputs(serve, examples, options["raw_pixels"])
     as_served = evaluation.metrics_of_logits(outputs, examples)
     return [
         {
@@ -501,9 +509,8 @@ def _accuracies(folder, model, examples, options) -> list[dict[str, Any]]:
     ]
 
 
-def _served_outputs(folder, examples, raw_pixels: bool) -> np.ndarray:
+def _served_outputs(serve, examples, raw_pixels: bool) -> np.ndarray:
     """What the SavedModel gives: [N, classes]."""
-    serve = tf.saved_model.load(str(folder)).signatures["serving_default"]
     (name,) = serve.structured_input_signature[1]
     parts = []
     for start in range(0, len(examples), _CHECKED):

@@ -229,9 +229,7 @@ def _broadcast(part: tf.Tensor, x: tf.Tensor, site: graph.Site) -> tf.Tensor:
 def _patched(
     operation, calls: int, slots, transform, *, before_activation: bool
 ) -> Iterator[None]:
-    # Straight into __dict__: Keras would track what is assigned by name.
-    attributes = vars(operation)
-    call, activation = operation.call, attributes.get("activation")
+    call, activation = operation.call, vars(operation).get("activation")
     count = 0
     current: list[_Slot | None] = [None]
 
@@ -250,12 +248,8 @@ def _patched(
             x = transform(x, slot.start, slot.site)
         return activation(x)
 
-    attributes["call"] = gated
-    if before_activation and activation is not None:
-        attributes["activation"] = gated_activation
-    try:
+    has_own = before_activation and activation is not None
+    with graph.intercepted(
+        operation, gated, gated_activation if has_own else None
+    ):
         yield
-    finally:
-        del attributes["call"]
-        if activation is not None:
-            attributes["activation"] = activation

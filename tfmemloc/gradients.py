@@ -613,12 +613,21 @@ def _chunk_size(engine, examples: Examples, memory_budget: int) -> int:
     cache: dict = engine.__dict__.setdefault("_bytes_per_example", {})
     if key not in cache:
         cache[key] = bytes_per_example(engine, examples)
-    if cache[key] > memory_budget:
+    return min(_LARGEST_CHUNK, examples_that_fit(cache[key], memory_budget))
+
+
+def examples_that_fit(each: int, memory_budget: int) -> int:
+    """How many examples of `each` bytes fit a budget: at least one.
+
+    Raises:
+        ValueError: not even one does.
+    """
+    if each > memory_budget:
         raise ValueError(
-            f"One example takes up to {cache[key]:,} bytes. Expected a memory "
+            f"One example takes up to {each:,} bytes. Expected a memory "
             f"budget of at least that. Received: {memory_budget:,} bytes."
         )
-    return min(_LARGEST_CHUNK, memory_budget // cache[key])
+    return memory_budget // each
 
 
 def _check_labels(engine: GradientEngine, examples: Examples) -> None:

@@ -10,6 +10,7 @@ activation, a residual block, half a transformer block.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -176,6 +177,28 @@ def replay(
         for old, new in zip(node.output_tensors, outputs, strict=True):
             known[id(old)] = new
     return keras.tree.map_structure(lambda t: known[id(t)], outputs_of(model))
+
+
+@contextlib.contextmanager
+def intercepted(
+    operation: Any, call: Callable, activation: Callable | None = None
+) -> Iterator[None]:
+    """Within, a layer has another `call`, and another activation if given.
+
+    Written straight into `__dict__`: Keras would track what is assigned by
+    name. The layer is as before when the context ends.
+    """
+    attributes = vars(operation)
+    own = attributes.get("activation")
+    attributes["call"] = call
+    if activation is not None:
+        attributes["activation"] = activation
+    try:
+        yield
+    finally:
+        del attributes["call"]
+        if activation is not None:
+            attributes["activation"] = own
 
 
 def has_units(operation) -> bool:

@@ -89,7 +89,7 @@ class Result:
 
 
 class OfSubsets:
-    """What a result with a subset axis says of its subsets."""
+    """What anything with subsets says of them: results, and examples."""
 
     subsets: tuple[str, ...]
 

@@ -156,12 +156,12 @@ def scores_of_logits(
     """
     _check(examples, dropped=dropped, tied=tied, by_epoch=by_epoch)
     label = examples.label
-    off = _log_softmax(dropped)
+    off = evaluation.log_softmax(dropped)
     values = {"dropped_margin": -_margin(off, label)}
     if tied is not None:
         own = np.arange(len(label)), label
-        values["tied_gap"] = _log_softmax(tied)[own] - off[own]
-        values["loss"] = -_log_softmax(tied)[own]
+        values["tied_gap"] = evaluation.log_softmax(tied)[own] - off[own]
+        values["loss"] = -evaluation.log_softmax(tied)[own]
     if by_epoch is not None:
         values |= _dynamics(by_epoch, label)
     values |= {name: np.asarray(v, float) for name, v in (more or {}).items()}
@@ -252,7 +252,7 @@ def _dynamics(by_epoch: np.ndarray, label: np.ndarray) -> dict[str, np.ndarray]:
     epochs = len(right)
     forgotten = (right[:-1] & ~right[1:]).sum(axis=0)
     learned = right.any(axis=0)
-    early = np.exp(_log_softmax(by_epoch[_early(epochs)]))
+    early = np.exp(evaluation.log_softmax(by_epoch[_early(epochs)]))
     early[np.arange(len(label)), label] -= 1
     return {
         "aum": -margins.mean(axis=0),
@@ -267,12 +267,6 @@ def _dynamics(by_epoch: np.ndarray, label: np.ndarray) -> dict[str, np.ndarray]:
 def _early(epochs: int) -> int:
     """The place of the early epoch among the saved ones."""
     return max(0, round(_EARLY * epochs) - 1)
-
-
-def _log_softmax(logits: np.ndarray) -> np.ndarray:
-    logits = logits.astype(np.float64)
-    shifted = logits - logits.max(axis=-1, keepdims=True)
-    return shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
 
 
 def _margin(logits: np.ndarray, label: np.ndarray) -> np.ndarray:

@@ -42,7 +42,11 @@ from tfmemloc.batches import scale_pixels
 from tfmemloc.configs import SearchConfig
 from tfmemloc.data import Examples
 from tfmemloc.gates import UnitGates
-from tfmemloc.gradients import MEMORY_BUDGET, cross_entropy
+from tfmemloc.gradients import (
+    MEMORY_BUDGET,
+    cross_entropy,
+    examples_that_fit,
+)
 from tfmemloc.results import CriticalUnits
 from tfmemloc.runs import Run
 
@@ -159,21 +163,19 @@ def choose_ids(
     Raises:
         ValueError: there are no noisy or atypical examples.
     """
-    memorized = [s for s in ("noisy", "atypical") if s in examples.subsets]
-    if not memorized:
+    if examples.memorized is None:
         raise ValueError(
             f"{examples.name} has no noisy or atypical examples. Expected "
             "some, or `ids` that say which examples to search; received the "
             f"subsets {', '.join(examples.subsets)}."
         )
-    of_memorized = examples.of_subset(memorized[0]).example_id
     if count is None:
-        count = len(of_memorized)
-    ordinary = [s for s in ("clean", "typical") if s in examples.subsets]
+        count = len(examples.of_subset(examples.memorized))
     return np.concatenate(
         [
             _drawn(examples.of_subset(subset).example_id, count, seed, "search")
-            for subset in (*ordinary, memorized[0])
+            for subset in (examples.ordinary, examples.memorized)
+            if subset is not None
         ]
     )
 
@@ -736,14 +738,9 @@ def _stacked(examples: Examples, chunk: int) -> tuple[tf.Tensor, ...]:
 def _chunk_size(model, search, memory_budget: int) -> int:
     """Examples at a time: forward, gated and backward activations of each."""
     each = 3 * graph.activation_bytes(model) * max(1, search.copies)
-    if each > memory_budget:
-        raise ValueError(
-            f"One example takes up to {each:,} bytes. Expected a memory "
-            f"budget of at least that. Received: {memory_budget:,} bytes."
-        )
+    fits = examples_that_fit(each, memory_budget)
     # A power of two, as chunks are filled up to one.
-    fits = 1 << ((memory_budget // each).bit_length() - 1)
-    return min(_LARGEST_CHUNK, fits)
+    return min(_LARGEST_CHUNK, 1 << (fits.bit_length() - 1))
 
 
 def _own_units(

@@ -247,7 +247,7 @@ def _fresh_weights(run: Run, examples: Examples) -> Weights | None:
 
 
 def _check_memorized(examples: Examples) -> None:
-    if not {"noisy", "atypical"} & set(examples.subsets):
+    if examples.memorized is None:
         raise ValueError(
             f"{examples.name} has no noisy or atypical examples, whose memory "
             "could be looked for. Expected label noise or a score file; "
