@@ -81,6 +81,12 @@ def define_data_flags() -> None:
     flags.DEFINE_float(
         "score_threshold", 0.5, "Examples with a lower score are atypical."
     )
+    flags.DEFINE_float(
+        "subset_ratio",
+        1.0,
+        "Train on this fraction of the training examples alone.",
+    )
+    flags.DEFINE_integer("subset_seed", 0, "Which ones.")
 
 
 def define_model_flags(*, with_dropout: bool) -> None:
@@ -194,6 +200,8 @@ def data_config() -> configs.DataConfig:
         noise_file=FLAGS.noise_file,
         score_file=FLAGS.score_file,
         score_threshold=FLAGS.score_threshold,
+        subset_ratio=FLAGS.subset_ratio,
+        subset_seed=FLAGS.subset_seed,
         **fields,
     )
 

@@ -2,17 +2,24 @@
 
   python -m binaries.score_examples --run_dir=runs/demo/example_tied
 
-takes about 20 seconds on 2 CPU cores for the digits demo. Writes into
+takes about half a minute on 2 CPU cores for the digits demo. Writes into
 --out_dir (the run's folder) example_scores.npz and .json, suspects.csv (all
 training examples, the most suspicious first) and suspects.html (pictures of
 the first 100). Expect an area under the ROC curve above 0.99 for 10 % wrong
 labels of the digits.
 """
 
+import dataclasses
+import glob
 import pathlib
 
+import numpy as np
+
 from binaries import flags, output
-from tfmemloc import label_errors
+from tfmemloc import label_errors, memorization, scores
+from tfmemloc.data import Examples
+from tfmemloc.probes.critical_units import find_critical_units
+from tfmemloc.results import MemorizationEstimates
 from tfmemloc.runs import Run
 
 FLAGS = flags.FLAGS
@@ -23,6 +30,24 @@ flags.flags.DEFINE_bool(
     True,
     "Also GraNd and TracIn; a pass of gradients for each saved epoch.",
 )
+flags.flags.DEFINE_bool(
+    "critical_set",
+    False,
+    "Also the size of each example's critical set, in the tied network.",
+)
+flags.flags.DEFINE_bool(
+    "second_split",
+    False,
+    "Also second-split forgetting; takes four more trainings, of the network "
+    "without dropout on half of the data.",
+)
+flags.flags.DEFINE_string(
+    "subset_runs",
+    None,
+    "Also memorization estimates (Feldman and Zhang) from the runs in the "
+    "folders that this pattern matches, such as 'runs/subsets/*'; see "
+    "binaries.sweep --help.",
+)
 flags.flags.DEFINE_bool("download", False, "Let TFDS fetch missing data.")
 
 
@@ -30,15 +55,69 @@ def main() -> None:
     """Scores, writes, prints."""
     run = Run.open(FLAGS.run_dir)
     directory = pathlib.Path(FLAGS.out_dir or FLAGS.run_dir)
-    scores = label_errors.find_label_errors(
+    examples = run.examples(download=FLAGS.download)
+    found = label_errors.find_label_errors(
         run,
-        run.examples(download=FLAGS.download),
+        examples,
         directory,
         gradient_scores=FLAGS.gradient_scores,
+        more=_more(run, examples, directory),
     )
-    output.print_section(label_errors.suspects_section(scores))
+    output.print_section(label_errors.suspects_section(found))
     print(f"table: {directory / label_errors.TABLE}")
     print(f"page: {directory / label_errors.PAGE}")
+
+
+def _more(
+    run: Run, examples: Examples, directory: pathlib.Path
+) -> dict[str, np.ndarray]:
+    """The scores that take trainings or searches of their own."""
+    train, more = examples.train, {}
+    if FLAGS.critical_set:
+        more["critical_set"] = scores.critical_set_score(
+            find_critical_units(
+                run,
+                examples,
+                ids=train.example_id,
+                inference="tied",
+                directory=directory / "search",
+            ),
+            train,
+        )
+    if FLAGS.second_split:
+        times = memorization.second_split_times(
+            directory / "second_split",
+            examples,
+            model=dataclasses.replace(run.model_config, dropout="none"),
+            training=run.training,
+        )
+        more["second_split"] = -times
+    if FLAGS.subset_runs:
+        more["memorization"] = _estimates(directory, examples).memorization
+    return more
+
+
+def _estimates(
+    directory: pathlib.Path, examples: Examples
+) -> MemorizationEstimates:
+    """Memorization estimates from the runs of --subset_runs."""
+    folders = [
+        pathlib.Path(path)
+        for path in sorted(glob.glob(FLAGS.subset_runs))
+        if (pathlib.Path(path) / "config.json").exists()
+    ]
+    if not folders:
+        raise ValueError(
+            "--subset_runs matches no folder with a run. Received: "
+            f"{FLAGS.subset_runs!r}."
+        )
+    return output.reuse(
+        directory / "memorization",
+        MemorizationEstimates,
+        lambda: memorization.estimate_memorization(
+            [Run.open(folder) for folder in folders], examples
+        ),
+    )
 
 
 if __name__ == "__main__":

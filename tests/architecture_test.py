@@ -23,8 +23,8 @@ LEVELS = [
         "closed_forms",
         "gradients",
     ],
-    ["runs", "training"],
-    ["probes", "scores", "localization"],
+    ["recording", "runs", "training"],
+    ["probes", "memorization", "scores", "localization"],
     ["plots", "report", "export", "label_errors"],
 ]
 ORDER = [name for level in LEVELS for name in level]

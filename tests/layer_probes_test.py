@@ -285,7 +285,7 @@ def test_retraining_goes_on_where_it_was_stopped(
     assert len(calls) == 4 + 6  # Three groups were finished before.
     np.testing.assert_array_equal(resumed.accuracy, whole.accuracy)
     other = dataclasses.replace(SHORT, learning_rate=0.5)
-    with pytest.raises(ValueError, match="with other settings"):
+    with pytest.raises(ValueError, match="holds a retraining with other"):
         retrain_layers(run, examples, **{**options, "training": other})
 
 

@@ -72,11 +72,14 @@ from tfmemloc.probes.layer_rewinding import rewind_layers, rewind_weights
 from tfmemloc.probes.layer_retraining import retrain_layers
 from tfmemloc.probes.critical_units import choose_ids, find_critical_units
 
-# Which labels are wrong?
+# Which examples are memorized, and which labels are wrong?
+from tfmemloc.recording import ExampleRecorder, RecordExamples, Recording
+from tfmemloc.memorization import estimate_memorization, second_split_times
 from tfmemloc.scores import (
     evaluate_scores,
     score_examples,
     scores_of_logits,
+    scores_of_recording,
 )
 from tfmemloc.label_errors import find_label_errors
 
@@ -96,6 +99,7 @@ from tfmemloc.results import (
     LayerRetraining,
     LayerRewinding,
     Localization,
+    MemorizationEstimates,
     SubsetMetrics,
 )
 
@@ -105,6 +109,7 @@ __all__ = [
     "AccountGradients",
     "CriticalUnits",
     "DataConfig",
+    "ExampleRecorder",
     "ExampleScores",
     "ExampleTiedDropout",
     "Examples",
@@ -113,8 +118,11 @@ __all__ = [
     "LayerRetraining",
     "LayerRewinding",
     "Localization",
+    "MemorizationEstimates",
     "ModelConfig",
+    "RecordExamples",
     "RecordRun",
+    "Recording",
     "Run",
     "SearchConfig",
     "SparseDropout",
@@ -126,6 +134,7 @@ __all__ = [
     "attach_ids",
     "build",
     "choose_ids",
+    "estimate_memorization",
     "evaluate",
     "evaluate_scores",
     "example_mask",
@@ -152,6 +161,8 @@ __all__ = [
     "rewind_weights",
     "score_examples",
     "scores_of_logits",
+    "scores_of_recording",
+    "second_split_times",
     "set_labels",
     "split_by_score",
     "stable_ids",

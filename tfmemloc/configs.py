@@ -54,6 +54,9 @@ class DataConfig:
         score_file: `.csv` of `example_id,score` that splits the training
             examples into typical and atypical; their labels stay.
         score_threshold: atypical is a score below this.
+        subset_ratio: train on this fraction of the training examples alone,
+            for memorization estimates (see `estimate_memorization`).
+        subset_seed: which ones.
     """
 
     dataset: str = "digits"
@@ -65,9 +68,12 @@ class DataConfig:
     noise_file: str | None = None
     score_file: str | None = None
     score_threshold: float = 0.5
+    subset_ratio: float = 1.0
+    subset_seed: int = 0
 
     def __post_init__(self):
         _check_range("noise_rate", self.noise_rate, 0.0, 1.0)
+        _check_range("subset_ratio", self.subset_ratio, 1e-6, 1.0)
         for name in ("train_examples", "test_examples"):
             if getattr(self, name) is not None:
                 _check_range(name, getattr(self, name), 1, None)

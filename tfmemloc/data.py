@@ -189,6 +189,12 @@ def load(config: DataConfig, *, download: bool = False) -> Examples:
     else:
         examples = _load_tfds(config, download)
     examples = _first(examples, config.train_examples, config.test_examples)
+    examples = _with_subsets(examples, config)
+    return random_subset(examples, config.subset_ratio, seed=config.subset_seed)
+
+
+def _with_subsets(examples: Examples, config: DataConfig) -> Examples:
+    """The examples with the labels and subsets of a config."""
     if config.score_file:
         scores = read_pairs(config.score_file, "score", float)
         return split_by_score(examples, scores, config.score_threshold)
@@ -275,6 +281,30 @@ def add_label_noise(examples: Examples, rate: float, *, seed: int) -> Examples:
     label = examples.true_label.copy()
     label[chosen] = (label[chosen] + step) % examples.classes
     return _relabelled(examples, label)
+
+
+def random_subset(examples: Examples, ratio: float, *, seed: int) -> Examples:
+    """Leaves int(ratio * N) training examples, and all test examples.
+
+    Which ones is a function of (seed, example id) alone.
+
+    Raises:
+        ValueError: none would be left.
+    """
+    if ratio == 1:
+        return examples
+    train = examples.train
+    count = int(ratio * len(train))
+    if not count:
+        raise ValueError(
+            f"A subset of {ratio} of the {len(train)} training examples of "
+            f"{examples.name} would be empty. Expected a larger subset_ratio."
+        )
+    ids = train.example_id
+    rank = masks.hash_bits_numpy(masks.fold_seed(seed, "subset"), ids, 1)
+    chosen = ids[np.lexsort((ids, rank[:, 0]))[:count]]
+    kept = np.isin(examples.example_id, chosen) | (examples.subset == "test")
+    return examples.take(kept)
 
 
 def set_labels(examples: Examples, labels: Mapping[int, int]) -> Examples:

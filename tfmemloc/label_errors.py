@@ -13,6 +13,7 @@ from tfmemloc.data import Examples
 from tfmemloc.results import ExampleScores
 from tfmemloc.runs import Run
 from tfmemloc.scores import (
+    calibration_error,
     evaluate_scores,
     score_examples,
     suggestions_right,
@@ -41,7 +42,8 @@ def find_label_errors(
 
     Returns:
         The scores. A *suspect* has a suspicion of 0.5 or more: the network
-        without its memory gives the label less than half of its probability.
+        without its memory gives the label no more than half of its
+        probability.
 
     Raises:
         ValueError: the scores are of other examples; see `score_examples`.
@@ -107,8 +109,17 @@ def suspects_section(scores: ExampleScores, pictures=()) -> report.Section:
         suspects_sentence(scores),
         [
             {
-                name: f"{value:.4f}" if isinstance(value, float) else value
-                for name, value in row.items()
+                "score": row["score"],
+                **{
+                    measure: f"{row[measure]:.4f} "
+                    f"[{row[f'{measure}_low']:.3f}, "
+                    f"{row[f'{measure}_high']:.3f}]"
+                    for measure in (
+                        "auroc",
+                        "average_precision",
+                        "precision_at_n",
+                    )
+                },
             }
             for row in evaluate_scores(scores)
         ],
@@ -132,5 +143,7 @@ def suspects_sentence(scores: ExampleScores) -> str:
     return (
         f"{text} {hits} of them are among the {wrong} that are known to be "
         f"wrong; for {right:.1%} [{low:.1%}, {high:.1%}] of the wrong labels "
-        "the suggestion is the true one."
+        "the suggestion is the true one. The suspicion is off by "
+        f"{calibration_error(scores):.1%} on average (calibration error in "
+        "ten bins); brackets are 95% bootstrap intervals over examples."
     )

@@ -607,6 +607,41 @@ class ExampleScores(Result):
         return [row for row in self.rows() if row["suspicion"] >= at_least]
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class MemorizationEstimates(Result):
+    """How much each label depends on being seen (Feldman and Zhang, 2020)."""
+
+    example_id: np.ndarray  # [N].
+    subset: np.ndarray  # [N] clean, noisy, typical or atypical.
+    label: np.ndarray  # [N] that was trained on.
+    inside: np.ndarray  # [N] accuracy of networks that saw it; or NaN.
+    outside: np.ndarray  # [N] accuracy of networks that did not; or NaN.
+    inside_count: np.ndarray  # [N] networks that saw it.
+    outside_count: np.ndarray  # [N] networks that did not.
+
+    @property
+    def memorization(self) -> np.ndarray:
+        """[N] in [-1, 1]: `inside` less `outside`."""
+        return self.inside - self.outside
+
+    def rows(self) -> list[dict[str, Any]]:
+        """A row for each example, the most memorized first."""
+        order = np.argsort(-self.memorization, kind="stable")
+        return [
+            {
+                "example_id": int(self.example_id[n]),
+                "subset": str(self.subset[n]),
+                "label": int(self.label[n]),
+                "memorization": _or_none(self.memorization[n]),
+                "inside": _or_none(self.inside[n]),
+                "outside": _or_none(self.outside[n]),
+                "inside_count": int(self.inside_count[n]),
+                "outside_count": int(self.outside_count[n]),
+            }
+            for n in order
+        ]
+
+
 def bootstrap_interval(
     values: np.ndarray,
     statistic: Callable[..., np.ndarray],

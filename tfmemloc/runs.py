@@ -4,6 +4,7 @@
     model.json             the network's architecture (Keras's own json)
     history.json           a line for each epoch
     weights/epoch_0000.npz initialization, and then each epoch that was kept
+    recording/             what each step saw of each example, by epoch
     state.npz              everything that the next epoch needs
 
 `Run.open(directory)` gives back model, data and weights from the directory

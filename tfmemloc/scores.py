@@ -12,16 +12,28 @@ training, each oriented so that more is more suspicious:
 
 - `dropped_margin`: the best other log-probability less that of the label,
   memorization units off; above 0 the dropped network disagrees;
+- `disagreement`: 1 - p(label | off), mean over saved epochs;
 - `loss`: cross-entropy of the label at the end, as trained;
 - `aum`: minus the area under the margin, the mean over epochs of the label's
   logit less the best other one (Pleiss et al., 2020);
-- `forgetting`: how often an example went from right to wrong between saved
-  epochs; one never right counts as all (Toneva et al., 2019);
-- `first_learned`: the first saved epoch at which it is right (ibid.);
-- `el2n`: || softmax - one-hot || at an early epoch (Paul et al., 2021);
+- `forgetting`: how often an example went from right to wrong between epochs;
+  one never right counts as all of them (Toneva et al., 2019);
+- `first_learned`: the first epoch in which it is right (ibid.);
+- `el2n`: || softmax - one-hot || in an early epoch (Paul et al., 2021);
 - `grand`: norm of the loss gradient at an early epoch (ibid.);
 - `tracin`: self-influence, the sum over saved epochs of the learning rate
   times the squared gradient norm (Pruthi et al., 2020).
+
+`aum` to `el2n` come from what the training steps recorded (`recording.py`).
+Scores that take trainings of their own, `second_split_times` and
+`estimate_memorization`, are in `memorization.py`.
+
+A class with many wrong labels is learned badly by the generalization units,
+too: the dropped network gives it too little everywhere. The combined ranking,
+the suggestion and the suspicion therefore divide its mean share of the
+probability out (logit adjustment; Menon et al., 2021), and a temperature,
+fitted to the test examples, makes the suspicion a calibrated one (Guo et al.,
+2017).
 """
 
 from __future__ import annotations
@@ -30,16 +42,20 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from sklearn import metrics
 from tqdm import auto as tqdm
 
 from tfmemloc import evaluation, gradients, surgery
 from tfmemloc.data import Examples
-from tfmemloc.results import ExampleScores, bootstrap_interval
+from tfmemloc.recording import Recording
+from tfmemloc.results import CriticalUnits, ExampleScores, bootstrap_interval
 from tfmemloc.runs import Run
 
 # The early epoch of EL2N and GraNd, as a fraction of the training.
 _EARLY = 0.1
+# `disagreement` is a mean over at most so many saved epochs.
+_DISAGREEMENT_EPOCHS = 10
+# Classes whose labels differ less in number are taken to be equally frequent.
+_BALANCED = 3.0
 
 
 def score_examples(
@@ -47,16 +63,20 @@ def score_examples(
     examples: Examples,
     *,
     gradient_scores: bool = True,
+    more: Mapping[str, np.ndarray] | None = None,
     batch_size: int = 512,
     progress: bool = True,
 ) -> ExampleScores:
     """Scores the training examples of a run with tied dropout.
 
     Args:
-        run: with saved epochs, of a network with tied layers.
+        run: of a network with tied layers. Where it has a recording (`train`
+            makes one), the scores of the course of the training are in.
         examples: the data of the run.
         gradient_scores: also `grand` and `tracin`, which take a pass of
             per-example gradients for each saved epoch.
+        more: further scores by name, [N] each in the order of
+            `examples.train`, more is more suspicious.
         batch_size: how many examples go through the network at once.
         progress: show a progress bar.
 
@@ -65,7 +85,7 @@ def score_examples(
 
     Raises:
         ValueError: the data are not the run's, its network has no tied
-            layers, only one epoch was saved, or there is only one class.
+            layers, no epoch was saved, or there is only one class.
 
     Example:
         >>> run = Run.open("runs/demo/example_tied")
@@ -78,52 +98,79 @@ def score_examples(
         raise ValueError(
             f"The run in {run.directory} is of a network without tied layers, "
             "which cannot say what it knows with its memory off. Expected one "
-            "trained with tied dropout; `scores_of_logits` takes predictions "
-            "of any network."
+            "trained with tied dropout; `scores_of_recording` takes the "
+            "recording of any network, `scores_of_logits` its predictions."
         )
     train = examples.train
+    _check(train)
     epochs = [epoch for epoch in run.epochs if epoch > 0]
-    if len(epochs) < 2:
+    if not epochs:
         raise ValueError(
-            f"The run in {run.directory} has saved epochs {epochs}. Expected "
-            "at least two after the initialization."
+            f"The run in {run.directory} has no saved epoch after the "
+            "initialization. Expected one that was trained."
         )
+
+    found: dict[str, np.ndarray] = {}
+    folder = run.directory / "recording"
+    if folder.is_dir():
+        found |= scores_of_recording(Recording.open(folder), train)
     tied = surgery.with_inference(model, "tied")
-    predict = evaluation.make_predictor(tied)
+    drop = surgery.with_inference(model, "drop")
+    with surgery.swapped_weights(model.weights, model.get_weights()):
+        found["disagreement"] = _disagreement(
+            run, model, drop, train, epochs, batch_size, progress
+        )
+        if gradient_scores:
+            found |= _gradient_scores(run, model, tied, train, epochs, progress)
+    test = examples.test
+    return scores_of_logits(
+        train,
+        dropped=evaluation.predict_logits(drop, train, batch_size=batch_size),
+        tied=evaluation.predict_logits(tied, train, batch_size=batch_size),
+        held_out=None
+        if not len(test)
+        else (
+            evaluation.predict_logits(drop, test, batch_size=batch_size),
+            test.label,
+        ),
+        more=found | dict(more or {}),
+    )
+
+
+def _disagreement(run, model, drop, train, epochs, batch_size, progress):
+    """1 - p(label | off), mean over saved epochs: [N]."""
+    count = min(len(epochs), _DISAGREEMENT_EPOCHS)
+    places = np.linspace(0, len(epochs) - 1, count).round().astype(int)
+    predict = evaluation.make_predictor(drop)
+    total = np.zeros(len(train))
+    for place in tqdm.tqdm(
+        places, desc="disagreement", unit="epoch", disable=not progress
+    ):
+        run.load_weights(model, epochs[place])
+        logits = evaluation.predict_logits(
+            predict, train, batch_size=batch_size
+        )
+        total += np.exp(-evaluation.cross_entropy(logits, train.label))
+    return 1 - total / count
+
+
+def _gradient_scores(run, model, tied, train, epochs, progress):
+    """`grand` and `tracin` of the saved epochs: [N] each."""
     rates = {
         line["epoch"]: line.get("learning_rate", 1.0) for line in run.history
     }
-    engine = gradients.GradientEngine(tied) if gradient_scores else None
-    by_epoch, norms = [], []
-    with surgery.swapped_weights(model.weights, model.get_weights()):
-        for epoch in tqdm.tqdm(
-            epochs, desc="scores", unit="epoch", disable=not progress
-        ):
-            run.load_weights(model, epoch)
-            by_epoch.append(
-                evaluation.predict_logits(predict, train, batch_size=batch_size)
-            )
-            if engine is not None:
-                squared = gradients.per_example_norms(engine, train) ** 2
-                norms.append(squared.sum(axis=1))
-    dropped = evaluation.predict_logits(
-        surgery.with_inference(model, "drop"), train, batch_size=batch_size
-    )
-    more = {}
-    if norms:
-        early = _early(len(epochs))
-        weights = np.array([rates.get(epoch, 1.0) for epoch in epochs])
-        more = {
-            "grand": np.sqrt(norms[early]),
-            "tracin": (weights[:, np.newaxis] * np.stack(norms)).sum(axis=0),
-        }
-    return scores_of_logits(
-        train,
-        dropped=dropped,
-        tied=by_epoch[-1],
-        by_epoch=np.stack(by_epoch),
-        more=more,
-    )
+    engine = gradients.GradientEngine(tied)
+    influence = np.zeros(len(train))
+    for place, epoch in enumerate(
+        tqdm.tqdm(epochs, desc="gradients", unit="epoch", disable=not progress)
+    ):
+        run.load_weights(model, epoch)
+        squared = gradients.per_example_norms(engine, train, progress=False)
+        squared = (squared**2).sum(axis=1)
+        influence += rates.get(epoch, 1.0) * squared
+        if place == _early(len(epochs)):
+            norm = np.sqrt(squared)
+    return {"grand": norm, "tracin": influence}
 
 
 def scores_of_logits(
@@ -132,6 +179,8 @@ def scores_of_logits(
     dropped: np.ndarray,
     tied: np.ndarray | None = None,
     by_epoch: np.ndarray | None = None,
+    held_out: tuple[np.ndarray, np.ndarray] | None = None,
+    prior: np.ndarray | None = None,
     more: Mapping[str, np.ndarray] | None = None,
 ) -> ExampleScores:
     """The same from predictions that the caller brings.
@@ -142,13 +191,20 @@ def scores_of_logits(
             did not memorize: tied dropout in drop mode, or cross-validation.
         tied: [N, classes] logits as trained.
         by_epoch: [E, N, classes] logits as trained, after E epochs.
+        held_out: ([M, classes] logits of the same network as `dropped`, [M]
+            labels that are right), to which the temperature is fitted; None
+            leaves it at 1.
+        prior: [classes] true shares of the classes. None takes equal ones,
+            or, where the most frequent label is over three times as frequent
+            as the rarest, the shares of the labels.
         more: further scores by name, [N] each, more is more suspicious.
 
     Returns:
         All scores that these predictions allow. The combined ranking is by
-        the mean rank of the tied gap and the dropped margin where there is
-        `tied`, else by the dropped margin alone. The suspicion that a label
-        is wrong is 1 - p(label | memorization units off).
+        the mean rank of tied gap and dropped margin, or by the margin alone
+        where there is no `tied`, after the adjustment to the prior. The
+        suspicion that a label is wrong is 1 - p(label | off), adjusted and
+        calibrated.
 
     Raises:
         ValueError: a shape does not fit the examples, a number is NaN, or
@@ -156,59 +212,176 @@ def scores_of_logits(
     """
     _check(examples, dropped=dropped, tied=tied, by_epoch=by_epoch)
     label = examples.label
+    own = np.arange(len(label)), label
     off = evaluation.log_softmax(dropped)
+    shift = _log_shift(off, label, prior)
+    adjusted = evaluation.log_softmax(off - shift)
     values = {"dropped_margin": -_margin(off, label)}
+    ranked = [-_margin(adjusted, label)]
     if tied is not None:
-        own = np.arange(len(label)), label
-        values["tied_gap"] = evaluation.log_softmax(tied)[own] - off[own]
-        values["loss"] = -evaluation.log_softmax(tied)[own]
+        on = evaluation.log_softmax(tied)[own]
+        values["tied_gap"] = on - off[own]
+        values["loss"] = -on
+        ranked.append(on - adjusted[own])
     if by_epoch is not None:
-        values |= _dynamics(by_epoch, label)
-    values |= {name: np.asarray(v, float) for name, v in (more or {}).items()}
-    used = [name for name in ("tied_gap", "dropped_margin") if name in values]
-    combined = np.mean([_ranks(values[name]) for name in used], axis=0)
-    suggested = off.argmax(axis=1)
+        by_epoch = np.asarray(by_epoch)
+        values |= _dynamics(
+            np.stack([_margin(logits, label) for logits in by_epoch]),
+            np.stack([_errors(logits, label) for logits in by_epoch]),
+        )
+    for name, value in (more or {}).items():
+        values[name] = _checked_score(name, value, examples)
+    temperature = 1.0
+    if held_out is not None:
+        temperature = fit_temperature(held_out[0] - shift, held_out[1])
+    calibrated = evaluation.log_softmax(adjusted / temperature)
+    combined = np.mean([_ranks(value) for value in ranked], axis=0)
     return ExampleScores(
         names=("combined", *values),
         example_id=examples.example_id,
         subset=examples.subset,
         label=label,
         true_label=examples.true_label,
-        suggested=suggested,
+        suggested=adjusted.argmax(axis=1),
         values=np.stack([combined, *values.values()], axis=1),
-        suspicion=1 - np.exp(off[np.arange(len(label)), label]),
+        suspicion=1 - np.exp(calibrated[own]),
     )
+
+
+def _log_shift(off, label, prior) -> np.ndarray:
+    """What adjusts log-probabilities to the prior: [classes]."""
+    classes = off.shape[1]
+    count = np.bincount(label, minlength=classes)
+    if prior is None:
+        is_balanced = count.max() <= _BALANCED * count.min()
+        prior = np.ones(classes) if is_balanced else count
+    prior = np.asarray(prior, float)
+    if prior.shape != (classes,) or not (prior >= 0).all() or not prior.any():
+        raise ValueError(
+            f"`prior` expected {classes} shares that are not negative, one "
+            f"for each class. Received: {prior.tolist()}."
+        )
+    tiny = 1e-6
+    share = np.exp(off).mean(axis=0)
+    return np.log(np.maximum(share, tiny)) - np.log(
+        np.maximum(prior / prior.sum(), tiny)
+    )
+
+
+def fit_temperature(logits: np.ndarray, label: np.ndarray) -> float:
+    """The temperature by which to divide logits: that of the smallest loss.
+
+    Args:
+        logits: [M, classes] on examples that were not trained on.
+        label: [M], right ones.
+
+    Reference: Guo et al., On Calibration of Modern Neural Networks, 2017.
+    """
+    temperatures = np.exp(np.linspace(np.log(0.1), np.log(10), 201))
+    losses = [
+        evaluation.cross_entropy(logits / temperature, label).mean()
+        for temperature in temperatures
+    ]
+    return float(temperatures[int(np.argmin(losses))])
+
+
+def critical_set_score(result: CriticalUnits, examples: Examples) -> np.ndarray:
+    """Minus the size of each example's critical set, for `more`: [N].
+
+    0 for an example that was misclassified from the start.
+
+    Raises:
+        ValueError: an example was not searched.
+    """
+    size = dict(
+        zip(result.example_id.tolist(), result.size.tolist(), strict=True)
+    )
+    size |= dict.fromkeys(result.skipped.tolist(), 0)
+    missing = [i for i in examples.example_id.tolist() if i not in size]
+    if missing:
+        raise ValueError(
+            f"{len(missing)} of the {len(examples)} examples were not "
+            f"searched, for instance id {missing[:5]}. Expected critical "
+            "units of all of them."
+        )
+    return -np.array([size[i] for i in examples.example_id.tolist()], float)
 
 
 def evaluate_scores(scores: ExampleScores) -> list[dict[str, Any]]:
     """How well each score finds the wrong labels, where they are known.
 
     Returns:
-        A row for each score: area under the ROC curve with a 95 % bootstrap
-        interval, average precision, and precision at the true number of
-        wrong labels. Empty where no label is known to be wrong.
+        A row for each score: area under the ROC curve, average precision, and
+        precision at the true number of wrong labels, each with a 95 %
+        bootstrap interval. Empty where no label is known to be wrong.
     """
     wrong = scores.label != scores.true_label
     if not wrong.any() or wrong.all():
         return []
+    rng = np.random.default_rng(0)
+    weights = np.ones((1 + _RESAMPLES, len(wrong)), np.int32)
+    weights[1:] = rng.multinomial(
+        len(wrong), np.full(len(wrong), 1 / len(wrong)), _RESAMPLES
+    )
     rows = []
     for k, name in enumerate(scores.names):
-        value = scores.values[:, k]
-        low, high = _auroc_interval(wrong, value)
-        top = np.argsort(-value, kind="stable")[: wrong.sum()]
-        rows.append(
-            {
-                "score": name,
-                "auroc": float(metrics.roc_auc_score(wrong, value)),
-                "auroc_low": low,
-                "auroc_high": high,
-                "average_precision": float(
-                    metrics.average_precision_score(wrong, value)
-                ),
-                "precision_at_n": float(wrong[top].mean()),
+        row: dict[str, Any] = {"score": name}
+        found = _retrieval(wrong, scores.values[:, k], weights)
+        for measure, values in found.items():
+            low, high = np.nanquantile(values[1:], [0.025, 0.975])
+            row |= {
+                measure: float(values[0]),
+                f"{measure}_low": float(low),
+                f"{measure}_high": float(high),
             }
-        )
+        rows.append(row)
     return rows
+
+
+_RESAMPLES = 200
+
+
+def _retrieval(wrong, value, weights) -> dict[str, np.ndarray]:
+    """Three measures of a ranking for each row of weights: [B] each.
+
+    Equal values are one step of the curve, as in scikit-learn.
+    """
+    order = np.argsort(-value, kind="stable")
+    ends = np.append(np.flatnonzero(np.diff(value[order])), len(value) - 1)
+    weights = weights[:, order]
+    hits = np.cumsum(weights * wrong[order], axis=1, dtype=np.int32)
+    seen = np.cumsum(weights, axis=1, dtype=np.int32)
+    total = hits[:, -1]
+    true, all_ = hits[:, ends], seen[:, ends]
+    false = all_ - true
+    zero = np.zeros((len(weights), 1), true.dtype)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        precision = np.where(all_ > 0, true / all_, 0.0)
+        steps = np.diff(true, axis=1, prepend=zero)
+        falls = np.diff(false, axis=1, prepend=zero)
+        area = (falls * (true - steps / 2)).sum(axis=1)
+        place = (seen < total[:, np.newaxis]).sum(axis=1)
+        return {
+            "auroc": area / (total * (seen[:, -1] - total)),
+            "average_precision": (steps * precision).sum(axis=1) / total,
+            "precision_at_n": np.take_along_axis(
+                hits / seen, place[:, np.newaxis], axis=1
+            )[:, 0],
+        }
+
+
+def calibration_error(scores: ExampleScores, bins: int = 10) -> float:
+    """Mean gap between suspicion and share of wrong labels, bin by bin.
+
+    The expected calibration error of `suspicion`, in [0, 1]; NaN where no
+    label is known to be wrong.
+    """
+    wrong = scores.label != scores.true_label
+    if not wrong.any():
+        return float("nan")
+    place = np.minimum((scores.suspicion * bins).astype(int), bins - 1)
+    gaps = np.bincount(place, wrong - scores.suspicion, minlength=bins)
+    return float(np.abs(gaps).sum() / len(wrong))
 
 
 def suggestions_right(scores: ExampleScores) -> tuple[float, float, float]:
@@ -245,23 +418,80 @@ def _check(examples: Examples, **logits: np.ndarray | None) -> None:
             )
 
 
-def _dynamics(by_epoch: np.ndarray, label: np.ndarray) -> dict[str, np.ndarray]:
-    """Scores of the course of a training: [E, N, classes] -> [N] each."""
-    margins = np.stack([_margin(logits, label) for logits in by_epoch])
-    right = margins > 0
+def _checked_score(name: str, value, examples: Examples) -> np.ndarray:
+    value = np.asarray(value, float)
+    if value.shape != (len(examples),):
+        raise ValueError(
+            f"The score {name!r} expected {len(examples)} numbers, one for "
+            f"each example. Received: shape {value.shape}."
+        )
+    if not np.isfinite(value).all():
+        ids = examples.example_id[~np.isfinite(value)]
+        raise ValueError(
+            f"The score {name!r} is not finite for {len(ids)} examples, for "
+            f"instance id {ids[:5].tolist()}. Expected a number for each."
+        )
+    return value
+
+
+def scores_of_recording(
+    recording: Recording, examples: Examples
+) -> dict[str, np.ndarray]:
+    """`aum`, `forgetting`, `first_learned` and `el2n` of a recording.
+
+    An epoch in which an example was not seen changes nothing of what is known
+    of it; it does not count in the mean of `aum`.
+
+    Args:
+        recording: by `RecordExamples`, or of a run that `train` made.
+        examples: N training examples.
+
+    Returns:
+        Name of the score -> [N], more is more suspicious.
+
+    Raises:
+        ValueError: the recording is of other examples or labels, or one was
+            never seen.
+
+    Example:
+        >>> recording = Recording.open("runs/mine/recording")
+        >>> scores_of_recording(recording, examples.train)["aum"].argsort()
+    """
+    found = recording.of(examples)
+    return _dynamics(found.margin, found.error)
+
+
+def _dynamics(margin: np.ndarray, error: np.ndarray) -> dict[str, np.ndarray]:
+    """Scores of the course of a training: [E, N] -> [N] each."""
+    right = _filled(margin) > 0
     epochs = len(right)
     forgotten = (right[:-1] & ~right[1:]).sum(axis=0)
     learned = right.any(axis=0)
-    early = np.exp(evaluation.log_softmax(by_epoch[_early(epochs)]))
-    early[np.arange(len(label)), label] -= 1
+    first = np.where(learned, right.argmax(axis=0), epochs)
     return {
-        "aum": -margins.mean(axis=0),
+        "aum": -np.nanmean(margin, axis=0, dtype=np.float64),
         "forgetting": np.where(learned, forgotten, epochs).astype(float),
-        "first_learned": np.where(learned, right.argmax(axis=0), epochs).astype(
-            float
-        ),
-        "el2n": np.sqrt((early**2).sum(axis=1)),
+        "first_learned": first.astype(float),
+        "el2n": _filled(error)[_early(epochs)].astype(float),
     }
+
+
+def _filled(values: np.ndarray) -> np.ndarray:
+    """[E, N] with NaN replaced by the last number before, else the first."""
+    filled = values.copy()
+    for order in (range(1, len(filled)), range(len(filled) - 2, -1, -1)):
+        step = 1 if order.step > 0 else -1
+        for e in order:
+            gap = np.isnan(filled[e])
+            filled[e, gap] = filled[e - step, gap]
+    return filled
+
+
+def _errors(logits: np.ndarray, label: np.ndarray) -> np.ndarray:
+    """|| softmax - one-hot || : [N]."""
+    wrong = np.exp(evaluation.log_softmax(logits))
+    wrong[np.arange(len(label)), label] -= 1
+    return np.sqrt((wrong**2).sum(axis=1))
 
 
 def _early(epochs: int) -> int:
@@ -285,14 +515,3 @@ def _ranks(values: np.ndarray) -> np.ndarray:
     last = np.cumsum(count)
     middle = last - (count - 1) / 2
     return middle[inverse] / len(values)
-
-
-def _auroc_interval(wrong, value, samples: int = 200) -> tuple[float, float]:
-    rng = np.random.default_rng(0)
-    found = []
-    for _ in range(samples):
-        drawn = rng.integers(0, len(wrong), len(wrong))
-        if 0 < wrong[drawn].sum() < len(drawn):
-            found.append(metrics.roc_auc_score(wrong[drawn], value[drawn]))
-    low, high = np.quantile(found, [0.025, 0.975])
-    return float(low), float(high)

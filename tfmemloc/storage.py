@@ -11,10 +11,11 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import hashlib
 import json
 import os
 import pathlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import IO, Any
 
 import numpy as np
@@ -92,7 +93,10 @@ def read_json(path: str | os.PathLike) -> Any:
 
 
 def write_arrays(
-    path: str | os.PathLike, arrays: Mapping[str, np.ndarray]
+    path: str | os.PathLike,
+    arrays: Mapping[str, np.ndarray],
+    *,
+    compressed: bool = False,
 ) -> None:
     """Writes named arrays as one `.npz`, atomically, without pickle."""
     for name, array in arrays.items():
@@ -101,7 +105,8 @@ def write_arrays(
                 f"Array {name!r} has dtype object, which only pickle could "
                 "store. Expected numbers or strings."
             )
-    write_atomically(path, lambda file: np.savez(file, **arrays))
+    save = np.savez_compressed if compressed else np.savez
+    write_atomically(path, lambda file: save(file, **arrays))
 
 
 def read_arrays(path: str | os.PathLike) -> dict[str, np.ndarray]:
@@ -125,6 +130,72 @@ def read_arrays(path: str | os.PathLike) -> dict[str, np.ndarray]:
             f"but reading them failed with '{error}'. Restore it from a copy, "
             "or delete it to have it made again."
         ) from error
+
+
+def digest(arrays: Iterable[np.ndarray]) -> str:
+    """A checksum of arrays, for telling whether they are the same."""
+    result = hashlib.sha256()
+    for array in arrays:
+        result.update(np.ascontiguousarray(array).tobytes())
+    return result.hexdigest()
+
+
+class Parts:
+    """The finished parts of a long job, so that a killed one goes on.
+
+    A folder of `<name>.npz`, and `settings.json`, which says of what job they
+    are, so that parts of different jobs are never mixed.
+
+    Args:
+        directory: made if need be; None keeps nothing.
+        settings: of the job, as json.
+        job: what it is, for messages.
+
+    Raises:
+        ValueError: the folder holds parts of a job with other settings.
+    """
+
+    def __init__(
+        self,
+        directory: str | os.PathLike | None,
+        settings: Mapping[str, Any],
+        job: str,
+    ):
+        self.directory = None if directory is None else pathlib.Path(directory)
+        if self.directory is None:
+            return
+        self.directory.mkdir(parents=True, exist_ok=True)
+        path = self.directory / "settings.json"
+        if not path.exists():
+            write_json(path, settings)
+            return
+        there = read_json(path)
+        differs = [
+            name
+            for name in settings
+            if not isinstance(there, dict) or there.get(name) != settings[name]
+        ]
+        if differs:
+            raise ValueError(
+                f"{self.directory} holds a {job} with other "
+                f"{' and '.join(differs)}. Use another directory, or delete "
+                "it."
+            )
+
+    def _path(self, name: str) -> pathlib.Path:
+        safe = "".join(c if c.isalnum() or c in "._-" else "_" for c in name)
+        return self.directory / f"{safe}.npz"
+
+    def read(self, name: str) -> dict[str, np.ndarray] | None:
+        """The arrays of a finished part; None where it is not finished."""
+        if self.directory is None or not self._path(name).exists():
+            return None
+        return read_arrays(self._path(name))
+
+    def write(self, name: str, arrays: Mapping[str, np.ndarray]) -> None:
+        """Keeps a part, compressed."""
+        if self.directory is not None:
+            write_arrays(self._path(name), arrays, compressed=True)
 
 
 @contextlib.contextmanager

@@ -27,6 +27,7 @@ from tqdm import auto as tqdm
 from tfmemloc import batches, evaluation, storage, surgery
 from tfmemloc.configs import DataConfig, ModelConfig, TrainConfig
 from tfmemloc.data import Examples, load
+from tfmemloc.recording import ExampleRecorder
 from tfmemloc.runs import (
     Run,
     build_network,
@@ -92,6 +93,7 @@ def train(
     model: ModelConfig | None = None,
     training: TrainConfig | None = None,
     examples: Examples | None = None,
+    start_from: Run | None = None,
     strategy: tf.distribute.Strategy | None = None,
     tensorboard: bool = False,
     download: bool = False,
@@ -110,6 +112,8 @@ def train(
         model: which network.
         training: how to train it.
         examples: the data, where they are the caller's own or loaded already.
+        start_from: begin with the last weights of another run of the same
+            network, not with a fresh initialization.
         strategy: for instance `tf.distribute.MirroredStrategy()`.
         tensorboard: write logs to `<directory>/tensorboard`.
         download: let TFDS fetch missing data.
@@ -152,9 +156,26 @@ def train(
             training=training,
             examples=examples,
         )
+        if start_from is not None:
+            start_from.load_weights(network)
+            _check_start(run, network)
         loop = _Loop(run, network, examples, training, strategy)
         loop.run_epochs(progress, tensorboard, on_epoch_end)
     return run
+
+
+def _check_start(run: Run, network: keras.Model) -> None:
+    """Refuses to go on with a run that began with other weights."""
+    if 0 in run.epochs and any(
+        not np.array_equal(there, here)
+        for there, here in zip(
+            run.weights(0), network.get_weights(), strict=True
+        )
+    ):
+        raise ValueError(
+            f"{run.directory} holds a run that started from other weights. "
+            "Use the run of then, or another directory."
+        )
 
 
 class _Loop:
@@ -175,6 +196,10 @@ class _Loop:
                 training, self.steps * training.epochs
             )
             self.optimizer.build(network.trainable_variables)
+        # One table for all replicas, whose examples are different ones.
+        self.recorder = ExampleRecorder(
+            run.directory / "recording", self.train_examples.example_id
+        )
         self.history: list[dict[str, Any]] = []
 
     def run_epochs(self, progress, tensorboard, on_epoch_end) -> None:
@@ -200,6 +225,7 @@ class _Loop:
             jit_compile=self.training.jit_compile,
             strategy=self.strategy,
             batch_spec=dataset.element_spec,
+            recorder=self.recorder,
         )
         iterator = iter(dataset)
         with tqdm.tqdm(
@@ -263,6 +289,7 @@ class _Loop:
     def _save(self, epoch: int, line: Mapping[str, Any]) -> None:
         """Keeps an epoch: weights, history, and last of all the state."""
         self.history.append(dict(line))
+        self.recorder.end_epoch(epoch)
         if self._is_kept(epoch):
             self.run.save_weights(self.network, epoch)
         self.run.save_history(self.history)
@@ -359,6 +386,7 @@ def make_train_step(
     jit_compile: bool = False,
     strategy: tf.distribute.Strategy | None = None,
     batch_spec: Any = None,
+    recorder: ExampleRecorder | None = None,
 ) -> Callable[[Any], tf.Tensor]:
     """A traced function that takes one step and gives the loss before it.
 
@@ -375,6 +403,7 @@ def make_train_step(
         strategy: replicas that share each batch.
         batch_spec: the element spec of the batches; None infers it and may
             trace more than once.
+        recorder: notes what the step sees of each example.
 
     Returns:
         `step((inputs, label))` -> float32 scalar.
@@ -399,6 +428,8 @@ def make_train_step(
             )
             share = weight_decay / context.num_replicas_in_sync
             scaled = optimizer.scale_loss(loss + share * decay)
+        if recorder is not None:
+            recorder.update(inputs["example_id"], label, logits)
         # Keras's optimizer itself adds up the gradients of the replicas.
         optimizer.apply(tape.gradient(scaled, variables), variables)
         return loss

@@ -27,9 +27,7 @@ and tied layers do what their `inference` says.
 
 from __future__ import annotations
 
-import hashlib
 import os
-import pathlib
 from collections.abc import Callable, Sequence
 
 import keras
@@ -111,7 +109,18 @@ def find_critical_units(
     searcher = Searcher(model, gates, examples, search, memory_budget)
     right = searcher.predict(wanted) == wanted.label
     found = wanted.take(right)
-    store = _Store(directory, search, gates, model, found)
+    finished = storage.Parts(
+        directory,
+        {
+            "search": configs.to_json(search),
+            "layers": list(gates.names),
+            "weights": storage.digest(model.get_weights()),
+            "examples": storage.digest(
+                [found.example_id, found.label, found.image]
+            ),
+        },
+        "search",
+    )
     parts = [_no_columns(len(examples.subsets))]
     with tqdm.tqdm(
         total=len(found), desc="critical units", disable=not progress
@@ -119,10 +128,10 @@ def find_critical_units(
         for b in range(-(-len(found) // _BLOCK)):
             rows = np.arange(len(found))[b * _BLOCK : (b + 1) * _BLOCK]
             block = found.take(rows)
-            part = store.read(b)
+            part = finished.read(f"block_{b:04d}")
             if part is None:
                 part = searcher.search(block)
-                store.write(b, part)
+                finished.write(f"block_{b:04d}", part)
             parts.append(part)
             bar.update(len(block))
     columns = _joined(parts)
@@ -783,56 +792,3 @@ def _designated(gates: UnitGates, model, ids) -> tuple[np.ndarray, np.ndarray]:
             on[:, part] = designated[:, part] = layer.example_units(ids)
             designated[:, start : start + layer.generalization_units] = False
     return designated, on
-
-
-class _Store:
-    """Finished blocks of a search, in a folder of their own."""
-
-    def __init__(self, directory, search, gates, model, found):
-        self._directory = None if directory is None else pathlib.Path(directory)
-        if self._directory is None:
-            return
-        settings = {
-            "search": configs.to_json(search),
-            "layers": list(gates.names),
-            "weights": _digest(model.get_weights()),
-            "examples": _digest([found.example_id, found.label, found.image]),
-        }
-        self._directory.mkdir(parents=True, exist_ok=True)
-        path = self._directory / "settings.json"
-        if not path.exists():
-            storage.write_json(path, settings)
-            return
-        there = storage.read_json(path)
-        differs = [
-            name
-            for name in settings
-            if not isinstance(there, dict) or there.get(name) != settings[name]
-        ]
-        if differs:
-            raise ValueError(
-                f"{self._directory} holds a search with other "
-                f"{' and '.join(differs)}. Use another directory, or delete "
-                "it."
-            )
-
-    def _path(self, block: int) -> pathlib.Path:
-        return self._directory / f"block_{block:04d}.npz"
-
-    def read(self, block: int) -> dict[str, np.ndarray] | None:
-        """The columns of a finished block, or None."""
-        if self._directory is None or not self._path(block).exists():
-            return None
-        return storage.read_arrays(self._path(block))
-
-    def write(self, block: int, columns: dict[str, np.ndarray]) -> None:
-        """Keeps the columns of a block."""
-        if self._directory is not None:
-            storage.write_arrays(self._path(block), columns)
-
-
-def _digest(arrays: Sequence[np.ndarray]) -> str:
-    digest = hashlib.sha256()
-    for array in arrays:
-        digest.update(np.ascontiguousarray(array).tobytes())
-    return digest.hexdigest()

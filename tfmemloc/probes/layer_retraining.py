@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import pathlib
 from collections.abc import Iterator, Mapping, Sequence
 
 import keras
@@ -91,7 +90,16 @@ def retrain_layers(
     model = run.model(inference=inference)
     found = surgery.layer_groups(model, groups)
     names = _chosen(found, only)
-    store = _Store(directory, training, train_on, reset_to, run)
+    parts = storage.Parts(
+        directory,
+        {
+            "training": configs.to_json(training),
+            "train_on": train_on,
+            "reset_to": reset_to,
+            "fingerprint": run.fingerprint,
+        },
+        "retraining",
+    )
     reset = run.weights(reset_to)
     curves = []
     with tqdm.tqdm(
@@ -99,12 +107,13 @@ def retrain_layers(
     ) as bar:
         for name in bar:
             bar.set_postfix_str(name)
-            curve = store.read(name)
-            if curve is None:
+            part = parts.read(name)
+            if part is None:
                 learner = Learner(model, found[name], reset, memory_budget)
                 curve = learner.learn(examples, training, train_on)
-                store.write(name, curve)
-            curves.append(curve)
+                part = {"accuracy": curve}
+                parts.write(name, part)
+            curves.append(part["accuracy"])
     longest = training.epochs + 1
     accuracy = np.full((len(names), longest, len(examples.subsets)), np.nan)
     for g, curve in enumerate(curves):
@@ -279,45 +288,6 @@ class _Feed:
         return evaluation.metrics_of_logits(
             np.concatenate(logits), self._examples
         ).accuracy
-
-
-class _Store:
-    """Finished groups on disk, so that a killed retraining goes on."""
-
-    def __init__(self, directory, training, train_on, reset_to, run):
-        self._directory = None if directory is None else pathlib.Path(directory)
-        if self._directory is None:
-            return
-        settings = {
-            "training": configs.to_json(training),
-            "train_on": train_on,
-            "reset_to": reset_to,
-            "fingerprint": run.fingerprint,
-        }
-        self._directory.mkdir(parents=True, exist_ok=True)
-        path = self._directory / "settings.json"
-        if not path.exists():
-            storage.write_json(path, settings)
-        elif storage.read_json(path) != settings:
-            raise ValueError(
-                f"{self._directory} holds a retraining with other settings "
-                "or data. Use another directory, or delete it."
-            )
-
-    def _path(self, name: str) -> pathlib.Path:
-        safe = "".join(c if c.isalnum() or c in "._-" else "_" for c in name)
-        return self._directory / f"{safe}.npz"
-
-    def read(self, name: str) -> np.ndarray | None:
-        """The curve of a finished group, or None."""
-        if self._directory is None or not self._path(name).exists():
-            return None
-        return storage.read_arrays(self._path(name))["accuracy"]
-
-    def write(self, name: str, curve: np.ndarray) -> None:
-        """Keeps the curve of a group."""
-        if self._directory is not None:
-            storage.write_arrays(self._path(name), {"accuracy": curve})
 
 
 @contextlib.contextmanager

@@ -1,0 +1,415 @@
+"""What each training step saw of each example, epoch by epoch.
+
+A training step has the logits of its examples in its hands anyway. Kept by
+example id, they tell how the network came to know each of them: when it was
+learned, how often forgotten, with what margin. The table is updated in the
+graph, so that nothing leaves the device before the end of an epoch, and is
+written as one compressed file for each epoch.
+
+The numbers are those of the training step: BatchNorm in training mode, the
+example's own memorization units on, augmented pixels, before the weights move.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import pathlib
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from tfmemloc import graph, storage
+from tfmemloc.data import Examples
+from tfmemloc.results import Result
+
+_COLUMNS = ("margin", "loss", "error", "label")
+_EPOCH_FILE = re.compile(r"epoch_(\d{4,})\.npz")
+# Keeps the logarithm of a probability of 0 finite.
+_TINY = 1e-30
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Recording(Result):
+    """What training steps saw of N examples in E epochs; NaN: not seen."""
+
+    epochs: tuple[int, ...]  # E, counted from 1.
+    example_id: np.ndarray  # [N], rising.
+    label: np.ndarray  # [N] that was trained on.
+    margin: np.ndarray  # [E, N] the label's logit less the best other one.
+    loss: np.ndarray  # [E, N] cross-entropy in nats.
+    error: np.ndarray  # [E, N] || softmax - one-hot ||.
+
+    @classmethod
+    def open(cls, directory: str | os.PathLike) -> Recording:
+        """Reads what `RecordExamples`, `train` or `ExampleRecorder` kept.
+
+        Raises:
+            FileNotFoundError: nothing was recorded there.
+            DamagedFileError: a file was truncated or altered.
+        """
+        directory = pathlib.Path(directory)
+        epochs = []
+        if directory.is_dir():
+            names = (path.name for path in directory.iterdir())
+            matches = (_EPOCH_FILE.fullmatch(name) for name in names)
+            epochs = sorted(int(match[1]) for match in matches if match)
+        if not epochs:
+            raise FileNotFoundError(
+                f"{directory} holds no recorded epoch. Expected a folder "
+                "that `RecordExamples` wrote, or `recording` in the directory "
+                "of a run that tfmemloc trained."
+            )
+        found = [
+            storage.read_arrays(directory / f"epoch_{epoch:04d}.npz")
+            for epoch in epochs
+        ]
+        try:
+            seen = np.stack([part["label"] for part in found])
+            known = np.isfinite(seen)
+            last = len(epochs) - 1 - known[::-1].argmax(axis=0)
+            label = seen[last, np.arange(seen.shape[1])]
+            return cls(
+                epochs=tuple(epochs),
+                example_id=found[0]["example_id"],
+                label=np.where(np.isfinite(label), label, -1).astype(np.int64),
+                **{
+                    name: np.stack([part[name] for part in found])
+                    for name in ("margin", "loss", "error")
+                },
+            )
+        except (KeyError, ValueError) as error:
+            raise storage.DamagedFileError(
+                f"{directory} does not hold the epochs of one recording: "
+                f"{error}. Delete it and train again."
+            ) from error
+
+    @property
+    def correct(self) -> np.ndarray:
+        """[E, N] bool, whether the label was the prediction."""
+        return self.margin > 0
+
+    def of(self, examples: Examples) -> Recording:
+        """The recording of these examples, in their order.
+
+        Raises:
+            ValueError: it is of other examples or labels, or an example was
+                never seen.
+        """
+        order = np.searchsorted(self.example_id, examples.example_id)
+        order = np.minimum(order, len(self.example_id) - 1)
+        missing = self.example_id[order] != examples.example_id
+        if missing.any():
+            raise ValueError(
+                f"The recording has no example with id "
+                f"{examples.example_id[missing][:5].tolist()} of "
+                f"{examples.name}. Expected the examples of the training."
+            )
+        unseen = ~np.isfinite(self.margin[:, order]).any(axis=0)
+        if unseen.any():
+            raise ValueError(
+                f"{unseen.sum()} examples were seen in none of the "
+                f"{len(self.epochs)} recorded epochs, for instance id "
+                f"{examples.example_id[unseen][:5].tolist()}. Expected each "
+                "of them in at least one; score only those that were trained "
+                "on."
+            )
+        other = self.label[order] != examples.label
+        if other.any():
+            raise ValueError(
+                f"The recording is of other labels than those of "
+                f"{examples.name}: {other.sum()} differ, for instance of id "
+                f"{examples.example_id[other][:5].tolist()}. Use the labels "
+                "of the training."
+            )
+        return dataclasses.replace(
+            self,
+            example_id=self.example_id[order],
+            label=self.label[order],
+            **{
+                name: getattr(self, name)[:, order]
+                for name in ("margin", "loss", "error")
+            },
+        )
+
+    def rows(self) -> list[dict[str, Any]]:
+        """A row for each epoch: over all examples that it saw."""
+        return [
+            {
+                "epoch": epoch,
+                "seen": int(np.isfinite(self.margin[e]).sum()),
+                "accuracy": float(
+                    self.correct[e][np.isfinite(self.margin[e])].mean()
+                ),
+                "margin": float(np.nanmean(self.margin[e])),
+                "loss": float(np.nanmean(self.loss[e])),
+            }
+            for e, epoch in enumerate(self.epochs)
+        ]
+
+
+class ExampleRecorder:
+    """The table behind a recording, for training loops of one's own.
+
+    Args:
+        directory: of the recording; one that was begun for the same examples
+            is gone on with.
+        example_ids: [N] of all training examples, in any order.
+        from_logits: outputs are logits; else probabilities.
+
+    Raises:
+        ValueError: ids are not unique integers, or the folder holds a
+            recording of other examples.
+
+    Example:
+        >>> recorder = ExampleRecorder("runs/mine/recording", ids)
+        >>> @tf.function
+        ... def step(x, y, example_id):
+        ...     with tf.GradientTape() as tape:
+        ...         logits = model(x, training=True)
+        ...     recorder.update(example_id, y, logits)
+        >>> recorder.end_epoch(1)
+    """
+
+    def __init__(
+        self,
+        directory: str | os.PathLike,
+        example_ids: Sequence[int] | np.ndarray,
+        *,
+        from_logits: bool = True,
+    ):
+        ids = np.asarray(example_ids)
+        if ids.ndim != 1 or not len(ids) or ids.dtype.kind not in "iu":
+            raise ValueError(
+                "`example_ids` expected a list of integers, one for each "
+                f"training example. Received: shape {ids.shape}, dtype "
+                f"{ids.dtype}."
+            )
+        self.example_id = np.sort(ids.astype(np.int64))
+        if (np.diff(self.example_id) == 0).any():
+            raise ValueError(
+                "`example_ids` expected ids that are unique. Received: some "
+                "twice."
+            )
+        self._from_logits = from_logits
+        self._parts = storage.Parts(
+            directory,
+            {
+                "examples": len(ids),
+                "example_id": storage.digest([self.example_id]),
+            },
+            "recording",
+        )
+        self._ids = tf.constant(self.example_id)
+        # The last row is for ids that nobody announced.
+        self._nothing = np.full(
+            (len(ids) + 1, len(_COLUMNS)), np.nan, np.float32
+        )
+        self._table = tf.Variable(self._nothing, trainable=False)
+
+    def update(self, example_ids, labels, outputs) -> None:
+        """Notes a batch; to be called in the training step, in the graph.
+
+        Args:
+            example_ids: [batch] integers.
+            labels: [batch] or [batch, 1] class numbers, or [batch, classes]
+                one-hot.
+            outputs: [batch, classes] of the network.
+        """
+        logits = tf.cast(outputs, tf.float32)
+        if not self._from_logits:
+            # Log-probabilities are logits up to a constant, which cancels.
+            logits = tf.math.log(tf.maximum(logits, _TINY))
+        values = _values(logits, _class_numbers(labels, logits))
+        ids = tf.reshape(tf.cast(example_ids, tf.int64), [-1])
+        place = tf.searchsorted(self._ids, ids)
+        count = len(self.example_id)
+        found = tf.gather(self._ids, tf.minimum(place, count - 1))
+        place = tf.where(found == ids, place, count)
+        self._table.scatter_nd_update(place[:, tf.newaxis], values)
+
+    def end_epoch(self, epoch: int) -> None:
+        """Writes the epoch, counted from 1, and makes room for the next.
+
+        Raises:
+            ValueError: an id came that was not announced, or none came.
+        """
+        values = self._table.numpy()
+        self._table.assign(self._nothing)
+        if np.isfinite(values[-1]).any():
+            raise ValueError(
+                f"Epoch {epoch} had example ids that are not among the "
+                f"{len(self.example_id)} that were announced. Expected the "
+                "ids of all training examples."
+            )
+        if not np.isfinite(values).any():
+            raise ValueError(
+                f"Nothing was recorded in epoch {epoch}. Expected `update` to "
+                "be called in each step. A model whose own train_step does "
+                "not call compute_loss can call it on the `recorder` of the "
+                "callback."
+            )
+        self._parts.write(
+            f"epoch_{epoch:04d}",
+            {
+                "example_id": self.example_id,
+                **{name: values[:-1, k] for k, name in enumerate(_COLUMNS)},
+            },
+        )
+
+    def forget(self) -> None:
+        """Empties the table: of an epoch that was not finished."""
+        self._table.assign(self._nothing)
+
+
+class RecordExamples(keras.callbacks.Callback):
+    """Records what anybody's `model.fit` sees of each training example.
+
+    The inputs of `fit` are a dict with `"example_id"`; a model that takes no
+    such input is not given it. `Recording.open(directory)` reads what was
+    kept, `tfmemloc.scores_of_recording` makes scores of it.
+
+    Args:
+        directory: of the recording.
+        examples: the training examples, or their ids alone.
+        from_logits: whether the model's outputs are logits; None asks the
+            loss that it was compiled with.
+
+    Raises:
+        ValueError: at the beginning or end of an epoch; says what is missing.
+
+    Example:
+        >>> inputs = {"image": x_train, "example_id": ids}
+        >>> model.fit(inputs, y_train, epochs=10,
+        ...           callbacks=[RecordExamples("runs/mine/recording", ids)])
+        >>> Recording.open("runs/mine/recording").margin.shape
+        (10, 60000)
+    """
+
+    def __init__(
+        self,
+        directory: str | os.PathLike,
+        examples: Examples | Sequence[int] | np.ndarray,
+        *,
+        from_logits: bool | None = None,
+    ):
+        super().__init__()
+        self.directory = pathlib.Path(directory)
+        self._example_ids = (
+            examples.train.example_id
+            if isinstance(examples, Examples)
+            else examples
+        )
+        self._from_logits = from_logits
+
+    def on_train_begin(self, logs=None):
+        """Taps the training step."""
+        from_logits = self._from_logits
+        if from_logits is None:
+            from_logits = bool(getattr(self.model.loss, "from_logits", False))
+        self.recorder = ExampleRecorder(
+            self.directory, self._example_ids, from_logits=from_logits
+        )
+        _tap(self.model, self.recorder)
+
+    def on_epoch_begin(self, epoch, logs=None):
+        """Forgets what a validation or an interrupted epoch left."""
+        self.recorder.forget()
+
+    def on_epoch_end(self, epoch, logs=None):
+        """Writes the epoch; Keras counts from 0, recordings from 1."""
+        self.recorder.end_epoch(epoch + 1)
+
+    def on_train_end(self, logs=None):
+        """Leaves the model as it was."""
+        _untap(self.model)
+
+
+def _tap(model: keras.Model, recorder: ExampleRecorder) -> None:
+    """Lets the recorder see ids, labels and outputs of each training step.
+
+    `train_step` knows the ids and `compute_loss`, which it calls, the outputs.
+    Both are wrapped on this one model and traced anew.
+    """
+    _untap(model)
+    train_step, compute_loss = model.train_step, model.compute_loss
+    ids: list[tf.Tensor] = []
+
+    def tapped_step(data):
+        x, y, weight = keras.utils.unpack_x_y_sample_weight(data)
+        x, found = _without_ids(model, x)
+        ids[:] = [found]
+        return train_step(keras.utils.pack_x_y_sample_weight(x, y, weight))
+
+    def tapped_loss(
+        x=None, y=None, y_pred=None, sample_weight=None, training=True
+    ):
+        if training and ids:
+            recorder.update(ids.pop(), y, y_pred)
+        return compute_loss(x, y, y_pred, sample_weight, training)
+
+    model.train_step, model.compute_loss = tapped_step, tapped_loss
+    model.make_train_function(force=True)
+
+
+def _untap(model: keras.Model) -> None:
+    for name in ("train_step", "compute_loss"):
+        if name in vars(model):
+            delattr(model, name)
+    model.train_function = None
+
+
+def _without_ids(model: keras.Model, x):
+    """The inputs that the model takes, and the ids."""
+    if not isinstance(x, dict) or graph.IDS not in x:
+        raise ValueError(
+            "Expected the inputs of `fit` to be a dict with "
+            f'"{graph.IDS}", such as {{"image": x, "{graph.IDS}": ids}}; '
+            "`tfmemloc.attach_ids(dataset)` makes them. Received: "
+            f"{sorted(x) if isinstance(x, dict) else type(x).__name__}."
+        )
+    ids = x[graph.IDS]
+    if not graph.is_functional(model):
+        return x, ids
+    inputs = keras.tree.flatten(graph.inputs_of(model))
+    if all(tensor.name != graph.IDS for tensor in inputs):
+        x = {name: value for name, value in x.items() if name != graph.IDS}
+        if len(x) == 1 == len(inputs):
+            (x,) = x.values()
+    return x, ids
+
+
+def _class_numbers(labels, logits):
+    """[batch] int64 from class numbers or one-hot rows."""
+    labels = tf.convert_to_tensor(labels)
+    if labels.shape.rank == 2 and labels.shape[1] != 1:
+        labels = tf.argmax(labels, axis=1)
+    if logits.shape.rank != 2:
+        raise ValueError(
+            "Expected a network with outputs [batch, classes]. Received: "
+            f"shape {logits.shape}."
+        )
+    return tf.cast(tf.reshape(labels, [-1]), tf.int64)
+
+
+def _values(logits, label):
+    """[batch, columns]: margin, loss, error and label."""
+    mine = tf.one_hot(label, logits.shape[1], True, False)
+    own = tf.reduce_sum(tf.where(mine, logits, 0.0), axis=1)
+    others = tf.where(mine, logits.dtype.min, logits)
+    log_p = tf.nn.log_softmax(logits)
+    loss = -tf.reduce_sum(tf.where(mine, log_p, 0.0), axis=1)
+    wrong = tf.exp(log_p) - tf.cast(mine, tf.float32)
+    return tf.stack(
+        [
+            own - tf.reduce_max(others, axis=1),
+            loss,
+            tf.norm(wrong, axis=1),
+            tf.cast(label, tf.float32),
+        ],
+        axis=1,
+    )
