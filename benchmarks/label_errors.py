@@ -2,36 +2,47 @@
 
   python -m benchmarks.label_errors --json=docs/results/digits_label_errors.json
 
-needs `pip install -e '.[benchmarks]'` and takes about 25 minutes on 2 CPU
-cores. For each kind of noise and seed the tied network is trained and its
-scores are taken; beside them stand confident learning (cleanlab, 5-fold
-predictions of the same network without tied layers) and the loss of that
-network trained on all examples.
+needs `pip install -e '.[benchmarks]'` and takes about an hour on 2 CPU cores;
+killed, the same command goes on with the next cell. For each kind of noise and
+seed the tied network is trained and its scores are taken; beside them stand
+confident learning (cleanlab, 5-fold predictions of the same network without
+tied layers) and the loss of that network trained on all examples. `cost` is
+the time that a score takes beside the training of the tied network, as a
+multiple of it.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import pathlib
 import tempfile
+import time
+from collections.abc import Iterator
 
 import numpy as np
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import cross_val_predict
 
 from binaries import flags
-from tfmemloc import configs, data, evaluation, masks, report, storage
-from tfmemloc.configs import DataConfig, ModelConfig, TrainConfig
-from tfmemloc.results import ExampleScores
-from tfmemloc.scores import (
-    evaluate_scores,
-    score_examples,
-    suggestions_right,
+from tfmemloc import (
+    data,
+    evaluation,
+    masks,
+    memorization,
+    report,
+    scores,
+    storage,
 )
+from tfmemloc.configs import DataConfig, ModelConfig
+from tfmemloc.probes.critical_units import find_critical_units
+from tfmemloc.results import ExampleScores
 from tfmemloc.training import train
 
-_SEEDS = (0, 1, 2)
+KINDS = ("uniform", "confusable", "one_class")
 _FOLDS = 5
+_SUBSETS = 8
+_MEASURES = ("auroc", "average_precision", "precision_at_n")
 
 
 def noisy_labels(examples: data.Examples, kind: str, seed: int) -> np.ndarray:
@@ -63,8 +74,8 @@ def _confusable(examples: data.Examples) -> np.ndarray:
     """Class -> the one that a linear classifier takes it for most."""
     pixels = examples.image.reshape(len(examples), -1) / 255.0
     chance = cross_val_predict(
-        LogisticRegression(max_iter=1000),
-        pixels,
+        LogisticRegression(max_iter=100),
+        pixels[:, :: max(1, pixels.shape[1] // 800)],
         examples.label,
         cv=5,
         method="predict_proba",
@@ -76,106 +87,197 @@ def _confusable(examples: data.Examples) -> np.ndarray:
     return confusion.argmax(axis=1)
 
 
-def cell(kind: str, seed: int) -> list[dict]:
-    """The rows of one kind of noise and seed."""
-    clean = data.load(DataConfig(noise_rate=0.0))
-    label = noisy_labels(clean.train, kind, seed).tolist()
-    ids = clean.train.example_id.tolist()
-    examples = data.set_labels(clean, dict(zip(ids, label, strict=True)))
-    _, preset = configs.PRESETS["digits"]
-    training = TrainConfig(**preset, seed=seed)
-    model = ModelConfig(width=0.5, seed=seed)
-    plain = dataclasses.replace(model, dropout="none")
-    with tempfile.TemporaryDirectory() as folder:
-        run = _train(folder, "tied", examples, model, training)
-        scores = score_examples(run, examples, progress=False)
-        whole = _train(folder, "plain", examples, plain, training)
-        last = evaluation.predict_logits(whole.model(), examples.train)
-        scores = _with(
-            scores,
-            plain_loss=evaluation.cross_entropy(last, examples.train.label),
-            cleanlab=_cleanlab(folder, examples, plain, training),
+class Cell:
+    """One kind of noise and seed: its data, trainings and times."""
+
+    def __init__(self, kind: str, seed: int, folder: pathlib.Path):
+        clean = data.load(
+            dataclasses.replace(flags.data_config(), noise_rate=0.0)
         )
-    right, _, _ = suggestions_right(scores)
-    return [
-        {"noise": kind, "seed": seed, **row, "suggestion_right": right}
-        for row in evaluate_scores(scores)
-    ]
-
-
-def _train(folder, name, examples, model, training):
-    return train(
-        pathlib.Path(folder) / name,
-        data=DataConfig(),
-        examples=examples,
-        model=model,
-        training=dataclasses.replace(training, save_every=3),
-        progress=False,
-    )
-
-
-def _with(scores: ExampleScores, **more: np.ndarray) -> ExampleScores:
-    return dataclasses.replace(
-        scores,
-        names=(*scores.names, *more),
-        values=np.column_stack([scores.values, *more.values()]),
-    )
-
-
-def _cleanlab(folder, examples, model, training) -> np.ndarray:
-    """Confident learning on cross-validated predictions: 1 - quality."""
-    from cleanlab.rank import get_label_quality_scores
-
-    part = examples.train
-    fold = masks.hash_bits_numpy(7, part.example_id, 1)[:, 0] % _FOLDS
-    chance = np.zeros((len(part), part.classes))
-    for k in range(_FOLDS):
-        kept = np.isin(examples.example_id, part.example_id[fold != k])
-        run = _train(
-            folder,
-            f"fold{k}",
-            examples.take(kept | (examples.subset == "test")),
-            model,
-            training,
+        label = noisy_labels(clean.train, kind, seed).tolist()
+        ids = clean.train.example_id.tolist()
+        self.kind, self.seed, self.folder = kind, seed, folder
+        self.examples = data.set_labels(
+            clean, dict(zip(ids, label, strict=True))
         )
-        logits = evaluation.predict_logits(run.model(), part.take(fold == k))
-        shifted = np.exp(logits - logits.max(axis=1, keepdims=True))
-        chance[fold == k] = shifted / shifted.sum(axis=1, keepdims=True)
-    return 1 - get_label_quality_scores(part.label, chance)
+        self.model = dataclasses.replace(flags.model_config(), seed=seed)
+        self.training = dataclasses.replace(flags.train_config(), seed=seed)
+        self.seconds: dict[str, float] = {}
+
+    @property
+    def plain(self) -> ModelConfig:
+        """The same network without tied layers."""
+        return dataclasses.replace(self.model, dropout="none")
+
+    @contextlib.contextmanager
+    def timed(self, name: str) -> Iterator[None]:
+        """Notes how long something takes."""
+        started = time.perf_counter()
+        yield
+        self.seconds[name] = time.perf_counter() - started
+
+    def train(self, name, examples, model, config: DataConfig | None = None):
+        """A run in the cell's folder."""
+        return train(
+            self.folder / name,
+            data=config or DataConfig(),
+            examples=examples,
+            model=model,
+            training=dataclasses.replace(self.training, save_every=3),
+            progress=False,
+        )
+
+    def rows(self) -> list[dict]:
+        """A row for each score."""
+        part, more = self.examples.train, {}
+        with self.timed("training"):
+            run = self.train("tied", self.examples, self.model)
+        with self.timed("plain_loss"):
+            whole = self.train("plain", self.examples, self.plain)
+            last = evaluation.predict_logits(whole.model(), part)
+            more["plain_loss"] = evaluation.cross_entropy(last, part.label)
+        with self.timed("cleanlab"):
+            more["cleanlab"] = self.cleanlab()
+        if flags.FLAGS.all_scores:
+            more |= self.slow_scores(run)
+        with self.timed("dropped_margin"):
+            found = scores.score_examples(
+                run, self.examples, gradient_scores=False, progress=False
+            )
+        with self.timed("tracin"):
+            found = scores.score_examples(
+                run, self.examples, more=more, progress=False
+            )
+        return self.described(found)
+
+    def slow_scores(self, run) -> dict[str, np.ndarray]:
+        """The scores that take searches or trainings of their own."""
+        part, more = self.examples.train, {}
+        with self.timed("critical_set"):
+            units = find_critical_units(
+                run,
+                self.examples,
+                ids=part.example_id,
+                inference="tied",
+                progress=False,
+            )
+            more["critical_set"] = scores.critical_set_score(units, part)
+        with self.timed("second_split"):
+            more["second_split"] = -memorization.second_split_times(
+                self.folder / "second_split",
+                self.examples,
+                model=self.plain,
+                training=self.training,
+                progress=False,
+            )
+        with self.timed("memorization"):
+            more["memorization"] = self.memorization()
+        return more
+
+    def memorization(self) -> np.ndarray:
+        """Feldman and Zhang's estimates of the network without dropout."""
+        runs = []
+        for k in range(_SUBSETS):
+            config = DataConfig(subset_ratio=0.7, subset_seed=k)
+            subset = data.random_subset(self.examples, 0.7, seed=k)
+            runs.append(self.train(f"subset{k}", subset, self.plain, config))
+        found = memorization.estimate_memorization(
+            runs, self.examples, progress=False
+        )
+        # The chance that all of 8 subsets hold an example is 6 %.
+        return np.nan_to_num(found.memorization, nan=0.0)
+
+    def cleanlab(self) -> np.ndarray:
+        """Confident learning on cross-validated predictions: 1 - quality."""
+        from cleanlab.rank import get_label_quality_scores
+
+        part = self.examples.train
+        fold = masks.hash_bits_numpy(7, part.example_id, 1)[:, 0] % _FOLDS
+        chance = np.zeros((len(part), part.classes))
+        for k in range(_FOLDS):
+            kept = np.isin(
+                self.examples.example_id, part.example_id[fold != k]
+            ) | (self.examples.subset == "test")
+            run = self.train(f"fold{k}", self.examples.take(kept), self.plain)
+            logits = evaluation.predict_logits(
+                run.model(), part.take(fold == k)
+            )
+            chance[fold == k] = np.exp(evaluation.log_softmax(logits))
+        return 1 - get_label_quality_scores(part.label, chance)
+
+    def described(self, found: ExampleScores) -> list[dict]:
+        """What the scores found, and what they cost."""
+        right, _, _ = scores.suggestions_right(found)
+        # What takes the forward passes of the end, and what rides on it.
+        costs = dict.fromkeys(found.names, self.seconds["dropped_margin"])
+        costs |= dict.fromkeys(("aum", "forgetting", "first_learned"), 0.0)
+        costs |= {"el2n": 0.0} | self.seconds
+        # The last call took the forward passes as well.
+        gradients = self.seconds["tracin"] - self.seconds["dropped_margin"]
+        costs |= {"grand": gradients, "tracin": gradients}
+        return [
+            {
+                "noise": self.kind,
+                "seed": self.seed,
+                **row,
+                "suggestion_right": right,
+                "calibration_error": scores.calibration_error(found),
+                "cost": costs[row["score"]] / self.seconds["training"],
+            }
+            for row in scores.evaluate_scores(found)
+        ]
 
 
-def main() -> None:
-    """Measures all cells; prints and writes the means over seeds."""
-    rows = [
-        row
-        for kind in flags.FLAGS.noise
-        for seed in _SEEDS
-        for row in cell(kind, seed)
-    ]
+def _table(rows: list[dict]) -> list[dict]:
+    """Means over seeds."""
     table = []
-    for kind in flags.FLAGS.noise:
+    for kind in dict.fromkeys(row["noise"] for row in rows):
         for name in dict.fromkeys(row["score"] for row in rows):
             mine = [r for r in rows if (r["noise"], r["score"]) == (kind, name)]
             table.append(
                 {"noise": kind, "score": name}
                 | {
                     key: float(np.mean([row[key] for row in mine]))
-                    for key in (
-                        "auroc",
-                        "average_precision",
-                        "precision_at_n",
-                        "suggestion_right",
-                    )
+                    for key in (*_MEASURES, "suggestion_right")
                 }
+                | {"cost": f"{np.median([row['cost'] for row in mine]):.2f}"}
             )
-    print(report.text_table(table))
-    if flags.FLAGS.json:
-        storage.write_json(flags.FLAGS.json, {"table": table, "rows": rows})
+    return table
+
+
+def main() -> None:
+    """Measures all cells; prints and writes the means over seeds."""
+    options = flags.FLAGS
+    rows: list[dict] = []
+    if options.json and pathlib.Path(options.json).exists():
+        rows = storage.read_json(options.json)["rows"]
+    done = {(row["noise"], row["seed"]) for row in rows}
+    for seed in map(int, options.seeds):
+        for kind in options.noise:
+            if (kind, seed) in done:
+                continue
+            with tempfile.TemporaryDirectory() as folder:
+                rows += Cell(kind, seed, pathlib.Path(folder)).rows()
+            rows.sort(key=lambda row: (KINDS.index(row["noise"]), row["seed"]))
+            if options.json:
+                storage.write_json(
+                    options.json, {"table": _table(rows), "rows": rows}
+                )
+    print(report.text_table(_table(rows)))
 
 
 if __name__ == "__main__":
-    flags.flags.DEFINE_list(
-        "noise", ["uniform", "confusable", "one_class"], "Kinds of noise."
+    flags.define_data_flags()
+    flags.define_model_flags(with_dropout=False)
+    flags.define_training_flags()
+    flags.flags.DEFINE_bool("quick", False, "Few epochs and examples.")
+    flags.flags.DEFINE_list("noise", list(KINDS), "Kinds of noise.")
+    flags.flags.DEFINE_list("seeds", ["0", "1", "2"], "Seeds.")
+    flags.flags.DEFINE_bool(
+        "all_scores",
+        False,
+        "Also critical sets, second-split forgetting and memorization "
+        f"estimates of {_SUBSETS} subsets.",
     )
     flags.flags.DEFINE_string("json", None, "Also write the rows here.")
     flags.run(main)
