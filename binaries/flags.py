@@ -18,7 +18,7 @@ tf.get_logger().setLevel("ERROR")
 
 from absl import app, flags, logging  # noqa: E402
 
-from tfmemloc import configs, export, storage  # noqa: E402
+from tfmemloc import configs, export, storage, sweeps  # noqa: E402
 
 FLAGS = flags.FLAGS
 # The flags belong to the program that asks for them, so that --help of each
@@ -36,6 +36,7 @@ _USER_ERRORS = (
     FloatingPointError,
     storage.DirectoryInUseError,
     export.ExportError,
+    sweeps.SweepError,
 )
 
 

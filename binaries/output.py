@@ -72,7 +72,11 @@ def write_report(
 
 
 def write_probe(
-    result: Result, name: str, section: report.Section, module: str
+    result: Result,
+    name: str,
+    section: report.Section,
+    module: str,
+    directory: str | None = None,
 ) -> None:
     """Writes and prints what a probe of the run in --run_dir found.
 
@@ -81,8 +85,11 @@ def write_probe(
         name: of its files.
         section: of the report.
         module: of the program.
+        directory: where to; None is --out_dir, or else --run_dir.
     """
-    directory = pathlib.Path(flags.FLAGS.out_dir or flags.FLAGS.run_dir)
+    directory = pathlib.Path(
+        directory or flags.FLAGS.out_dir or flags.FLAGS.run_dir
+    )
     directory.mkdir(parents=True, exist_ok=True)
     result.save(directory / name)
     page = write_report(directory, section.title, [section], module)

@@ -24,7 +24,7 @@ LEVELS = [
         "gradients",
     ],
     ["recording", "runs", "training"],
-    ["probes", "memorization", "scores", "localization"],
+    ["probes", "memorization", "scores", "localization", "sweeps"],
     ["plots", "report", "export", "label_errors"],
 ]
 ORDER = [name for level in LEVELS for name in level]

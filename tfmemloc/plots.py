@@ -18,6 +18,7 @@ from tfmemloc.results import (
     LayerRetraining,
     LayerRewinding,
     Localization,
+    SweepResults,
 )
 
 COLORS = {
@@ -27,6 +28,9 @@ COLORS = {
     "atypical": "#D55E00",
     "test": "#009E73",
 }
+# Of lines that stand for no subset; Okabe and Ito's too.
+_SERIES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
+_MARKERS = "osD^vX"
 _LINES = {"plain": "-", "tied": "-", "drop": "--"}
 _WORDS = {
     "plain": "",
@@ -332,6 +336,53 @@ def critical_layers(result: CriticalUnits) -> Figure:
     axes.set_ylabel("share (%)")
     axes.legend(fontsize=7)
     _plain_axes(axes)
+    return figure
+
+
+def sweep_curves(
+    result: SweepResults, names: Sequence[str], over: str = "seed"
+) -> Figure:
+    """Numbers by the first flag, a line for each value of the others.
+
+    Points are means over `over`, bars one standard deviation up and down.
+
+    Args:
+        result: with at least one flag besides `over`, which has numbers.
+        names: a panel for each of these numbers.
+        over: the flag that is averaged over.
+    """
+    groups = result.groups(over)
+    flag, *others = result.other_flags(over)
+    lines = list(dict.fromkeys(key[1:] for key in groups))
+    figure = Figure(figsize=(3.2 * len(names) + 1, 3.2), layout="constrained")
+    panels = figure.subplots(1, len(names), squeeze=False)[0]
+    for panel, name in zip(panels, names, strict=True):
+        k = result.names.index(name)
+        for i, line in enumerate(lines):
+            mine = {
+                float(key[0]): (100 * mean[k], 100 * spread[k])
+                for key, (mean, spread, _) in groups.items()
+                if key[1:] == line
+            }
+            x = sorted(mine)
+            panel.errorbar(
+                x,
+                [mine[value][0] for value in x],
+                [mine[value][1] for value in x],
+                marker=_MARKERS[i % len(_MARKERS)],
+                capsize=3,
+                color=_SERIES[i % len(_SERIES)],
+                label=", ".join(
+                    f"{other} {value}"
+                    for other, value in zip(others, line, strict=True)
+                ),
+            )
+        panel.set_title(name.replace("_", " "), fontsize=10)
+        panel.set_xlabel(flag)
+        _plain_axes(panel)
+    panels[0].set_ylabel("accuracy (%)")
+    if others:
+        panels[-1].legend(fontsize=7)
     return figure
 
 

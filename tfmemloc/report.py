@@ -10,6 +10,7 @@ import base64
 import dataclasses
 import html
 import os
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -20,6 +21,7 @@ from tfmemloc.results import (
     LayerRetraining,
     LayerRewinding,
     Localization,
+    SweepResults,
 )
 
 Row = Mapping[str, Any]
@@ -368,6 +370,85 @@ def own_units_section(results: Mapping[str, CriticalUnits]) -> Section:
         rows,
         percent=False,
     )
+
+
+def sweep_section(result: SweepResults, over: str = "seed") -> Section:
+    """A sweep: mean and standard deviation over seeds, and curves."""
+    groups = result.groups(over)
+    names = _sweep_names(result)
+    others = result.other_flags(over)
+    rows = [
+        {
+            **dict(zip(others, key, strict=True)),
+            "runs": count,
+            **{
+                name: f"{100 * mean[k]:.1f} ± {100 * spread[k]:.1f}%"
+                if count > 1
+                else f"{100 * mean[k]:.1f}%"
+                for k, name in enumerate(result.names)
+                if name in names
+            },
+        }
+        for key, (mean, spread, count) in groups.items()
+    ]
+    figures = {}
+    if others and all(_is_number(key[0]) for key in groups):
+        figures["sweep"] = (
+            f"Accuracy by {others[0]}; bars are one standard deviation over "
+            f"{over}s.",
+            plots.to_png(plots.sweep_curves(result, names, over)),
+        )
+    return Section(
+        f"What {' and '.join(others) or over} change",
+        sweep_sentence(result, over),
+        rows,
+        figures,
+    )
+
+
+def sweep_sentence(result: SweepResults, over: str = "seed") -> str:
+    """How many runs there are, and where the best ones are."""
+    groups = result.groups(over)
+    others = result.other_flags(over)
+    counts = {count for _, _, count in groups.values()}
+    text = (
+        f"{len(result.values)} runs; mean and standard deviation over "
+        f"{min(counts)}"
+        + (f" to {max(counts)}" if len(counts) > 1 else "")
+        + f" {over}s."
+    )
+    tests = [name for name in result.names if name.endswith("test")]
+    if not others or not tests:
+        return text
+    k = result.names.index(
+        next((name for name in tests if "drop_" in name), tests[0])
+    )
+    best = max(groups, key=lambda key: groups[key][0][k])
+    where = ", ".join(
+        f"{flag} {value}" for flag, value in zip(others, best, strict=True)
+    )
+    return (
+        f"{text} The best {result.names[k].replace('_', ' ')} accuracy, "
+        f"{groups[best][0][k]:.1%}, is at {where}."
+    )
+
+
+def _sweep_names(result: SweepResults) -> list[str]:
+    """The numbers that a table has room for: those after the drop, if any."""
+    dropped = [
+        name
+        for name in result.names
+        if re.match(r"(example_tied_)?drop_(?!recalibrated)", name)
+    ]
+    return dropped or list(result.names)[:6]
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _place(group: str, groups: tuple[str, ...]) -> str:

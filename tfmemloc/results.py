@@ -642,6 +642,48 @@ class MemorizationEstimates(Result):
         ]
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class SweepResults(Result):
+    """The numbers at the end of many runs that differ in some flags."""
+
+    flags: tuple[str, ...]  # F that differ.
+    settings: np.ndarray  # [R, F] strings: the flags of each run.
+    names: tuple[str, ...]  # K numbers, such as `drop_noisy`.
+    values: np.ndarray  # [R, K] accuracies in [0, 1].
+
+    def rows(self) -> list[dict[str, Any]]:
+        """A row for each run: its flags, its numbers."""
+        return [
+            dict(zip(self.flags, map(str, setting), strict=True))
+            | dict(zip(self.names, map(float, value), strict=True))
+            for setting, value in zip(self.settings, self.values, strict=True)
+        ]
+
+    def groups(
+        self, over: str = "seed"
+    ) -> dict[tuple[str, ...], tuple[np.ndarray, np.ndarray, int]]:
+        """Runs that differ in `over` alone, together.
+
+        Returns:
+            The other flags' values -> (mean [K], standard deviation [K] with
+            one degree of freedom less than runs, number of runs).
+        """
+        others = [f for f, flag in enumerate(self.flags) if flag != over]
+        keys = [tuple(map(str, row[others])) for row in self.settings]
+        found = {}
+        for key in dict.fromkeys(keys):
+            mine = self.values[[k == key for k in keys]]
+            spread = np.zeros(len(self.names))
+            if len(mine) > 1:
+                spread = mine.std(axis=0, ddof=1)
+            found[key] = mine.mean(axis=0), spread, len(mine)
+        return found
+
+    def other_flags(self, over: str = "seed") -> tuple[str, ...]:
+        """The flags but `over`: names of the keys of `groups`."""
+        return tuple(flag for flag in self.flags if flag != over)
+
+
 def bootstrap_interval(
     values: np.ndarray,
     statistic: Callable[..., np.ndarray],

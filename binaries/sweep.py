@@ -1,0 +1,90 @@
+"""Runs a program over a grid of flags, and averages over seeds.
+
+  python -m binaries.sweep --grid=p_gen=0.1,0.2,0.4 --grid=p_mem=0.05,0.1 \
+    --grid=seed=0..3 --base="--dataset=digits" --processes=2 \
+    --run_dir=runs/sweep
+
+takes about ten minutes on 2 CPU cores. Each cell is an ordinary run directory
+in --run_dir; killed and started again, nothing that is finished is repeated,
+and values may be added to the grid later. Writes sweep_results.npz and .json
+(a row for each run), figures and report.html. --program=localize repeats the
+main job over seeds, --grid=subset_seed=0..19 with
+--base="--subset_ratio=0.7 --dropout=none" makes the runs of memorization
+estimates (binaries.score_examples --subset_runs).
+
+With --engine=ray the cells run on a Ray cluster, whose machines must see
+--run_dir under the same path; cells of a lost machine are run elsewhere.
+"""
+
+import shlex
+
+from binaries import flags, output
+from tfmemloc import report, sweeps
+
+FLAGS = flags.FLAGS
+flags.flags.DEFINE_multi_string(
+    "grid",
+    None,
+    "A flag of the program and its values: p_gen=0.1,0.2 or seed=0..4; given "
+    "once for each axis.",
+    required=True,
+)
+flags.flags.DEFINE_enum(
+    "program", "train", ["train", "localize"], "What each cell runs."
+)
+flags.flags.DEFINE_string("base", "", "Flags that all cells share.")
+flags.flags.DEFINE_string("run_dir", "runs/sweep", "Where results go.")
+flags.flags.DEFINE_string(
+    "over", "seed", "The flag whose values are averaged over."
+)
+flags.flags.DEFINE_integer(
+    "processes", 1, "Cells that run at once (local).", lower_bound=1
+)
+flags.flags.DEFINE_enum(
+    "engine", "local", sweeps.ENGINES, "This machine, or a Ray cluster."
+)
+flags.flags.DEFINE_string(
+    "ray_address",
+    None,
+    "Of a running cluster, or auto; without, one is started on this machine.",
+)
+flags.flags.DEFINE_float(
+    "cpus_per_run", 1.0, "CPUs that Ray sets aside for a cell."
+)
+flags.flags.DEFINE_float("gpus_per_run", 0.0, "GPUs likewise; may be 0.5.")
+flags.flags.DEFINE_integer(
+    "retries", 1, "How often a failed or lost cell is tried again."
+)
+
+
+def main() -> None:
+    """Runs the cells, gathers their numbers, reports."""
+    cells = sweeps.parse_grid(FLAGS.grid)
+    base = shlex.split(FLAGS.base)
+    for flag in base:
+        if not flag.startswith("--") or flag.startswith("--run_dir"):
+            raise ValueError(
+                "--base expected flags of the program other than --run_dir, "
+                'each as --name=value, such as "--dataset=digits '
+                f'--epochs=10". Received: {flag!r}.'
+            )
+    result = sweeps.run_sweep(
+        FLAGS.run_dir,
+        FLAGS.program,
+        cells,
+        base=base,
+        engine=FLAGS.engine,
+        processes=FLAGS.processes,
+        retries=FLAGS.retries,
+        ray_address=FLAGS.ray_address,
+        cpus_per_run=FLAGS.cpus_per_run,
+        gpus_per_run=FLAGS.gpus_per_run,
+    )
+    section = report.sweep_section(result, FLAGS.over)
+    output.write_probe(
+        result, "sweep_results", section, "binaries.sweep", FLAGS.run_dir
+    )
+
+
+if __name__ == "__main__":
+    flags.run(main)

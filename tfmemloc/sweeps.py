@@ -1,0 +1,374 @@
+"""Many runs that differ in some flags: a grid, its cells, and their table.
+
+A cell is an ordinary run directory, made by an ordinary command in a process
+of its own. A finished cell has a `done.json`; a sweep that is killed and
+started again begins with the first cell that has none, and that cell's own
+command goes on where it was stopped.
+
+    <directory>/sweep.json                   program, common flags
+    <directory>/p_gen=0.2,seed=0/            a cell: run directory
+                                 /log.txt    what the command printed
+                                 /done.json  the numbers at the end
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import dataclasses
+import importlib.util
+import itertools
+import os
+import pathlib
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
+from tqdm import auto as tqdm
+
+from tfmemloc import storage
+from tfmemloc.results import SweepResults
+
+ENGINES = ("local", "ray")
+_RANGE = re.compile(r"(\d+)\.\.(\d+)")
+_NAME = re.compile(r"[a-z][a-z0-9_]*")
+_VALUE = re.compile(r"[\w.+-]+")
+_SHOWN_FAILURES = 3
+# Of a failed command's log, for the message.
+_LOG_LINES = 2
+
+
+class SweepError(RuntimeError):
+    """Some cells of a sweep failed; the others are finished and kept."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+    """One point of the grid: flag -> value, as text."""
+
+    values: tuple[tuple[str, str], ...]
+
+    @property
+    def name(self) -> str:
+        """Of its folder."""
+        return ",".join(f"{flag}={value}" for flag, value in self.values)
+
+    @property
+    def flags(self) -> list[str]:
+        """For its command."""
+        return [f"--{flag}={value}" for flag, value in self.values]
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """What makes a cell; plain enough to be sent to another machine."""
+
+    directory: str
+    command: tuple[str, ...]
+    threads: int | None = None  # Of TensorFlow; None leaves it to itself.
+    retries: int = 0
+
+
+def parse_grid(axes: Sequence[str]) -> list[Cell]:
+    """The cells of a grid, the last axis changing fastest.
+
+    Args:
+        axes: such as `p_gen=0.1,0.2` or `seed=0..4` (4 included).
+
+    Raises:
+        ValueError: an axis is not of this form, or a flag has two.
+
+    Example:
+        >>> [cell.name for cell in parse_grid(["p_gen=0.2", "seed=0..1"])]
+        ['p_gen=0.2,seed=0', 'p_gen=0.2,seed=1']
+    """
+    parsed: dict[str, list[str]] = {}
+    for axis in axes:
+        flag, _, text = axis.partition("=")
+        found = _RANGE.fullmatch(text)
+        if found:
+            first, last = int(found[1]), int(found[2])
+            values = [str(value) for value in range(first, last + 1)]
+        else:
+            values = text.split(",")
+        is_good = _NAME.fullmatch(flag) and all(
+            _VALUE.fullmatch(value) for value in values
+        )
+        if not is_good or not values or len(set(values)) < len(values):
+            raise ValueError(
+                "An axis of the grid expected a flag and its values, each "
+                "once: p_gen=0.1,0.2 or seed=0..4. Received: "
+                f"{axis!r}."
+            )
+        if flag in parsed or flag in ("run_dir", "fresh"):
+            raise ValueError(
+                f"The flag {flag!r} cannot be an axis of this grid: it is one "
+                "already, or the sweep sets it itself."
+            )
+        parsed[flag] = values
+    if not parsed:
+        raise ValueError("Expected at least one axis, such as seed=0..2.")
+    return [
+        Cell(tuple(zip(parsed, values, strict=True)))
+        for values in itertools.product(*parsed.values())
+    ]
+
+
+def run_sweep(
+    directory: str | os.PathLike,
+    program: str,
+    cells: Sequence[Cell],
+    *,
+    base: Sequence[str] = (),
+    engine: str = "local",
+    processes: int = 1,
+    retries: int = 1,
+    ray_address: str | None = None,
+    cpus_per_run: float = 1,
+    gpus_per_run: float = 0,
+    progress: bool = True,
+) -> SweepResults:
+    """Runs what is not finished, and gathers all.
+
+    Args:
+        directory: of the sweep. With Ray on several machines it must be on a
+            file system that all of them share.
+        program: `train` or `localize`, of `binaries`.
+        cells: from `parse_grid`; more of them may be added later.
+        base: flags that all cells share.
+        engine: `local` or `ray`.
+        processes: how many commands run at once (`local`).
+        retries: how often a cell that failed or was lost is tried again.
+        ray_address: of a running cluster; None starts one on this machine.
+        cpus_per_run: that Ray sets aside for a cell.
+        gpus_per_run: likewise; may be a fraction.
+        progress: show a progress bar.
+
+    Raises:
+        ValueError: the directory holds a sweep of another program or base.
+        SweepError: cells failed; says which, and how.
+        ModuleNotFoundError: Ray was asked for and is not installed.
+    """
+    directory = pathlib.Path(directory)
+    with storage.lock_directory(directory):
+        _keep_settings(directory, program, base)
+        threads = None
+        if engine == "ray":
+            threads = max(1, int(cpus_per_run))
+        elif processes > 1:
+            threads = max(1, (os.cpu_count() or 1) // processes)
+        jobs = {
+            cell.name: Job(
+                str(directory / cell.name),
+                (
+                    sys.executable,
+                    "-m",
+                    f"binaries.{program}",
+                    *base,
+                    *cell.flags,
+                    f"--run_dir={directory / cell.name}",
+                ),
+                threads,
+                retries,
+            )
+            for cell in cells
+        }
+        todo = [
+            job
+            for job in jobs.values()
+            if not (pathlib.Path(job.directory) / "done.json").exists()
+        ]
+        if engine == "ray":
+            finished = _on_ray(
+                todo, ray_address, cpus_per_run, gpus_per_run, retries
+            )
+        else:
+            finished = _in_processes(todo, processes)
+        failures = _watch(finished, len(jobs), len(todo), progress)
+    if failures:
+        raise SweepError(
+            f"{len(failures)} of {len(cells)} cells failed; the others are "
+            "kept, and the same command tries these again.\n"
+            + "\n".join(failures[:_SHOWN_FAILURES])
+            + ("\n..." if len(failures) > _SHOWN_FAILURES else "")
+        )
+    return gather_sweep(directory, cells)
+
+
+def _keep_settings(directory, program, base) -> None:
+    """Refuses to mix cells of different programs or common flags."""
+    settings = {"program": program, "base": list(base)}
+    path = directory / "sweep.json"
+    if not path.exists():
+        storage.write_json(path, settings)
+        return
+    there = storage.read_json(path)
+    if there != settings:
+        raise ValueError(
+            f"{directory} holds a sweep with other settings: {there} there, "
+            f"{settings} here. Use the settings of then, or another --run_dir."
+        )
+
+
+def _watch(finished, total, todo, progress) -> list[str]:
+    """Shows each cell that ends; what was wrong with those that failed."""
+    failures = []
+    with tqdm.tqdm(
+        total=total,
+        initial=total - todo,
+        desc="sweep",
+        unit="run",
+        disable=not progress,
+    ) as bar:
+        for job, problem in finished:
+            bar.update()
+            bar.set_postfix_str(pathlib.Path(job.directory).name)
+            if problem:
+                failures.append(problem)
+    return failures
+
+
+def _in_processes(
+    jobs: Sequence[Job], processes: int
+) -> Iterator[tuple[Job, str | None]]:
+    with concurrent.futures.ThreadPoolExecutor(processes) as pool:
+        futures = {pool.submit(run_cell, job): job for job in jobs}
+        try:
+            for future in concurrent.futures.as_completed(futures):
+                yield futures[future], future.result()
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def _on_ray(
+    jobs: Sequence[Job], address, cpus, gpus, retries
+) -> Iterator[tuple[Job, str | None]]:
+    """On a cluster; Ray itself begins anew what a lost worker was at."""
+    if importlib.util.find_spec("ray") is None:
+        raise ModuleNotFoundError(
+            "--engine=ray needs Ray, which is not installed. Run: pip install "
+            "'tfmemloc[sweep]'"
+        )
+    import ray
+
+    started = not ray.is_initialized()
+    if started:
+        ray.init(
+            address=address,
+            log_to_driver=False,
+            include_dashboard=None if address else False,
+        )
+    try:
+        remote = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=retries)(
+            run_cell
+        )
+        pending = {remote.remote(job): job for job in jobs}
+        while pending:
+            (done,), _ = ray.wait(list(pending), num_returns=1)
+            job = pending.pop(done)
+            try:
+                yield job, ray.get(done)
+            except ray.exceptions.RayError as error:
+                yield job, f"{pathlib.Path(job.directory).name}: {error}"
+    finally:
+        if started:
+            ray.shutdown()
+
+
+def run_cell(job: Job) -> str | None:
+    """Runs the command of a cell until it succeeds; what went wrong, if not.
+
+    A cell whose process outlived a sweep that was killed is waited for.
+    """
+    directory = pathlib.Path(job.directory)
+    _wait_until_free(directory)
+    environment = dict(os.environ)
+    if job.threads is not None:
+        for kind in ("INTRAOP", "INTEROP"):
+            environment.setdefault(f"TF_NUM_{kind}_THREADS", str(job.threads))
+    log = directory / "log.txt"
+    for _ in range(1 + job.retries):
+        with open(log, "a", encoding="utf-8") as file:
+            done = subprocess.run(
+                job.command,
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                check=False,
+            )
+        if done.returncode == 0:
+            storage.write_json(directory / "done.json", _numbers(directory))
+            return None
+    lines = log.read_text("utf-8", errors="replace").splitlines()
+    return (
+        f"{directory.name}: exit status {done.returncode}, {log} ends with\n  "
+        + "\n  ".join(lines[-_LOG_LINES:])
+    )
+
+
+def _wait_until_free(directory: pathlib.Path) -> None:
+    while True:
+        try:
+            with storage.lock_directory(directory):
+                return
+        except storage.DirectoryInUseError:
+            time.sleep(0.5)
+
+
+def _numbers(directory: pathlib.Path) -> dict[str, float]:
+    """The accuracies at the end of a cell, by name."""
+    summary = directory / "summary.json"
+    numbers: dict[str, float] = {}
+    if summary.exists():
+        for row in storage.read_json(summary)["rows"]:
+            prefix = f"{row['model']}_{row['inference']}"
+            numbers |= {
+                f"{prefix}_{name}": value
+                for name, value in row.items()
+                if isinstance(value, float)
+            }
+        return numbers
+    last = storage.read_json(directory / "history.json")["epochs"][-1]
+    for inference, accuracy in last["accuracy"].items():
+        numbers |= {f"{inference}_{name}": v for name, v in accuracy.items()}
+    return numbers
+
+
+def gather_sweep(
+    directory: str | os.PathLike, cells: Sequence[Cell]
+) -> SweepResults:
+    """The numbers of finished cells.
+
+    Raises:
+        FileNotFoundError: a cell is not finished.
+        DamagedFileError: a file does not hold what a cell wrote.
+    """
+    directory = pathlib.Path(directory)
+    found = [_read_numbers(directory / cell.name) for cell in cells]
+    names = [name for name in found[0] if all(name in part for part in found)]
+    return SweepResults(
+        flags=tuple(flag for flag, _ in cells[0].values),
+        settings=np.array(
+            [[value for _, value in cell.values] for cell in cells]
+        ),
+        names=tuple(names),
+        values=np.array([[part[name] for name in names] for part in found]),
+    )
+
+
+def _read_numbers(directory: pathlib.Path) -> Mapping[str, float]:
+    path = directory / "done.json"
+    numbers = storage.read_json(path)
+    is_good = isinstance(numbers, dict) and all(
+        isinstance(value, float | int) for value in numbers.values()
+    )
+    if not is_good:
+        raise storage.DamagedFileError(
+            f"{path} does not hold the numbers of a cell. Delete it, and the "
+            "same command makes it anew."
+        )
+    return numbers
