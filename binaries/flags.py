@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import pathlib
 import shutil
@@ -27,6 +28,7 @@ flags.disclaim_key_flags()
 
 _QUICK_EPOCHS = 3
 _QUICK_EXAMPLES = 512
+_QUICK_BATCH = 128
 
 # Errors that are the user's to mend; shown without a traceback.
 _USER_ERRORS = (
@@ -169,9 +171,8 @@ def define_run_flags(default_directory: str) -> None:
     flags.DEFINE_bool(
         "quick",
         False,
-        f"The same path, shrunk to {_QUICK_EPOCHS} epochs and "
-        f"{_QUICK_EXAMPLES} training examples where other flags do not say "
-        "otherwise.",
+        f"The same path, with at most {_QUICK_EPOCHS} epochs, "
+        f"{_QUICK_EXAMPLES} training examples and {_QUICK_BATCH} in a batch.",
     )
 
 
@@ -192,7 +193,9 @@ def data_config() -> configs.DataConfig:
     """The data that the flags ask for."""
     fields = _given("data_dir", "train_examples", "test_examples")
     if FLAGS.quick:
-        fields.setdefault("train_examples", _QUICK_EXAMPLES)
+        fields["train_examples"] = min(
+            fields.get("train_examples", _QUICK_EXAMPLES), _QUICK_EXAMPLES
+        )
     seed = FLAGS.seed if FLAGS.noise_seed is None else FLAGS.noise_seed
     return configs.DataConfig(
         dataset=FLAGS.dataset,
@@ -241,10 +244,14 @@ def train_config() -> configs.TrainConfig:
         "stop_at",
         "patience",
     )
-    quick = {"epochs": _QUICK_EPOCHS} if FLAGS.quick else {}
-    return configs.TrainConfig(
-        **{**preset, **quick, **given, "seed": FLAGS.seed}
-    )
+    config = configs.TrainConfig(**{**preset, **given, "seed": FLAGS.seed})
+    if FLAGS.quick:
+        config = dataclasses.replace(
+            config,
+            epochs=min(config.epochs, _QUICK_EPOCHS),
+            batch_size=min(config.batch_size, _QUICK_BATCH),
+        )
+    return config
 
 
 def _given(*names: str) -> dict:

@@ -4,8 +4,8 @@
 
 takes about three minutes on 2 CPU cores. Trains the network without dropout,
 with standard dropout, sparse, and example-tied; drops the memorization units
-of the last; probes the first; writes summary.json, figures and a
-self-contained report.html into --run_dir. Run again, it reuses what is
+of the last; probes the first; ranks the labels; writes summary.json, figures
+and a self-contained report.html into --run_dir. Run again, it reuses what is
 finished.
 """
 
@@ -13,8 +13,8 @@ import dataclasses
 import pathlib
 from collections.abc import Mapping
 
-from binaries import flags, output
-from tfmemloc import configs, label_errors, report, storage
+from binaries import flags, gathering, output
+from tfmemloc import configs, label_errors, storage
 from tfmemloc.data import Examples, load
 from tfmemloc.label_errors import find_label_errors
 from tfmemloc.localization import localize, train_networks
@@ -28,16 +28,13 @@ from tfmemloc.probes.layer_rewinding import rewind_layers
 from tfmemloc.results import (
     CriticalUnits,
     ExampleScores,
-    GradientAccounting,
-    LayerRetraining,
-    LayerRewinding,
     Localization,
 )
 from tfmemloc.runs import Run
 from tfmemloc.surgery import tied_layers
 
 FLAGS = flags.FLAGS
-PROBES = (
+ASKED = (
     "gradient_accounting",
     "layer_rewinding",
     "layer_retraining",
@@ -52,7 +49,7 @@ flags.flags.DEFINE_bool(
     "memorization units off.",
 )
 flags.flags.DEFINE_list(
-    "probes", list(PROBES), "What to ask of the networks; may be empty."
+    "probes", list(ASKED), "What to ask of the networks; may be empty."
 )
 flags.flags.DEFINE_integer(
     "own_units_examples", 64, "Examples of each subset that own_units searches."
@@ -64,10 +61,10 @@ flags.flags.DEFINE_integer(
 
 def main() -> None:
     """Trains, measures, probes, and writes summary, figures and report."""
-    unknown = set(FLAGS.probes) - set(PROBES)
+    unknown = set(FLAGS.probes) - set(ASKED)
     if unknown:
         raise ValueError(
-            f"--probes must be among {', '.join(PROBES)}. Received: "
+            f"--probes must be among {', '.join(ASKED)}. Received: "
             f"{', '.join(sorted(unknown))}."
         )
     directory = flags.prepare_directory("settings.json")
@@ -106,21 +103,19 @@ def main() -> None:
             {
                 "dataset": data.dataset,
                 "config": settings,
+                "facts": output.facts("binaries.localize"),
                 "rows": result.rows(),
             },
         )
-        histories = {name: run.history for name, run in runs.items()}
-        sections = [
-            report.localization_section(result, histories),
-            *_probe(directory, runs, examples),
-        ]
-        page = output.write_report(
-            directory,
-            f"Where is the memory? {data.dataset}",
-            sections,
-            "binaries.localize",
-        )
+        _probe(directory, runs, examples)
         suspects = _suspects(directory, runs["example_tied"], examples)
+    sections = gathering.sections_of(directory)
+    page = output.write_report(
+        directory,
+        f"Where is the memory? {data.dataset}",
+        sections,
+        gathering.facts_of(directory),
+    )
     for section in sections[1:]:
         output.print_section(section)
     output.print_section(sections[0])
@@ -169,81 +164,57 @@ def _ours(part) -> dict:
 
 def _probe(
     directory: pathlib.Path, runs: Mapping[str, Run], examples: Examples
-) -> list[report.Section]:
-    """The sections of the probes that were asked for."""
+) -> None:
+    """Asks what was asked for and is not answered yet."""
     run = runs["standard"]
-    probes = {
-        "gradient_accounting": (
-            GradientAccounting,
-            lambda: account_gradients(
-                run, examples, epochs=_spread(run.epochs, FLAGS.probe_epochs)
-            ),
-            report.gradient_section,
+    makers = {
+        "gradient_accounting": lambda: account_gradients(
+            run, examples, epochs=_spread(run.epochs, FLAGS.probe_epochs)
         ),
-        "layer_rewinding": (
-            LayerRewinding,
-            lambda: rewind_layers(run, examples),
-            report.rewinding_section,
-        ),
-        "layer_retraining": (
-            LayerRetraining,
-            lambda: retrain_layers(
-                run,
-                examples,
-                training=dataclasses.replace(
-                    AUTHORS_TRAINING, batch_size=run.training.batch_size
-                ),
-                train_on=examples.ordinary,
-                directory=directory / "retraining",
+        "layer_rewinding": lambda: rewind_layers(run, examples),
+        "layer_retraining": lambda: retrain_layers(
+            run,
+            examples,
+            training=dataclasses.replace(
+                AUTHORS_TRAINING, batch_size=run.training.batch_size
             ),
-            report.retraining_section,
+            train_on=examples.ordinary,
+            directory=directory / "retraining",
         ),
-        "critical_units": (
-            CriticalUnits,
-            lambda: find_critical_units(
-                run, examples, directory=directory / "search"
-            ),
-            report.critical_section,
+        "critical_units": lambda: find_critical_units(
+            run, examples, directory=directory / "search"
         ),
     }
     has_memorized = examples.memorized is not None
-    sections = []
-    for name, (kind, make, section) in probes.items():
+    for name, make in makers.items():
         # Without wrong labels there is no memory to rewind or retrain.
         if name in FLAGS.probes and (
             has_memorized or name == "gradient_accounting"
         ):
-            sections.append(section(output.reuse(directory / name, kind, make)))
+            output.reuse(directory / name, gathering.PROBES[name][0], make)
     if "own_units" in FLAGS.probes and has_memorized:
-        sections.append(_own_units(directory, runs, examples))
-    return sections
+        _own_units(directory, runs, examples)
 
 
-def _own_units(directory, runs, examples) -> report.Section:
+def _own_units(directory, runs, examples) -> None:
     """Do the memorization units hold the memory, beside plain dropout's."""
     tied_model = runs["example_tied"].model()
     places = [layer.name for layer in tied_layers(tied_model)]
     ids = choose_ids(examples, count=FLAGS.own_units_examples)
-    results = {}
-    for name, inference in (
-        ("example_tied", "tied"),
-        ("standard_dropout", None),
-    ):
+    for name in gathering.OWN_UNITS:
 
-        def search(name=name, inference=inference):
+        def search(name=name):
             return find_critical_units(
                 runs[name],
                 examples,
                 ids=ids,
                 layers=places,
-                inference=inference,
+                inference="tied" if name == "example_tied" else None,
                 masks_of=tied_model,
                 directory=directory / f"search_{name}",
             )
 
-        path = directory / f"own_units_{name}"
-        results[name] = output.reuse(path, CriticalUnits, search)
-    return report.own_units_section(results)
+        output.reuse(directory / f"own_units_{name}", CriticalUnits, search)
 
 
 def _spread(epochs: tuple[int, ...], count: int) -> tuple[int, ...]:

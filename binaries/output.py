@@ -1,14 +1,18 @@
-"""What the programs write: results, figures, one report."""
+"""What the programs write: results, figures, a report."""
 
 from __future__ import annotations
 
+import dataclasses
+import os
 import pathlib
 import platform
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import keras
+import numpy as np
 import tensorflow as tf
 
+import tfmemloc
 from binaries import flags
 from tfmemloc import report, storage
 from tfmemloc.results import Result
@@ -35,40 +39,60 @@ def write_report(
     directory: pathlib.Path,
     title: str,
     sections: Sequence[report.Section],
-    module: str,
+    facts: Mapping[str, str],
 ) -> pathlib.Path:
-    """Writes report.html, and its figures as PNG beside it.
+    """Writes report.html and report.md, and their figures as PNG.
 
     Args:
         directory: where to.
         title: of the page.
         sections: of the page.
-        module: of the program, for the command that repeats it.
+        facts: what was run; see `facts`.
 
     Returns:
-        The path of the page.
+        The path of the HTML page.
     """
     figures = directory / "figures"
-    figures.mkdir(exist_ok=True)
+    figures.mkdir(parents=True, exist_ok=True)
+    sections = _with_distinct_figures(sections)
     for section in sections:
         for name, (_, png) in section.figures.items():
             storage.write_atomically(
                 figures / f"{name}.png", lambda file, png=png: file.write(png)
             )
-    gpus = len(tf.config.list_physical_devices("GPU"))
+    report.write_markdown(directory / "report.md", title, sections, facts)
     path = directory / "report.html"
-    report.write_html(
-        path,
-        title,
-        sections,
-        {
-            "Command": flags.command_line(module),
-            "Versions": f"TensorFlow {tf.__version__}, "
-            f"Keras {keras.__version__}, Python {platform.python_version()}",
-            "Machine": f"{platform.system()} {platform.machine()}, {gpus} GPUs",
-        },
-    )
+    report.write_html(path, title, sections, facts)
     return path
+
+
+def _with_distinct_figures(
+    sections: Sequence[report.Section],
+) -> list[report.Section]:
+    """Sections of which no two give a figure the same file name."""
+    count: dict[str, int] = {}
+    result = []
+    for section in sections:
+        figures = {}
+        for name, figure in section.figures.items():
+            count[name] = count.get(name, 0) + 1
+            suffix = f"_{count[name]}" if count[name] > 1 else ""
+            figures[name + suffix] = figure
+        result.append(dataclasses.replace(section, figures=figures))
+    return result
+
+
+def facts(module: str) -> dict[str, str]:
+    """The command that repeats this, the versions, the machine."""
+    gpus = len(tf.config.list_physical_devices("GPU"))
+    return {
+        "Command": flags.command_line(module),
+        "Versions": f"tfmemloc {tfmemloc.__version__}, "
+        f"TensorFlow {tf.__version__}, Keras {keras.__version__}, "
+        f"NumPy {np.__version__}, Python {platform.python_version()}",
+        "Machine": f"{platform.system()} {platform.machine()}, "
+        f"{os.cpu_count()} CPUs, {gpus} GPUs",
+    }
 
 
 def write_probe(
@@ -92,7 +116,7 @@ def write_probe(
     )
     directory.mkdir(parents=True, exist_ok=True)
     result.save(directory / name)
-    page = write_report(directory, section.title, [section], module)
+    page = write_report(directory, section.title, [section], facts(module))
     print_section(section)
     print(f"report: {page}")
 

@@ -48,6 +48,13 @@ flags.flags.DEFINE_string(
     "folders that this pattern matches, such as 'runs/subsets/*'; see "
     "binaries.sweep --help.",
 )
+flags.flags.DEFINE_integer(
+    "shown",
+    None,
+    "Show the pictures of so many examples, suspected or not; the default is "
+    "the first 100 suspects.",
+    lower_bound=1,
+)
 flags.flags.DEFINE_bool("download", False, "Let TFDS fetch missing data.")
 
 
@@ -60,6 +67,7 @@ def main() -> None:
         run,
         examples,
         directory,
+        shown=FLAGS.shown,
         gradient_scores=FLAGS.gradient_scores,
         more=_more(run, examples, directory),
     )

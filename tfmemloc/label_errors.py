@@ -28,6 +28,8 @@ def find_label_errors(
     source: Run | ExampleScores,
     examples: Examples,
     directory: str | os.PathLike,
+    *,
+    shown: int | None = None,
     **options: Any,
 ) -> ExampleScores:
     """Ranks the training examples by how suspicious their labels are.
@@ -37,7 +39,9 @@ def find_label_errors(
         examples: the data of the run, or of the scores.
         directory: where `example_scores.npz` and `.json`, `suspects.csv` (all
             training examples, the most suspicious first) and `suspects.html`
-            (pictures of the first 100 suspects) are written.
+            (pictures) are written.
+        shown: pictures of so many examples, suspects or not, the most
+            suspicious first; None shows the first 100 suspects.
         **options: of `score_examples`.
 
     Returns:
@@ -66,7 +70,7 @@ def find_label_errors(
     source.save(directory / "example_scores")
     rows = source.rows()
     storage.write_text(directory / TABLE, _csv(rows))
-    _write_page(directory / PAGE, source, examples)
+    _write_page(directory / PAGE, source, examples, shown)
     return source
 
 
@@ -78,8 +82,10 @@ def _csv(rows: list[dict[str, Any]]) -> str:
     return file.getvalue()
 
 
-def _write_page(path, scores: ExampleScores, examples: Examples) -> None:
-    suspects = scores.suspects()[:_SHOWN]
+def _write_page(path, scores, examples: Examples, count: int | None) -> None:
+    suspects = (
+        scores.suspects()[:_SHOWN] if count is None else scores.rows()[:count]
+    )
     pictures = []
     if suspects:
         shown = examples.of_ids([row["example_id"] for row in suspects])
@@ -102,7 +108,9 @@ def _caption(row: dict[str, Any]) -> str:
     )
 
 
-def suspects_section(scores: ExampleScores, pictures=()) -> report.Section:
+def suspects_section(
+    scores: ExampleScores, pictures=(), links=None
+) -> report.Section:
     """How many labels are suspected, and how well each score finds them."""
     return report.Section(
         "Which labels are suspected",
@@ -124,7 +132,20 @@ def suspects_section(scores: ExampleScores, pictures=()) -> report.Section:
             for row in evaluate_scores(scores)
         ],
         pictures=pictures,
+        links=links or {},
     )
+
+
+def key_numbers(scores: ExampleScores) -> dict[str, float]:
+    """How well the combined ranking finds the labels known to be wrong."""
+    rows = evaluate_scores(scores)
+    if not rows:
+        return {}
+    return {
+        "wrong labels: AUROC": rows[0]["auroc"],
+        "wrong labels: average precision": rows[0]["average_precision"],
+        "wrong labels: right suggestions": suggestions_right(scores)[0],
+    }
 
 
 def suspects_sentence(scores: ExampleScores) -> str:
@@ -135,6 +156,11 @@ def suspects_sentence(scores: ExampleScores) -> str:
         "suspected: with the memorization units off, the network gives them "
         "less than half of its probability."
     )
+    if len(suspects) > len(scores.label) / 2:
+        text += (
+            " More than half: the network knows too little without its "
+            "memory to judge. Train longer, or raise p_gen."
+        )
     wrong = int((scores.label != scores.true_label).sum())
     if not wrong:
         return text

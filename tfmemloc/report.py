@@ -11,8 +11,12 @@ import dataclasses
 import html
 import os
 import re
+import urllib.parse
 from collections.abc import Mapping, Sequence
 from typing import Any
+
+import numpy as np
+from scipy import stats
 
 from tfmemloc import plots, storage
 from tfmemloc.results import (
@@ -21,6 +25,7 @@ from tfmemloc.results import (
     LayerRetraining,
     LayerRewinding,
     Localization,
+    Result,
     SweepResults,
 )
 
@@ -39,6 +44,9 @@ class Section:
     )  # File name -> caption, PNG.
     percent: bool = True  # Numbers of the table are fractions of 1.
     pictures: Sequence[tuple[str, bytes]] = ()  # Caption, small PNG.
+    links: Mapping[str, str] = dataclasses.field(
+        default_factory=dict
+    )  # Words -> path from the page.
 
 
 def text_table(rows: Sequence[Row], *, percent: bool = True) -> str:
@@ -126,6 +134,34 @@ def localization_sentence(result: Localization) -> str:
     return (
         f"{text}. Test accuracy is {drop['test']:.1%} after the drop; the "
         f"standard network's is {standard['test']:.1%}."
+    )
+
+
+def history_section(
+    histories: Mapping[str, Sequence[Mapping[str, Any]]],
+) -> Section:
+    """A run by itself: accuracies at the end, and by epoch."""
+    rows = [
+        {"run": name, "inference": inference, **accuracy}
+        for name, history in histories.items()
+        for inference, accuracy in history[-1].get("accuracy", {}).items()
+    ]
+    epochs = ", ".join(
+        f"{name} {len(history)}" for name, history in histories.items()
+    )
+    return Section(
+        "What the network learned",
+        f"Epochs recorded: {epochs}.",
+        rows,
+        {
+            "learning_curves": (
+                "Accuracy of each subset by epoch; dashed lines: "
+                "memorization units dropped.",
+                plots.to_png(plots.learning_curves(histories)),
+            )
+        }
+        if rows
+        else {},
     )
 
 
@@ -372,6 +408,79 @@ def own_units_section(results: Mapping[str, CriticalUnits]) -> Section:
     )
 
 
+def key_numbers(name: str, result: Result) -> dict[str, float]:
+    """The one or two numbers of a probe that seeds are compared by."""
+    if name == "gradient_accounting":
+        rows = result.while_memorizing()
+        if not rows:
+            return {}
+        return {
+            "gradient norm, memorized / ordinary (median group)": float(
+                np.median([row["norm_ratio"] for row in rows])
+            ),
+            "gradient cosine (mean of groups)": float(
+                np.mean([row["cosine"] for row in rows])
+            ),
+        }
+    if name == "layer_rewinding":
+        first = result.epochs[0]
+        return {
+            f"groups that can be rewound to epoch {first}": (
+                result.robust_share(first)
+            )
+        }
+    if name == "layer_retraining":
+        return {"groups that can be retrained": result.robust_share()}
+    return {
+        f"median critical set, {row['subset']}": row["median"]
+        for row in result.table()
+    }
+
+
+def seeds_section(numbers: Mapping[str, Mapping[str, float]]) -> Section:
+    """How sure the numbers are: mean and interval over runs.
+
+    Args:
+        numbers: of each run: name of the number -> value.
+    """
+    names = list(
+        dict.fromkeys(name for run in numbers.values() for name in run)
+    )
+    rows = []
+    for name in names:
+        values = np.array(
+            [run[name] for run in numbers.values() if name in run]
+        )
+        low, high = t_interval(values)
+        rows.append(
+            {
+                "number": name,
+                "runs": len(values),
+                "mean": float(values.mean()),
+                "interval": f"{low:.3g} to {high:.3g}",
+                "smallest": float(values.min()),
+                "largest": float(values.max()),
+            }
+        )
+    return Section(
+        "How sure this is",
+        f"Means over {len(numbers)} runs, with the 95% interval of Student's "
+        "t for the mean; accuracies and shares are fractions of 1. The figures "
+        f"below are of the first run, {next(iter(numbers))}.",
+        rows,
+        percent=False,
+    )
+
+
+def t_interval(values: np.ndarray, level: float = 0.95) -> tuple[float, float]:
+    """Student's interval for the mean of a few values; NaN for one value."""
+    if len(values) < 2:
+        return float("nan"), float("nan")
+    half = stats.t.ppf((1 + level) / 2, len(values) - 1)
+    half *= values.std(ddof=1) / np.sqrt(len(values))
+    return float(values.mean() - half), float(values.mean() + half)
+
+
 def sweep_section(result: SweepResults, over: str = "seed") -> Section:
     """A sweep: mean and standard deviation over seeds, and curves."""
     groups = result.groups(over)
@@ -482,6 +591,67 @@ def write_html(
     )
 
 
+def write_markdown(
+    path: str | os.PathLike,
+    title: str,
+    sections: Sequence[Section],
+    facts: Mapping[str, str],
+    *,
+    figures: str = "figures",
+) -> None:
+    """Writes the report as Markdown.
+
+    Args:
+        path: of the `.md` file.
+        title: of the page.
+        sections: in order.
+        facts: what was run, with which versions: name -> text.
+        figures: folder of the PNG files, from the page.
+    """
+    parts = [f"# {_plain(title)}"]
+    for section in sections:
+        parts += [f"## {_plain(section.title)}", _plain(section.text)]
+        table = _table_markdown(section)
+        if table:
+            parts.append(table)
+        parts += [
+            f"![{_plain(caption)}]({figures}/{name}.png)"
+            for name, (caption, _) in section.figures.items()
+        ]
+        parts += [
+            f"[{_plain(words)}]({urllib.parse.quote(target)})"
+            for words, target in section.links.items()
+        ]
+    parts.append("## What was run")
+    parts.append(
+        "\n".join(f"- {name}: `{_plain(text)}`" for name, text in facts.items())
+    )
+    storage.write_text(path, "\n\n".join(parts) + "\n")
+
+
+def _plain(text: str) -> str:
+    """Text that Markdown does not take for markup."""
+    return re.sub(r"([\\`*_<>\[\]|])", r"\\\1", str(text).replace("\n", " "))
+
+
+def _table_markdown(section: Section) -> str:
+    if not section.rows:
+        return ""
+    columns = list(section.rows[0])
+    lines = [
+        [_plain(column.replace("_", " ")) for column in columns],
+        [
+            "---" if isinstance(section.rows[0][column], str) else "---:"
+            for column in columns
+        ],
+    ]
+    lines += [
+        [_plain(_cell(row.get(column), section.percent)) for column in columns]
+        for row in section.rows
+    ]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
 def _section_html(section: Section) -> str:
     figures = "\n".join(
         '<figure><img alt="{0}" src="data:image/png;base64,{1}">'
@@ -498,10 +668,15 @@ def _section_html(section: Section) -> str:
     )
     if pictures:
         figures += f'<div class="pictures">{pictures}</div>'
+    links = "\n".join(
+        f'<p><a href="{html.escape(urllib.parse.quote(target))}">'
+        f"{html.escape(words)}</a></p>"
+        for words, target in section.links.items()
+    )
     return (
         f"<section>\n<h2>{html.escape(section.title)}</h2>\n"
         f"<p>{html.escape(section.text)}</p>\n{_table_html(section)}\n"
-        f"{figures}\n</section>"
+        f"{links}\n{figures}\n</section>"
     )
 
 
@@ -539,7 +714,8 @@ _STYLE = """
   :root { --back: #16181c; --ink: #e8e8e8; }
 }
 body { margin: 0 auto; padding: 1rem; max-width: 60rem; background: var(--back);
-  color: var(--ink); font: 1rem/1.5 system-ui, sans-serif; }
+  color: var(--ink); font: 1rem/1.5 system-ui, sans-serif;
+  overflow-wrap: anywhere; }
 h1 { font-size: 1.5rem; } h2 { font-size: 1.2rem; margin-top: 2rem; }
 .table { overflow-x: auto; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
@@ -554,8 +730,9 @@ figcaption { font-size: .9rem; opacity: .8; }
   grid-template-columns: repeat(auto-fill, minmax(8rem, 1fr)); }
 .pictures figure { margin: 0; }
 .pictures img { width: 100%; image-rendering: pixelated; }
-.pictures figcaption { font-size: .75rem; overflow-wrap: anywhere; }
-dt { font-weight: 600; } dd { margin: 0 0 .5rem; overflow-wrap: anywhere; }
+.pictures figcaption { font-size: .75rem; }
+dt { font-weight: 600; } dd { margin: 0 0 .5rem; }
+a { color: inherit; }
 @media print { body { max-width: none; } section { break-inside: avoid; } }
 """
 
