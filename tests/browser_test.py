@@ -28,12 +28,13 @@ pytestmark = pytest.mark.skipif(
 )
 WIDTHS = {"desktop": 1280, "phone": 390}
 # Inside of the page: what sticks out of the window, and which pictures did
-# not load. Tables may be wide: they scroll by themselves.
+# not load. Tables and charts may be wide: they scroll by themselves.
 _PROBE = """
 <script>
 addEventListener("load", () => {
   const wide = [...document.body.querySelectorAll("*")].filter(e =>
-    !e.closest(".table") && e.getBoundingClientRect().right > innerWidth + 1);
+    !e.closest(".table, .chart") &&
+    e.getBoundingClientRect().right > innerWidth + 1);
   const broken = [...document.images].filter(i => !i.naturalWidth);
   parent.postMessage(`width=${innerWidth} scroll=` +
     document.documentElement.scrollWidth +

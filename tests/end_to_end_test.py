@@ -1,25 +1,15 @@
 """The programs, run as a person would."""
 
 import json
-import subprocess
-import sys
 import time
 
 import pytest
 
-from tests.conftest import ROOT
+from tests import programs
 
 
 def _run(*arguments, check=True):
-    done = subprocess.run(
-        [sys.executable, "-m", *arguments],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert not check or done.returncode == 0, done.stderr
-    return done
+    return programs.launcher().run(*arguments, check=check)
 
 
 @pytest.fixture(scope="module")
@@ -133,8 +123,6 @@ def test_a_killed_retraining_goes_on_with_the_next_group(localized, tmp_path):
 
     def command(out):
         return [
-            sys.executable,
-            "-m",
             "binaries.retrain",
             f"--run_dir={directory / 'standard'}",
             f"--out_dir={tmp_path / out}",
@@ -142,9 +130,7 @@ def test_a_killed_retraining_goes_on_with_the_next_group(localized, tmp_path):
             "--epochs=2",
         ]
 
-    process = subprocess.Popen(
-        command("killed"), cwd=ROOT, stderr=subprocess.DEVNULL
-    )
+    process = programs.launcher().start(*command("killed"))
     first = tmp_path / "killed" / "retraining" / "conv1.npz"
     deadline = time.monotonic() + 120
     while not first.exists() and time.monotonic() < deadline:
@@ -153,7 +139,7 @@ def test_a_killed_retraining_goes_on_with_the_next_group(localized, tmp_path):
     process.wait()
     stamp = first.stat().st_mtime_ns
     for out in ("killed", "whole"):
-        subprocess.run(command(out), cwd=ROOT, check=True, capture_output=True)
+        _run(*command(out))
     assert first.stat().st_mtime_ns == stamp
     killed, whole = (
         (tmp_path / out / "layer_retraining.json").read_text()

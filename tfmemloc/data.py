@@ -22,7 +22,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from tfmemloc import masks
+from tfmemloc import masks, storage
 from tfmemloc.configs import DataConfig
 from tfmemloc.results import OfSubsets
 
@@ -225,7 +225,17 @@ def from_arrays(
         classes: the number of classes; None takes the largest label plus one.
         first_test_id: id of the first test example; None goes on counting
             after the training examples.
+
+    Raises:
+        ValueError: shapes or dtypes are not these; says of which array.
     """
+    _check_split(x_train, y_train, "train", name)
+    _check_split(x_test, y_test, "test", name)
+    if np.shape(x_train)[1:] != np.shape(x_test)[1:]:
+        raise ValueError(
+            f"{name}: expected training and test images of one size. "
+            f"Received: {np.shape(x_train)[1:]} and {np.shape(x_test)[1:]}."
+        )
     image = np.concatenate([_with_channels(x) for x in (x_train, x_test)])
     label = np.concatenate(
         [np.asarray(y).reshape(len(y), -1)[:, 0] for y in (y_train, y_test)]
@@ -431,25 +441,27 @@ def _load_digits() -> Examples:
 
 
 def _load_npz(path: pathlib.Path) -> Examples:
-    with np.load(path, allow_pickle=False) as archive:
-        names = ("x_train", "y_train", "x_test", "y_test")
-        missing = [name for name in names if name not in archive.files]
-        if missing:
-            raise ValueError(
-                f"{path} lacks {', '.join(missing)}. Expected the arrays "
-                f"{', '.join(names)}. Received: {', '.join(archive.files)}."
-            )
-        return from_arrays(*(archive[name] for name in names), name=path.name)
+    arrays = storage.read_arrays(path)
+    names = ("x_train", "y_train", "x_test", "y_test")
+    missing = [name for name in names if name not in arrays]
+    if missing:
+        raise ValueError(
+            f"{path} lacks {', '.join(missing)}. Expected the arrays "
+            f"{', '.join(names)}. Received: {', '.join(arrays)}."
+        )
+    return from_arrays(*(arrays[name] for name in names), name=path.name)
 
 
 def _load_tfds(config: DataConfig, download: bool) -> Examples:
     """Reads a TFDS image-classification set in its pinned order on disk."""
+    import tensorflow as tf
     import tensorflow_datasets as tfds
 
     name = config.dataset
     try:
         builder = tfds.builder(name, data_dir=config.data_dir)
-    except tfds.core.DatasetNotFoundError as error:
+    # A ValueError is a name that TFDS cannot parse.
+    except (tfds.core.DatasetNotFoundError, ValueError) as error:
         raise ValueError(
             f"There is no data set {name!r}. Expected 'digits', the name of a "
             "TFDS image-classification set, or a path that ends in .npz."
@@ -462,13 +474,21 @@ def _load_tfds(config: DataConfig, download: bool) -> Examples:
             f"split. Received: supervised keys {keys}, splits "
             f"{', '.join(builder.info.splits)}."
         )
-    train, test = (
-        _read_split(builder, split, keys, count)
-        for split, count in (
-            ("train", config.train_examples),
-            ("test", config.test_examples),
+    try:
+        train, test = (
+            _read_split(builder, split, keys, count)
+            for split, count in (
+                ("train", config.train_examples),
+                ("test", config.test_examples),
+            )
         )
-    )
+    except tf.errors.OpError as error:
+        raise storage.DamagedFileError(
+            f"TFDS set {name!r} in {builder.data_path} cannot be read: "
+            f"{error.message} Its preparation may have been interrupted. "
+            "Delete that folder and prepare it again, for instance with "
+            "--download."
+        ) from error
     return from_arrays(
         *train,
         *test,
@@ -545,6 +565,22 @@ def _relabelled(examples: Examples, label: np.ndarray) -> Examples:
     subset = np.where(is_noisy, "noisy", "clean")
     subset = np.where(examples.subset == "test", "test", subset)
     return dataclasses.replace(examples, label=label, subset=subset)
+
+
+def _check_split(x: np.ndarray, y: np.ndarray, split: str, name: str) -> None:
+    """Refuses arrays that are no images or no labels."""
+    x, y = np.asarray(x), np.asarray(y)
+    if x.ndim not in (3, 4) or 0 in x.shape:
+        raise ValueError(
+            f"{name}: x_{split} expected images [N, height, width] or [N, "
+            f"height, width, channels], at least one. Received: shape "
+            f"{x.shape}."
+        )
+    if y.shape not in ((len(x),), (len(x), 1)) or y.dtype.kind not in "iu":
+        raise ValueError(
+            f"{name}: y_{split} expected {len(x)} integers, one for each "
+            f"image. Received: shape {y.shape}, dtype {y.dtype}."
+        )
 
 
 def _with_channels(images: np.ndarray) -> np.ndarray:

@@ -286,25 +286,7 @@ def retraining_sentence(result: LayerRetraining) -> str:
 
 def critical_section(result: CriticalUnits) -> Section:
     """Critical units: how many, against controls, and what they cost."""
-    rows = [
-        {
-            "subset": row["subset"],
-            "examples": row["examples"],
-            "flipped": row["flipped"],
-            "median": f"{row['median']:g} "
-            f"[{row['median_low']:g}, {row['median_high']:g}]",
-            "mean": row["mean"],
-            "greedy": row["greedy"],
-            "random": row["random"],
-            "by_activation": row["by_activation"],
-            "to_true_label": f"{row['to_true_label']:.1%}",
-            **{
-                f"{subset}_after": f"{row[f'{subset}_after']:.1%}"
-                for subset in result.subsets
-            },
-        }
-        for row in result.table()
-    ]
+    rows = critical_rows(result.table())
     title, text = "How few units hold one example", critical_sentence(result)
     if not rows:
         return Section(title, text)
@@ -330,6 +312,30 @@ def critical_section(result: CriticalUnits) -> Section:
         },
         percent=False,
     )
+
+
+def critical_rows(table: Sequence[Row]) -> list[dict[str, Any]]:
+    """The rows of `CriticalUnits.table`, for people."""
+    return [
+        {
+            "subset": row["subset"],
+            "examples": row["examples"],
+            "flipped": row["flipped"],
+            "median": f"{row['median']:g} "
+            f"[{row['median_low']:g}, {row['median_high']:g}]",
+            "mean": row["mean"],
+            "greedy": row["greedy"],
+            "random": row["random"],
+            "by_activation": row["by_activation"],
+            "to_true_label": f"{row['to_true_label']:.1%}",
+            **{
+                name: f"{value:.1%}"
+                for name, value in row.items()
+                if name.endswith("_after")
+            },
+        }
+        for row in table
+    ]
 
 
 def critical_sentence(result: CriticalUnits) -> str:
@@ -654,7 +660,8 @@ def _table_markdown(section: Section) -> str:
 
 def _section_html(section: Section) -> str:
     figures = "\n".join(
-        '<figure><img alt="{0}" src="data:image/png;base64,{1}">'
+        '<figure><div class="chart"><img alt="{0}" '
+        'src="data:image/png;base64,{1}"></div>'
         "<figcaption>{0}</figcaption></figure>".format(
             html.escape(caption), base64.b64encode(png).decode("ascii")
         )
@@ -726,6 +733,10 @@ figure { margin: 1.5rem 0; }
 /* Figures are drawn on white; give them a frame of it on a dark page. */
 img { max-width: 100%; background: #fff; border-radius: 4px; }
 figcaption { font-size: .9rem; opacity: .8; }
+/* A small screen scrolls a chart sideways, so that its words stay legible. */
+@media screen and (max-width: 40rem) {
+  .chart { overflow-x: auto; } .chart img { max-width: 44rem; }
+}
 .pictures { display: grid; gap: .75rem; margin-top: 1.5rem;
   grid-template-columns: repeat(auto-fill, minmax(8rem, 1fr)); }
 .pictures figure { margin: 0; }

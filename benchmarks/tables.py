@@ -1,0 +1,170 @@
+"""Writes the measured tables of docs/results into the texts that show them.
+
+  python -m benchmarks.tables
+
+replaces what stands between `<!-- name -->` and `<!-- /name -->` in README.md
+and docs/paper_map.md; `--check` changes nothing and fails where something
+would change.
+"""
+
+from __future__ import annotations
+
+import pathlib
+import re
+import sys
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from tfmemloc import report, storage
+from tfmemloc.results import (
+    CriticalUnits,
+    GradientAccounting,
+    LayerRetraining,
+    LayerRewinding,
+    SweepResults,
+)
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "docs" / "results"
+TEXTS = (ROOT / "README.md", ROOT / "docs" / "paper_map.md")
+_BLOCK = re.compile(r"<!-- (\w+) -->\n(.*?)<!-- /\1 -->", re.DOTALL)
+
+
+def _read(name: str) -> Any:
+    return storage.read_json(RESULTS / f"{name}.json")
+
+
+def _fenced(text: str) -> str:
+    return f"```\n{text}\n```\n"
+
+
+def _main_table(name: str) -> str:
+    """The table of a main job."""
+    return _fenced(report.text_table(_read(name)["rows"]))
+
+
+def _critical(rows: list[dict[str, Any]]) -> str:
+    """Sizes of critical sets, as `binaries.ablate` prints them."""
+    return _fenced(report.text_table(report.critical_rows(rows), percent=False))
+
+
+def _sentence(name: str, kind, sentence) -> str:
+    return sentence(kind.load(RESULTS / name)) + "\n"
+
+
+def _own_units() -> str:
+    own = CriticalUnits.load(RESULTS / "digits_seed0_own_units_example_tied")
+    section = report.own_units_section({"example_tied": own})
+    return _fenced(report.text_table(section.rows, percent=False))
+
+
+def _dropped(name: str) -> dict[str, float]:
+    (row,) = [
+        row
+        for row in _read(name)["rows"]
+        if (row["model"], row["inference"]) == ("example_tied", "drop")
+    ]
+    return row
+
+
+def _seeds() -> str:
+    """What is left after the drop, by seed."""
+    rows = []
+    for seed in (0, 1, 2):
+        name = f"digits_seed{seed}"
+        (standard,) = [
+            row for row in _read(name)["rows"] if row["model"] == "standard"
+        ]
+        row = _dropped(name)
+        rows.append(
+            {
+                "seed": str(seed),
+                **{
+                    subset: row[subset]
+                    for subset in ("clean", "noisy", "noisy_true_label", "test")
+                },
+                "standard_test": standard["test"],
+            }
+        )
+    return _fenced(report.text_table(rows))
+
+
+def _label_errors(dataset: str) -> str:
+    return _fenced(report.text_table(_read(f"{dataset}_label_errors")["table"]))
+
+
+def _sweep() -> str:
+    section = report.sweep_section(SweepResults.load(RESULTS / "digits_sweep"))
+    return _fenced(report.text_table(section.rows)) + section.text + "\n"
+
+
+def _faults() -> str:
+    return _fenced(report.text_table(_read("faults")["rows"]))
+
+
+BLOCKS: Mapping[str, Callable[[], str]] = {
+    "digits": lambda: _main_table("digits_seed0"),
+    "digits_seeds": _seeds,
+    "mnist": lambda: _main_table("mnist_6000"),
+    "cifar10": lambda: _main_table("cifar10_5000"),
+    "gradients": lambda: _sentence(
+        "digits_seed0_gradient_accounting",
+        GradientAccounting,
+        report.gradient_sentence,
+    ),
+    "rewinding": lambda: _sentence(
+        "digits_seed0_layer_rewinding",
+        LayerRewinding,
+        report.rewinding_sentence,
+    ),
+    "retraining": lambda: _sentence(
+        "digits_seed0_layer_retraining",
+        LayerRetraining,
+        report.retraining_sentence,
+    ),
+    "critical_digits": lambda: _critical(
+        CriticalUnits.load(RESULTS / "digits_seed0_critical_units").table()
+    ),
+    "critical_sentence": lambda: _sentence(
+        "digits_seed0_critical_units", CriticalUnits, report.critical_sentence
+    ),
+    "critical_mnist": lambda: _critical(
+        _read("mnist_10000_critical_units")["table"]
+    ),
+    "critical_cifar10": lambda: _critical(
+        _read("cifar10_5000_critical_units")["table"]
+    ),
+    "own_units": _own_units,
+    "label_errors_digits": lambda: _label_errors("digits"),
+    "label_errors_mnist": lambda: _label_errors("mnist"),
+    "label_errors_cifar10": lambda: _label_errors("cifar10"),
+    "sweep": _sweep,
+    "faults": _faults,
+}
+
+
+def filled(text: str) -> str:
+    """A text with its blocks made anew."""
+
+    def block(found: re.Match) -> str:
+        name = found[1]
+        return f"<!-- {name} -->\n{BLOCKS[name]()}<!-- /{name} -->"
+
+    return _BLOCK.sub(block, text)
+
+
+def main(arguments: list[str]) -> None:
+    """Fills the texts, or only checks them."""
+    for path in TEXTS:
+        old = path.read_text(encoding="utf-8")
+        new = filled(old)
+        if old == new:
+            continue
+        if "--check" in arguments:
+            sys.exit(f"{path.name} does not show docs/results. Run this.")
+        storage.write_text(path, new)
+        print(f"{path.name}: filled")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
