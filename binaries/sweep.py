@@ -1,7 +1,7 @@
 """Runs a program over a grid of flags, and averages over seeds.
 
-  python -m binaries.sweep --grid=p_gen=0.1,0.2,0.4 --grid=p_mem=0.05,0.1 \
-    --grid=seed=0..3 --base="--dataset=digits" --processes=2 \
+  python -m binaries.sweep --grid=p_gen=0.1,0.2,0.4 --grid=p_mem=0.05,0.1 \\
+    --grid=seed=0..3 --base="--dataset=digits" --processes=2 \\
     --run_dir=runs/sweep
 
 takes about ten minutes on 2 CPU cores. Each cell is an ordinary run directory

@@ -1,6 +1,6 @@
 """Trains one network into a run directory; resumes a killed run.
 
-  python -m binaries.train --dataset=digits --dropout=example_tied \
+  python -m binaries.train --dataset=digits --dropout=example_tied \\
     --run_dir=runs/digits
 
 takes about 25 seconds on 2 CPU cores and ends near 100 % noisy accuracy with

@@ -1,33 +1,43 @@
 """The programs, run as a person would."""
 
+import dataclasses
+import fcntl
 import json
+import os
+import re
+import shutil
 import time
 
 import pytest
 
 from tests import programs
+from tests.conftest import ROOT
+from tfmemloc.results import Localization
+
+QUICK = ("binaries.localize", "--quick", "--width=0.125", "--recalibrate")
 
 
-def _run(*arguments, check=True):
-    return programs.launcher().run(*arguments, check=check)
+def _run(*arguments, **options):
+    return programs.launcher().run(*arguments, **options)
 
 
 @pytest.fixture(scope="module")
 def localized(tmp_path_factory):
-    """A quick main job."""
-    directory = tmp_path_factory.mktemp("localize") / "run"
-    done = _run(
-        "binaries.localize",
-        "--quick",
-        "--width=0.125",
-        "--recalibrate",
-        f"--run_dir={directory}",
-    )
-    return directory, done
+    """A quick main job, which all test processes share."""
+    base = tmp_path_factory.getbasetemp()
+    if os.environ.get("PYTEST_XDIST_WORKER"):
+        base = base.parent
+    directory, said = base / "localized", base / "localized.txt"
+    with open(base / "localized.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not said.exists():
+            done = _run(*QUICK, f"--run_dir={directory}")
+            said.write_text(done.stdout)
+    return directory, said.read_text()
 
 
 def test_localize_writes_summary_figures_and_report(localized):
-    directory, done = localized
+    directory, said = localized
     summary = json.loads((directory / "summary.json").read_text())
     assert summary["dataset"] == "digits"
     assert summary["config"]["training"]["epochs"] == 3
@@ -45,8 +55,8 @@ def test_localize_writes_summary_figures_and_report(localized):
         for name in ("clean", "noisy", "noisy_true_label", "test"):
             assert 0 <= row[name] <= 1
     assert (directory / "figures" / "accuracy.png").exists()
-    assert f"report: {directory / 'report.html'}" in done.stdout
-    assert str(directory / "suspects.html") in done.stdout
+    assert f"report: {directory / 'report.html'}" in said
+    assert str(directory / "suspects.html") in said
     assert (directory / "suspects.csv").exists()
     page = (directory / "report.html").read_text()
     assert "binaries.localize --quick" in page
@@ -54,17 +64,11 @@ def test_localize_writes_summary_figures_and_report(localized):
 
 
 def test_localize_again_reuses_and_says_the_same(localized):
-    directory, done = localized
+    directory, said = localized
     before = (directory / "summary.json").read_bytes()
     stamps = {p: p.stat().st_mtime_ns for p in directory.rglob("epoch_*.npz")}
-    again = _run(
-        "binaries.localize",
-        "--quick",
-        "--width=0.125",
-        "--recalibrate",
-        f"--run_dir={directory}",
-    )
-    assert again.stdout == done.stdout
+    again = _run(*QUICK, f"--run_dir={directory}")
+    assert again.stdout == said
     assert (directory / "summary.json").read_bytes() == before
     assert stamps == {
         p: p.stat().st_mtime_ns for p in directory.rglob("epoch_*.npz")
@@ -81,8 +85,8 @@ def test_localize_again_reuses_and_says_the_same(localized):
     ],
 )
 def test_probes_of_a_finished_run(localized, tmp_path, program, name, words):
-    directory, done = localized
-    assert words in done.stdout
+    directory, said = localized
+    assert words in said
     again = _run(
         f"binaries.{program}",
         f"--run_dir={directory / 'standard'}",
@@ -243,9 +247,87 @@ def test_export_and_scores_of_a_finished_run(localized, tmp_path):
     assert "tracin" in scored.stdout
 
 
-@pytest.mark.parametrize("program", ["train", "localize"])
+def test_a_report_of_one_and_of_many(localized, tmp_path):
+    directory, _ = localized
+    done = _run(
+        "binaries.report", f"--run_dirs={directory}", f"--out_dir={tmp_path}"
+    )
+    page = (tmp_path / "report.html").read_text()
+    text = (tmp_path / "report.md").read_text()
+    for words in (
+        "What the network memorized",
+        "Whose gradients move which layers",
+        "Which layers can be put back",
+        "Which layers hold the memory",
+        "How few units hold one example",
+        "Do the memorization units hold the memory?",
+        "Which labels are suspected",
+        "binaries.localize --quick",
+    ):
+        assert words in page
+        assert words.replace("_", r"\_") in text
+        assert words in done.stdout or "binaries" in words
+    for name in re.findall(r"\]\((figures/[^)]*)\)", text):
+        assert (tmp_path / name).exists()
+    link = re.search(r'href="([^"]*suspects.html)"', page)[1]
+    assert (tmp_path / link).resolve() == directory / "suspects.html"
+
+    # A second seed: a copy, whose table says something else.
+    second = tmp_path / "second"
+    shutil.copytree(directory, second)
+    found = Localization.load(second / "localization")
+    other = dataclasses.replace(found, accuracy=found.accuracy / 2)
+    other.save(second / "localization")
+    out = tmp_path / "both"
+    _run(
+        "binaries.report",
+        f"--run_dirs={directory},{second}",
+        f"--out_dir={out}",
+    )
+    text = (out / "report.md").read_text()
+    clean = found.row("example_tied", "tied")["clean"]
+    (line,) = re.findall(r"\| example tied, tied: clean \|.*", text)
+    assert f"| 2 | {0.75 * clean:.3g} |" in line
+    assert "How sure this is" in (out / "report.html").read_text()
+    nothing = _run(
+        "binaries.report", f"--run_dirs={tmp_path}/figures", check=False
+    )
+    assert nothing.returncode == 1
+    assert "Nothing to report in" in nothing.stderr
+
+
+def test_flagfiles_are_the_papers_experiments():
+    files = sorted((ROOT / "binaries" / "flagfiles").glob("*.flags"))
+    assert len(files) >= 12
+    for path in files:
+        text = path.read_text()
+        assert f"--flagfile=binaries/flagfiles/{path.name}" in text
+        assert "# Expected" in text and "# Cost: " in text
+        done = _run("tests.flagfile", f"--flagfile={path}")
+        found = json.loads(done.stdout)
+        assert found["data"]["noise_rate"] == 0.1
+        if path.name != "digits.flags":
+            assert found["training"]["momentum"] == 0.9
+            assert found["training"]["weight_decay"] == 5e-4
+        quick = json.loads(
+            _run("tests.flagfile", f"--flagfile={path}", "--quick").stdout
+        )
+        assert quick["training"]["epochs"] == 3
+        assert quick["data"]["train_examples"] == 512
+
+
+def test_order_and_masks_do_not_depend_on_threads_or_mode():
+    said = {
+        _run("tests.order", *flags, threads=threads).stdout
+        for threads in (1, 2)
+        for flags in ((), ("--eager",))
+    }
+    assert len(said) == 1 and len(said.pop()) > 60
+
+
+@pytest.mark.parametrize("program", ["train", "localize", "sweep", "report"])
 def test_help_shows_a_command_and_the_flags(program):
     done = _run(f"binaries.{program}", "--help", check=False)
     text = done.stdout + done.stderr
-    assert f"python -m binaries.{program} --dataset=digits" in text
-    assert "--noise_rate" in text.replace("[no]", "")
+    assert f"python -m binaries.{program} --" in text
+    assert "--run_dir" in text.replace("[no]", "")

@@ -74,13 +74,19 @@ class Launcher:
         self._process.stdin.flush()
         return json.loads(self._process.stdout.readline())
 
-    def start(self, *arguments: str, clock_jump: float = 0) -> Program:
+    def start(
+        self,
+        *arguments: str,
+        clock_jump: float = 0,
+        threads: int | None = None,
+    ) -> Program:
         """Starts `python -m <arguments>`.
 
         Args:
             *arguments: module and flags.
             clock_jump: seconds by which every second look at the clock is
                 off.
+            threads: that TensorFlow uses in an operation; None: as it likes.
         """
         paths = [tempfile.mkstemp()[1] for _ in range(2)]
         answer = self.ask(
@@ -88,6 +94,7 @@ class Launcher:
                 "run": [str(argument) for argument in arguments],
                 "to": paths,
                 "clock_jump": clock_jump,
+                "threads": threads,
             }
         )
         return Program(self, answer["pid"], *paths)
@@ -121,6 +128,12 @@ def _child(question: dict) -> None:
         os.dup2(null, 0)
         for target, path in zip((1, 2), question["to"], strict=True):
             os.dup2(os.open(path, os.O_WRONLY | os.O_APPEND), target)
+        if question["threads"]:
+            import tensorflow as tf
+
+            tf.config.threading.set_intra_op_parallelism_threads(
+                question["threads"]
+            )
         if question["clock_jump"]:
             _let_the_clock_jump(question["clock_jump"])
         module, *arguments = question["run"]
