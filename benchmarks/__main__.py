@@ -7,6 +7,7 @@ from benchmarks import (
     critical_units,
     gradients,
     layers,
+    recording,
     serving,
     tied_layer,
 )
@@ -20,6 +21,7 @@ BENCHMARKS = {
     "critical_units": critical_units.run,
     "serving": serving.run,
     "tied_layer": tied_layer.run,
+    "recording": recording.run,
 }
 
 flags.flags.DEFINE_list("only", None, f"Some of {', '.join(BENCHMARKS)}.")

@@ -48,6 +48,10 @@ def _critical(rows: list[dict[str, Any]]) -> str:
     return _fenced(report.text_table(report.critical_rows(rows), percent=False))
 
 
+def _critical_digits() -> list[dict[str, Any]]:
+    return CriticalUnits.load(RESULTS / "digits_seed0_critical_units").table()
+
+
 def _sentence(name: str, kind, sentence) -> str:
     return sentence(kind.load(RESULTS / name)) + "\n"
 
@@ -102,9 +106,188 @@ def _faults() -> str:
     return _fenced(report.text_table(_read("faults")["rows"]))
 
 
+def _over_seeds() -> str:
+    """Mean and interval of the probes' numbers."""
+    rows = [
+        row
+        for row in _read("digits_over_seeds")["rows"]
+        if ":" not in row["number"]
+    ]
+    return _fenced(report.text_table(rows, percent=False))
+
+
+def _before_after(name: str, subset: str) -> str:
+    """Accuracy of a subset with the memorization units on, and off."""
+    rows = {(r["model"], r["inference"]): r for r in _read(name)["rows"]}
+    on, off = (
+        100 * rows["example_tied", inference][subset]
+        for inference in ("tied", "drop")
+    )
+    return f"{on:.1f} -> {off:.1f} %"
+
+
+def _tests(name: str) -> str:
+    """Test accuracy of the standard network, and after the drop."""
+    rows = {(r["model"], r["inference"]): r for r in _read(name)["rows"]}
+    standard, dropped = (
+        100 * rows[key]["test"]
+        for key in (("standard", "plain"), ("example_tied", "drop"))
+    )
+    return f"{standard:.1f} -> {dropped:.1f} %"
+
+
+def _seed_means(start: str) -> str:
+    (row,) = [
+        row
+        for row in _read("digits_over_seeds")["rows"]
+        if row["number"].startswith(start)
+    ]
+    return f"{row['mean']:.2f} ({row['smallest']:.2f} to {row['largest']:.2f})"
+
+
+def _medians(rows: list[dict[str, Any]]) -> str:
+    found = {row["subset"]: f"{row['median']:g}" for row in rows}
+    return f"{found['noisy']} noisy, {found['clean']} clean"
+
+
+def _claims() -> str:
+    """One row for each claim: published, measured, how."""
+    digits, mnist, cifar = "digits_seed0", "mnist_6000", "cifar10_5000"
+    drop = ("localize", "localize", "training_test")
+    gradients = (
+        "account_gradients",
+        "account_gradients",
+        "gradient_accounting_test",
+    )
+    rewind = ("rewind", "rewind_layers", "layer_probes_test")
+    retrain = ("retrain", "retrain_layers", "layer_probes_test")
+    ablate = ("ablate", "find_critical_units", "critical_units_test")
+    small, seeds = "CIFAR-10, 5,000", "digits, 3 seeds"
+    found = [
+        (
+            "drop, MNIST: noisy (5)",
+            "100 -> 0.1 %",
+            _before_after(mnist, "noisy"),
+            "MNIST, 6,000",
+            drop,
+        ),
+        (
+            "drop, CIFAR-10: noisy (5)",
+            "99 -> 3 %",
+            _before_after(cifar, "noisy"),
+            small,
+            drop,
+        ),
+        (
+            "drop, CIFAR-10: clean (5)",
+            "99.9 -> 90.8 %",
+            _before_after(cifar, "clean"),
+            small,
+            drop,
+        ),
+        (
+            "drop, CIFAR-10: test, standard -> dropped (5)",
+            "79.3 -> 82.7 %",
+            _tests(cifar),
+            small,
+            drop,
+        ),
+        (
+            "drop: noisy (abstract)",
+            "100 -> 3 %",
+            _before_after(digits, "noisy"),
+            "digits",
+            drop,
+        ),
+        (
+            "drop: test, standard -> dropped",
+            "",
+            _tests(digits),
+            "digits",
+            drop,
+        ),
+        (
+            "norm of noisy gradients / clean ones (4.1)",
+            "comparable",
+            _seed_means("gradient norm"),
+            seeds,
+            gradients,
+        ),
+        (
+            "their cosine (4.1)",
+            "strongly negative",
+            _seed_means("gradient cosine"),
+            seeds,
+            gradients,
+        ),
+        (
+            "share of groups that can be rewound (4.2)",
+            "most",
+            _seed_means("groups that can be rewound"),
+            seeds,
+            rewind,
+        ),
+        (
+            "share of groups that can be retrained (4.3)",
+            "most",
+            _seed_means("groups that can be retrained"),
+            seeds,
+            retrain,
+        ),
+        (
+            "median critical set (4.4)",
+            "about 5 noisy, far more clean",
+            _medians(_critical_digits()),
+            "digits",
+            ablate,
+        ),
+        (
+            "",
+            "",
+            _medians(_read("mnist_10000_critical_units")["table"]),
+            "MNIST, 10,000",
+            ablate,
+        ),
+        (
+            "",
+            "",
+            _medians(_read("cifar10_5000_critical_units")["table"]),
+            small,
+            ablate,
+        ),
+    ]
+    rows = [
+        (
+            *numbers,
+            f"`binaries.{program}`",
+            f"`{function}`",
+            f"`tests/{test}.py`",
+        )
+        for *numbers, (program, function, test) in found
+    ]
+    head = (
+        "claim (section)",
+        "published",
+        "measured",
+        "size",
+        "program",
+        "function",
+        "tests",
+    )
+    return (
+        "\n".join(
+            f"| {' | '.join(row)} |"
+            for row in (head, ("---",) * len(head), *rows)
+        )
+        + "\n"
+    )
+
+
 BLOCKS: Mapping[str, Callable[[], str]] = {
     "digits": lambda: _main_table("digits_seed0"),
+    "claims": _claims,
     "digits_seeds": _seeds,
+    "over_seeds": _over_seeds,
     "mnist": lambda: _main_table("mnist_6000"),
     "cifar10": lambda: _main_table("cifar10_5000"),
     "gradients": lambda: _sentence(
@@ -122,9 +305,7 @@ BLOCKS: Mapping[str, Callable[[], str]] = {
         LayerRetraining,
         report.retraining_sentence,
     ),
-    "critical_digits": lambda: _critical(
-        CriticalUnits.load(RESULTS / "digits_seed0_critical_units").table()
-    ),
+    "critical_digits": lambda: _critical(_critical_digits()),
     "critical_sentence": lambda: _sentence(
         "digits_seed0_critical_units", CriticalUnits, report.critical_sentence
     ),

@@ -5,8 +5,8 @@
 
 takes seconds. Writes a self-contained report.html and a report.md with its
 figures beside it into --out_dir (the first directory). Main jobs
-(binaries.localize) that differ in the seed are averaged, with intervals; runs,
-sweeps and probes are shown as they are.
+(binaries.localize) that differ in the seed are averaged, with intervals, also
+as numbers.json; runs, sweeps and probes are shown as they are.
 """
 
 import dataclasses
@@ -15,7 +15,7 @@ import os
 import pathlib
 
 from binaries import flags, gathering, output
-from tfmemloc import report
+from tfmemloc import report, storage
 
 FLAGS = flags.FLAGS
 flags.flags.DEFINE_list(
@@ -56,6 +56,9 @@ def main() -> None:
             f"{', '.join(map(str, directories))}. Expected directories that "
             "binaries.localize, train, sweep or a probe wrote."
         )
+    if len(jobs) > 1:
+        out.mkdir(parents=True, exist_ok=True)
+        storage.write_json(out / "numbers.json", {"rows": sections[0].rows})
     page = output.write_report(
         out,
         FLAGS.title or f"Where is the memory? {directories[0].name}",

@@ -12,6 +12,7 @@ import pytest
 
 from tests import programs
 from tests.conftest import ROOT
+from tfmemloc import sweeps
 from tfmemloc.results import Localization
 
 QUICK = ("binaries.localize", "--quick", "--width=0.125", "--recalibrate")
@@ -272,10 +273,14 @@ def test_a_report_of_one_and_of_many(localized, tmp_path):
     link = re.search(r'href="([^"]*suspects.html)"', page)[1]
     assert (tmp_path / link).resolve() == directory / "suspects.html"
 
+    numbers = sweeps.numbers_of(directory)
+    found = Localization.load(directory / "localization")
+    dropped = found.row("example_tied", "drop")
+    assert numbers["example_tied_drop_noisy"] == dropped["noisy"]
+
     # A second seed: a copy, whose table says something else.
     second = tmp_path / "second"
     shutil.copytree(directory, second)
-    found = Localization.load(second / "localization")
     other = dataclasses.replace(found, accuracy=found.accuracy / 2)
     other.save(second / "localization")
     out = tmp_path / "both"

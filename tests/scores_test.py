@@ -235,7 +235,10 @@ def test_scores_of_the_callers_own_predictions(rng):
 
 
 def test_files_and_page(scored, digits, tmp_path):
-    named = dataclasses.replace(digits, name="<script>digits")
+    names = tuple(f"<i>class {c}" for c in range(10))
+    named = dataclasses.replace(
+        digits, name="<script>digits", class_names=names
+    )
     again = find_label_errors(scored, named, tmp_path)
     assert again is scored
     loaded = ExampleScores.load(tmp_path / "example_scores")
@@ -249,7 +252,10 @@ def test_files_and_page(scored, digits, tmp_path):
     shown = min(100, len(scored.suspects()))
     assert page.count("data:image/png") == shown
     first = scored.suspects()[0]
-    assert f"id {first['example_id']}: labelled {first['label']}" in page
+    label = f"labelled &lt;i&gt;class {first['label']}"
+    assert f"id {first['example_id']}: {label}" in page and "<i>" not in page
+    with pytest.raises(ValueError, match="expected 10 class names, or none"):
+        dataclasses.replace(digits, class_names=("one",))
 
 
 def test_scores_of_other_labels_are_refused(scored, digits, tmp_path):

@@ -43,6 +43,7 @@ class Examples(OfSubsets):
             training examples, and `test`.
         classes: the number of classes.
         name: of the data set, for messages.
+        class_names: one for each class, for people; may be empty.
     """
 
     image: np.ndarray
@@ -52,6 +53,7 @@ class Examples(OfSubsets):
     subset: np.ndarray
     classes: int
     name: str = "examples"
+    class_names: tuple[str, ...] = ()
 
     def __post_init__(self):
         _check_images(self.image, self.name)
@@ -68,6 +70,15 @@ class Examples(OfSubsets):
         object.__setattr__(self, "image", image)
         _check_labels(self)
         _check_unique_ids(self)
+        if len(self.class_names) not in (0, self.classes):
+            raise ValueError(
+                f"{self.name}: expected {self.classes} class names, or none. "
+                f"Received: {len(self.class_names)}."
+            )
+
+    def class_name(self, label: int) -> str:
+        """The name of a class; its number where it has none."""
+        return self.class_names[label] if self.class_names else str(label)
 
     def __len__(self) -> int:
         return len(self.example_id)
@@ -211,6 +222,7 @@ def from_arrays(
     *,
     name: str = "examples",
     classes: int | None = None,
+    class_names: Sequence[str] = (),
     first_test_id: int | None = None,
 ) -> Examples:
     """Examples from arrays as Keras ships its data sets; ids are indices.
@@ -223,6 +235,7 @@ def from_arrays(
         y_test: as `y_train`.
         name: of the data set, for messages.
         classes: the number of classes; None takes the largest label plus one.
+        class_names: one for each class, for people; may be empty.
         first_test_id: id of the first test example; None goes on counting
             after the training examples.
 
@@ -252,6 +265,7 @@ def from_arrays(
         subset=subset,
         classes=int(label.max()) + 1 if classes is None else classes,
         name=name,
+        class_names=tuple(class_names),
     )
 
 
@@ -494,6 +508,7 @@ def _load_tfds(config: DataConfig, download: bool) -> Examples:
         *test,
         name=name,
         classes=builder.info.features[keys[1]].num_classes,
+        class_names=builder.info.features[keys[1]].names,
         first_test_id=builder.info.splits["train"].num_examples,
     )
 

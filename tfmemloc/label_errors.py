@@ -90,7 +90,7 @@ def _write_page(path, scores, examples: Examples, count: int | None) -> None:
     if suspects:
         shown = examples.of_ids([row["example_id"] for row in suspects])
         pictures = [
-            (_caption(row), plots.picture(image))
+            (_caption(row, examples), plots.picture(image))
             for row, image in zip(suspects, shown.image, strict=True)
         ]
     report.write_html(
@@ -101,10 +101,13 @@ def _write_page(path, scores, examples: Examples, count: int | None) -> None:
     )
 
 
-def _caption(row: dict[str, Any]) -> str:
+def _caption(row: dict[str, Any], examples: Examples) -> str:
+    label, suggested = (
+        examples.class_name(row[name]) for name in ("label", "suggested")
+    )
     return (
-        f"id {row['example_id']}: labelled {row['label']}, suggested "
-        f"{row['suggested']} (suspicion {row['suspicion']:.0%})"
+        f"id {row['example_id']}: labelled {label}, suggested {suggested} "
+        f"(suspicion {row['suspicion']:.0%})"
     )
 
 

@@ -301,7 +301,7 @@ def run_cell(job: Job) -> str | None:
                 check=False,
             )
         if done.returncode == 0:
-            storage.write_json(directory / "done.json", _numbers(directory))
+            storage.write_json(directory / "done.json", numbers_of(directory))
             return None
     lines = log.read_text("utf-8", errors="replace").splitlines()
     return (
@@ -319,7 +319,7 @@ def _wait_until_free(directory: pathlib.Path) -> None:
             time.sleep(0.5)
 
 
-def _numbers(directory: pathlib.Path) -> dict[str, float]:
+def numbers_of(directory: pathlib.Path) -> dict[str, float]:
     """The accuracies at the end of a cell, by name."""
     summary = directory / "summary.json"
     numbers: dict[str, float] = {}
