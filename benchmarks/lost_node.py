@@ -1,6 +1,6 @@
 """A sweep on a Ray cluster of two nodes, one of which dies in the middle.
 
-  python -m benchmarks.lost_node --run_dir=runs/sweep
+  python -m benchmarks.lost_node --run_dir=runs/lost_node
 
 takes about ten minutes on 2 CPU cores. Both nodes are on this machine, with
 one CPU each; the second is killed when a third of the 24 runs is finished, and

@@ -44,9 +44,14 @@ flags.flags.DEFINE_enum(
     "population_term",
     "frozen",
     configs.POPULATION_TERMS,
-    "Gradient of the other examples: once, or exact at every step (slow).",
+    "Gradient of the other examples' loss: frozen, taken once; exact, anew at "
+    "every step (slow); none.",
 )
-flags.flags.DEFINE_integer("population", 512, "Other examples it is taken of.")
+flags.flags.DEFINE_integer(
+    "population",
+    512,
+    "How many training examples that gradient is a mean over.",
+)
 flags.flags.DEFINE_integer(
     "copies", 0, "Perturbed copies to average the logits over; authors: 5."
 )

@@ -14,7 +14,7 @@ from tfmemloc import export, report, storage
 from tfmemloc.runs import Run
 
 FLAGS = flags.FLAGS
-flags.flags.DEFINE_string("run_dir", None, "The run.", required=True)
+flags.flags.DEFINE_string("run_dir", None, flags.RUN_HELP, required=True)
 flags.flags.DEFINE_string(
     "out_dir", None, "New folder of the export.", required=True
 )

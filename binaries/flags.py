@@ -26,6 +26,10 @@ FLAGS = flags.FLAGS
 # program lists its own.
 flags.disclaim_key_flags()
 
+RUN_HELP = (
+    "Folder of one network, as binaries.train writes it; of a main job, one "
+    "of its four, such as runs/demo/standard."
+)
 _QUICK_EPOCHS = 3
 _QUICK_EXAMPLES = 512
 _QUICK_BATCH = 128
@@ -49,7 +53,8 @@ def define_data_flags() -> None:
         "digits",
         "digits (comes with scikit-learn), a TFDS image-classification set by "
         "name (mnist, cifar10, svhn_cropped, ...), or an .npz file with "
-        "x_train, y_train, x_test, y_test.",
+        "x_train, y_train, x_test, y_test: images [N, height, width(, "
+        "channels)], uint8 or floats in [-1, 1]; labels [N], integers from 0.",
     )
     flags.DEFINE_string(
         "data_dir", None, "TFDS folder; the default is TFDS's own."
@@ -95,19 +100,31 @@ def define_data_flags() -> None:
 def define_model_flags(*, with_dropout: bool) -> None:
     """Which network."""
     flags.DEFINE_enum("model", "resnet9", configs.MODELS, "Which network.")
-    flags.DEFINE_float("width", None, "Multiplies the units of every layer.")
+    flags.DEFINE_float(
+        "width",
+        None,
+        "Multiplies the units of every hidden layer; default: 0.5 for digits "
+        "and mnist, else 1.",
+    )
     if with_dropout:
         flags.DEFINE_enum(
             "dropout",
             "example_tied",
             configs.DROPOUTS,
-            "What stands at the paper's places.",
+            "Dropout after the layers where the paper has it; none is the "
+            "network called standard in tables, standard is Keras's Dropout.",
         )
     flags.DEFINE_float(
-        "p_gen", None, "Fraction of generalization units; default: paper's."
+        "p_gen",
+        None,
+        "Fraction of generalization units; default: 0.2 for lenet and "
+        "resnet9, else 0.5.",
     )
     flags.DEFINE_float(
-        "p_mem", None, "Probability of a memorization unit; default: paper's."
+        "p_mem",
+        None,
+        "Probability that an example keeps a given memorization unit; "
+        "default: 0.1 for lenet and resnet9, else 0.2.",
     )
     flags.DEFINE_enum(
         "rescale",
@@ -123,17 +140,43 @@ def define_model_flags(*, with_dropout: bool) -> None:
 
 def define_training_flags() -> None:
     """How to train; what is not given is the data set's preset."""
-    flags.DEFINE_integer("epochs", None, "Passes over the training examples.")
-    flags.DEFINE_integer("batch_size", None, "Examples in a step.")
-    flags.DEFINE_enum(
-        "optimizer", None, configs.OPTIMIZERS, "sgd has momentum."
+    flags.DEFINE_integer(
+        "epochs",
+        None,
+        "Passes over the training examples; default: 30 for digits, 25 for "
+        "mnist, else 50.",
     )
-    flags.DEFINE_float("learning_rate", None, "Peak of the schedule.")
-    flags.DEFINE_enum(
-        "schedule", None, configs.SCHEDULES, "Learning rate by step."
+    flags.DEFINE_integer(
+        "batch_size",
+        None,
+        "Examples in a step; default: 128 for digits, mnist and cifar10, else "
+        "512.",
     )
-    flags.DEFINE_float("momentum", None, "Of SGD.")
-    flags.DEFINE_float("weight_decay", None, "Added to the gradient, times w.")
+    flags.DEFINE_enum(
+        "optimizer",
+        None,
+        configs.OPTIMIZERS,
+        "Default: sgd, which has momentum.",
+    )
+    flags.DEFINE_float(
+        "learning_rate",
+        None,
+        "Peak of the schedule; default: 0.1 for digits, 0.05 for mnist and "
+        "cifar10, 0.001 for svhn_cropped, else 0.01.",
+    )
+    flags.DEFINE_enum(
+        "schedule",
+        None,
+        configs.SCHEDULES,
+        "warmup_cosine (default): up over 10 % of the steps, then cosine to 0; "
+        "triangle: up over 40 %, down to 0; constant.",
+    )
+    flags.DEFINE_float("momentum", None, "Of SGD; default: 0.9.")
+    flags.DEFINE_float(
+        "weight_decay",
+        None,
+        "Adds weight_decay * w to each gradient; default: 5e-4.",
+    )
     flags.DEFINE_enum(
         "augment",
         None,
@@ -142,7 +185,12 @@ def define_training_flags() -> None:
     )
     flags.DEFINE_enum("dtype", None, configs.DTYPES, "Precision.")
     flags.DEFINE_bool("jit_compile", None, "Compile the step with XLA.")
-    flags.DEFINE_integer("save_every", None, "Keep every so-manieth epoch.")
+    flags.DEFINE_integer(
+        "save_every",
+        None,
+        "Keep the weights of every n-th epoch, and of the first and the last; "
+        "default: 1.",
+    )
     flags.DEFINE_float(
         "stop_at",
         None,
@@ -178,7 +226,7 @@ def define_run_flags(default_directory: str) -> None:
 
 def define_probe_flags() -> None:
     """Which run to probe, and where results go."""
-    flags.DEFINE_string("run_dir", None, "The run.", required=True)
+    flags.DEFINE_string("run_dir", None, RUN_HELP, required=True)
     flags.DEFINE_string("out_dir", None, "Default: the run's folder.")
     flags.DEFINE_enum(
         "inference",
@@ -329,7 +377,10 @@ def run(main: Callable[[], None]) -> None:
         try:
             main()
         except KeyboardInterrupt:
-            sys.exit("\nstopped; the same command goes on from here.")
+            sys.exit(
+                "\nstopped; the same command, without --fresh, goes on with "
+                "what was not finished."
+            )
         except _USER_ERRORS as error:
             if FLAGS.verbosity > 0:
                 raise

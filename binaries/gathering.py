@@ -132,6 +132,18 @@ def facts_of(directory: pathlib.Path) -> dict[str, str]:
     return {}
 
 
+def seed_and_rest(directory: pathlib.Path) -> tuple[int, dict]:
+    """The seed of a main job, and its settings without seeds and folders."""
+    settings = storage.read_json(directory / "settings.json")
+    seed = settings["training"]["seed"]
+    ignored = ("seed", "noise_seed", "data_dir")
+    rest = {
+        part: {k: v for k, v in settings[part].items() if k not in ignored}
+        for part in ("data", "model", "training")
+    }
+    return seed, rest
+
+
 def numbers_of(directory: pathlib.Path) -> dict[str, float]:
     """The few numbers by which main jobs of different seeds are compared."""
     numbers: dict[str, float] = {}

@@ -2,7 +2,7 @@
 
   python -m binaries.localize --dataset=digits --run_dir=runs/demo
 
-takes about three minutes on 2 CPU cores. Trains the network without dropout,
+takes about two minutes on 2 CPU cores. Trains the network without dropout,
 with standard dropout, sparse, and example-tied; drops the memorization units
 of the last; probes the first; ranks the labels; writes summary.json, figures
 and a self-contained report.html into --run_dir. Run again, it reuses what is

@@ -1,12 +1,12 @@
 """Gathers finished runs, of any kind, into one report.
 
   python -m binaries.report --run_dirs=runs/demo
-  python -m binaries.report --run_dirs='runs/demo*' --out_dir=runs/three_seeds
+  python -m binaries.report --run_dirs='runs/demo?' --out_dir=runs/three_seeds
 
 takes seconds. Writes a self-contained report.html and a report.md with its
 figures beside it into --out_dir (the first directory). Main jobs
-(binaries.localize) that differ in the seed are averaged, with intervals, also
-as numbers.json; runs, sweeps and probes are shown as they are.
+(binaries.localize) that differ in the seed alone are averaged, with intervals,
+also as numbers.json; runs, sweeps and probes are shown as they are.
 """
 
 import dataclasses
@@ -88,11 +88,21 @@ def _directories(patterns: list[str]) -> list[pathlib.Path]:
 
 def _over_seeds(jobs: list[pathlib.Path]) -> report.Section:
     """The numbers of several main jobs, which must be of one data set."""
-    datasets = {gathering.main_job(path).dataset for path in jobs}
-    if len(datasets) > 1:
+    seeds = [gathering.seed_and_rest(path) for path in jobs]
+    if any(rest != seeds[0][1] for _, rest in seeds):
         raise ValueError(
-            "--run_dirs: main jobs on different data sets cannot be averaged. "
-            f"Received: {', '.join(sorted(datasets))}. Make a report of each."
+            "--run_dirs: main jobs with different settings cannot be averaged. "
+            "Expected ones that differ in the seed alone. Received: "
+            f"{', '.join(map(str, jobs))}. Make a report of each."
+        )
+    if len({seed for seed, _ in seeds}) < len(seeds):
+        raise ValueError(
+            "--run_dirs: two of the main jobs have the same seed. Received: "
+            + ", ".join(
+                f"{path} (seed {seed})"
+                for path, (seed, _) in zip(jobs, seeds, strict=True)
+            )
+            + ". Name each seed once."
         )
     return report.seeds_section(
         {path.name: gathering.numbers_of(path) for path in jobs}

@@ -20,11 +20,21 @@ FLAGS = flags.FLAGS
 flags.define_probe_flags()
 flags.flags.DEFINE_list("groups", None, "Which groups; default: all.")
 flags.flags.DEFINE_string(
-    "train_on", "clean", "The subset that a group sees; noisy asks otherwise."
+    "train_on",
+    "clean",
+    "The subset that a group is trained on: clean, or noisy for the opposite "
+    "question; typical or atypical with --score_file.",
 )
 flags.flags.DEFINE_integer("reset_to", 0, "Saved epoch to set a group back to.")
-flags.flags.DEFINE_integer("epochs", 20, "At most so many for each group.")
-flags.flags.DEFINE_float("learning_rate", 0.01, "Peak of the triangle.")
+flags.flags.DEFINE_integer(
+    "epochs",
+    20,
+    "At most so many for each group; stops earlier at 100 % on that subset for "
+    "3 epochs.",
+)
+flags.flags.DEFINE_float(
+    "learning_rate", 0.01, "Peak of the triangle schedule."
+)
 flags.flags.DEFINE_integer("batch_size", None, "Default: the run's.")
 
 

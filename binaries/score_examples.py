@@ -23,7 +23,7 @@ from tfmemloc.results import MemorizationEstimates
 from tfmemloc.runs import Run
 
 FLAGS = flags.FLAGS
-flags.flags.DEFINE_string("run_dir", None, "The run.", required=True)
+flags.flags.DEFINE_string("run_dir", None, flags.RUN_HELP, required=True)
 flags.flags.DEFINE_string("out_dir", None, "Default: the run's folder.")
 flags.flags.DEFINE_bool(
     "gradient_scores",

@@ -8,9 +8,12 @@ takes about ten minutes on 2 CPU cores. Each cell is an ordinary run directory
 in --run_dir; killed and started again, nothing that is finished is repeated,
 and values may be added to the grid later. Writes sweep_results.npz and .json
 (a row for each run), figures and report.html. --program=localize repeats the
-main job over seeds, --grid=subset_seed=0..19 with
---base="--subset_ratio=0.7 --dropout=none" makes the runs of memorization
-estimates (binaries.score_examples --subset_runs).
+main job over seeds. The runs of memorization estimates
+(binaries.score_examples --subset_runs='runs/subsets/*') are made by
+
+  python -m binaries.sweep --grid=subset_seed=0..19 --over=subset_seed \\
+    --base="--dataset=digits --subset_ratio=0.7 --dropout=none" \\
+    --run_dir=runs/subsets
 
 With --engine=ray the cells run on a Ray cluster, whose machines must see
 --run_dir under the same path; cells of a lost machine are run elsewhere.
@@ -22,6 +25,8 @@ from binaries import flags, output
 from tfmemloc import report, sweeps
 
 FLAGS = flags.FLAGS
+# Flags that would undo what a sweep keeps.
+_OWN = ("--run_dir", "--fresh")
 flags.flags.DEFINE_multi_string(
     "grid",
     None,
@@ -62,10 +67,10 @@ def main() -> None:
     cells = sweeps.parse_grid(FLAGS.grid)
     base = shlex.split(FLAGS.base)
     for flag in base:
-        if not flag.startswith("--") or flag.startswith("--run_dir"):
+        if not flag.startswith("--") or flag.startswith(_OWN):
             raise ValueError(
-                "--base expected flags of the program other than --run_dir, "
-                'each as --name=value, such as "--dataset=digits '
+                "--base expected flags of the program other than --run_dir "
+                'and --fresh, each as --name=value, such as "--dataset=digits '
                 f'--epochs=10". Received: {flag!r}.'
             )
     result = sweeps.run_sweep(

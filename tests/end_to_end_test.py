@@ -283,12 +283,14 @@ def test_a_report_of_one_and_of_many(localized, tmp_path):
     shutil.copytree(directory, second)
     other = dataclasses.replace(found, accuracy=found.accuracy / 2)
     other.save(second / "localization")
+    both = ("binaries.report", f"--run_dirs={directory},{second}")
+    same = _run(*both, check=False)
+    assert same.returncode == 1 and "have the same seed" in same.stderr
+    settings = json.loads((second / "settings.json").read_text())
+    settings["training"]["seed"] = 1
+    (second / "settings.json").write_text(json.dumps(settings))
     out = tmp_path / "both"
-    _run(
-        "binaries.report",
-        f"--run_dirs={directory},{second}",
-        f"--out_dir={out}",
-    )
+    _run(*both, f"--out_dir={out}")
     text = (out / "report.md").read_text()
     clean = found.row("example_tied", "tied")["clean"]
     (line,) = re.findall(r"\| example tied, tied: clean \|.*", text)

@@ -45,9 +45,9 @@ def find_label_errors(
         **options: of `score_examples`.
 
     Returns:
-        The scores. A *suspect* has a suspicion of 0.5 or more: the network
-        without its memory gives the label no more than half of its
-        probability.
+        The scores. A *suspect* has a suspicion of 0.5 or more: without its
+        memory, and after adjustment to the class shares and calibration, the
+        network gives the label a probability of at most one half.
 
     Raises:
         ValueError: the scores are of other examples; see `score_examples`.
@@ -156,8 +156,8 @@ def suspects_sentence(scores: ExampleScores) -> str:
     suspects = scores.suspects()
     text = (
         f"{len(suspects)} of {len(scores.label)} training labels are "
-        "suspected: with the memorization units off, the network gives them "
-        "less than half of its probability."
+        "suspected: with the memorization units off, their adjusted and "
+        "calibrated probability is at most one half."
     )
     if len(suspects) > len(scores.label) / 2:
         text += (

@@ -8,7 +8,7 @@ section 2.1). 1: the label is known only when it was seen; 0: the others teach
 it. Each training is an ordinary run with `DataConfig.subset_ratio` below 1, so
 that `binaries.sweep` makes them, in as many processes as wanted:
 
-    python -m binaries.sweep --grid=subset_seed=0..19 \\
+    python -m binaries.sweep --grid=subset_seed=0..19 --over=subset_seed \\
       --base="--dataset=digits --subset_ratio=0.7 --dropout=none" \\
       --run_dir=runs/subsets
 
@@ -62,7 +62,8 @@ def estimate_memorization(
             subset.
 
     Example:
-        >>> runs = [Run.open(path) for path in Path("runs/subsets").iterdir()]
+        >>> folders = pathlib.Path("runs/subsets").glob("subset_seed=*")
+        >>> runs = [Run.open(folder) for folder in folders]
         >>> estimate_memorization(runs).memorization
     """
     config = _common_data(runs)
@@ -146,15 +147,20 @@ def second_split_times(
     Args:
         directory: of the four runs; killed, the same call goes on.
         examples: N training examples and the test ones.
-        model: which network; the default is the standard one.
+        model: which network; the default is ResNet-9 without dropout.
         training: of both phases.
         seed: of the split.
         progress: show progress bars.
 
     Returns:
-        [N] epochs, in the order of `examples.train`: 0 where the first phase
-        had not learned the example at all, `epochs + 1` where it was never
-        forgotten. Small is suspicious.
+        [N] epochs, in the order of `examples.train`: 0 where the example was
+        right neither at the end of the first phase nor after any epoch of the
+        second, `epochs + 1` where it was right at the end. Small is
+        suspicious.
+
+    Raises:
+        ValueError: the directory holds runs with other settings or data.
+        DirectoryInUseError: another process trains there.
     """
     model = model or ModelConfig(dropout="none")
     training = dataclasses.replace(training or TrainConfig(), save_every=1)

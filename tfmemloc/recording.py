@@ -38,8 +38,8 @@ class Recording(Result):
     """What training steps saw of N examples in E epochs; NaN: not seen."""
 
     epochs: tuple[int, ...]  # E, counted from 1.
-    example_id: np.ndarray  # [N], rising.
-    label: np.ndarray  # [N] that was trained on.
+    example_id: np.ndarray  # [N], rising; or in the order given to `of`.
+    label: np.ndarray  # [N] that was trained on; -1 where never seen.
     margin: np.ndarray  # [E, N] the label's logit less the best other one.
     loss: np.ndarray  # [E, N] cross-entropy in nats.
     error: np.ndarray  # [E, N] || softmax - one-hot ||.
@@ -47,6 +47,10 @@ class Recording(Result):
     @classmethod
     def open(cls, directory: str | os.PathLike) -> Recording:
         """Reads what `RecordExamples`, `train` or `ExampleRecorder` kept.
+
+        Args:
+            directory: of the recording; of a run that `train` made, its
+                folder `recording`.
 
         Raises:
             FileNotFoundError: nothing was recorded there.
@@ -100,8 +104,11 @@ class Recording(Result):
             ValueError: it is of other examples or labels, or an example was
                 never seen.
         """
-        order = np.searchsorted(self.example_id, examples.example_id)
-        order = np.minimum(order, len(self.example_id) - 1)
+        rising = np.argsort(self.example_id)
+        order = np.searchsorted(
+            self.example_id, examples.example_id, sorter=rising
+        )
+        order = rising[np.minimum(order, len(rising) - 1)]
         missing = self.example_id[order] != examples.example_id
         if missing.any():
             raise ValueError(
@@ -277,10 +284,14 @@ class RecordExamples(keras.callbacks.Callback):
         directory: of the recording.
         examples: the training examples, or their ids alone.
         from_logits: whether the model's outputs are logits; None asks the
-            loss that it was compiled with.
+            loss that it was compiled with. A loss that does not say is taken
+            to want probabilities: pass True for logits.
 
     Raises:
-        ValueError: at the beginning or end of an epoch; says what is missing.
+        ValueError: when `fit` begins (ids are not unique integers, or the
+            folder records other examples), in its first step (inputs without
+            `example_id`), or at the end of an epoch (ids that were not
+            announced, or nothing was recorded).
 
     Example:
         >>> inputs = {"image": x_train, "example_id": ids}

@@ -572,7 +572,9 @@ class ExampleScores(Result):
     subset: np.ndarray  # [N] clean, noisy, typical or atypical.
     label: np.ndarray  # [N] that was trained on.
     true_label: np.ndarray  # [N] that the data set gives.
-    suggested: np.ndarray  # [N] the class that the dropped network predicts.
+    # [N] the class that the dropped network predicts, after the adjustment to
+    # the class shares.
+    suggested: np.ndarray
     values: np.ndarray  # [N, K] more is more suspicious.
     suspicion: np.ndarray  # [N] in [0, 1], that the label is wrong.
 

@@ -102,10 +102,17 @@ class Run:
         directory = pathlib.Path(directory)
         path = directory / "config.json"
         if not path.exists():
+            main_job = (directory / "localization.json").exists()
             raise FileNotFoundError(
                 f"{directory} holds no run: it has no config.json. Expected a "
                 "directory that tfmemloc's train, `RecordRun` or "
                 "binaries.train wrote."
+                + (
+                    f" A main job holds four; name one, such as "
+                    f"{directory / 'standard'}."
+                    if main_job
+                    else ""
+                )
             )
         fields = storage.read_json(path)
         if not isinstance(fields, dict) or fields.get("version") != _VERSION:

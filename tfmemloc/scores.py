@@ -17,12 +17,14 @@ training, each oriented so that more is more suspicious:
 - `aum`: minus the area under the margin, the mean over epochs of the label's
   logit less the best other one (Pleiss et al., 2020);
 - `forgetting`: how often an example went from right to wrong between epochs;
-  one never right counts as all of them (Toneva et al., 2019);
-- `first_learned`: the first epoch in which it is right (ibid.);
+  one that was never right gets the number of epochs (Toneva et al., 2019);
+- `first_learned`: how many epochs went by before it was first right; all of
+  them if never (ibid.);
 - `el2n`: || softmax - one-hot || in an early epoch (Paul et al., 2021);
 - `grand`: norm of the loss gradient at an early epoch (ibid.);
 - `tracin`: self-influence, the sum over saved epochs of the learning rate
-  times the squared gradient norm (Pruthi et al., 2020).
+  (1 where the history has none) times the squared gradient norm (Pruthi et
+  al., 2020).
 
 `aum` to `el2n` come from what the training steps recorded (`recording.py`).
 Scores that take trainings of their own, `second_split_times` and
@@ -301,8 +303,8 @@ def critical_set_score(result: CriticalUnits, examples: Examples) -> np.ndarray:
     if missing:
         raise ValueError(
             f"{len(missing)} of the {len(examples)} examples were not "
-            f"searched, for instance id {missing[:5]}. Expected critical "
-            "units of all of them."
+            f"searched, for instance id {missing[:5]}. Search them all: "
+            "find_critical_units(..., ids=examples.example_id)."
         )
     return -np.array([size[i] for i in examples.example_id.tolist()], float)
 
@@ -429,7 +431,9 @@ def _checked_score(name: str, value, examples: Examples) -> np.ndarray:
         ids = examples.example_id[~np.isfinite(value)]
         raise ValueError(
             f"The score {name!r} is not finite for {len(ids)} examples, for "
-            f"instance id {ids[:5].tolist()}. Expected a number for each."
+            f"instance id {ids[:5].tolist()}. Expected a number for each. For "
+            "memorization estimates add runs with further subset_seeds, until "
+            "each example is in some and left out of others."
         )
     return value
 

@@ -146,12 +146,22 @@ def run_sweep(
         gpus_per_run: likewise; may be a fraction.
         progress: show a progress bar.
 
+    Returns:
+        A row for each cell, in the order of `cells`.
+
     Raises:
-        ValueError: the directory holds a sweep of another program or base.
+        ValueError: the directory holds a sweep of another program or base, or
+            there is no such engine.
+        DirectoryInUseError: another sweep runs there.
         SweepError: cells failed; says which, and how.
         ModuleNotFoundError: Ray was asked for and is not installed.
     """
     directory = pathlib.Path(directory)
+    if engine not in ENGINES:
+        raise ValueError(
+            f"`engine` must be one of {', '.join(map(repr, ENGINES))}. "
+            f"Received: engine={engine!r}."
+        )
     with storage.lock_directory(directory):
         _keep_settings(directory, program, base)
         threads = None
