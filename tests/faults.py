@@ -64,6 +64,12 @@ def commands(run: pathlib.Path) -> Mapping[str, Callable[..., list[str]]]:
             f"--run_dir={run}",
             f"--out_dir={out}_served",
         ],
+        "sweep": lambda out: [
+            "binaries.sweep",
+            "--grid=seed=0..1",
+            f"--base={' '.join(SMALL)}",
+            f"--run_dir={out}",
+        ],
     }
 
 
