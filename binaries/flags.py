@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import pathlib
+import shlex
 import shutil
 import sys
 from collections.abc import Callable
@@ -327,7 +328,17 @@ def prepare_directory(marker: str) -> pathlib.Path:
     Raises:
         ValueError: --fresh on a folder that is not.
     """
+    if not FLAGS.run_dir:
+        raise ValueError(
+            "--run_dir expected a folder for the results. Received: nothing."
+        )
     directory = pathlib.Path(FLAGS.run_dir)
+    here = pathlib.Path.cwd()
+    if FLAGS.fresh and directory.resolve() in (here, *here.parents):
+        raise ValueError(
+            f"--fresh would delete {directory.resolve()}, in which this "
+            "program runs. Choose another --run_dir."
+        )
     # A folder that holds nothing but a lock was left by an early error.
     has_files = directory.exists() and any(
         path.name != ".lock" for path in directory.iterdir()
@@ -360,7 +371,7 @@ def integers(name: str) -> tuple[int, ...] | None:
 
 def command_line(module: str) -> str:
     """The command that runs this again."""
-    return " ".join(["python -m", module, *sys.argv[1:]])
+    return f"python -m {module} {shlex.join(sys.argv[1:])}".rstrip()
 
 
 def run(main: Callable[[], None]) -> None:

@@ -110,14 +110,12 @@ def sections_of(
         sections.append(report.own_units_section(own))
     scores = scores_of(directory)
     if scores is not None:
-        page = os.path.relpath(
-            directory / label_errors.PAGE, page_directory or directory
-        )
-        sections.append(
-            label_errors.suspects_section(
-                scores, links={"The suspects, with pictures": page}
+        page, links = directory / label_errors.PAGE, {}
+        if page.exists():
+            links["The suspects, with pictures"] = os.path.relpath(
+                page, page_directory or directory
             )
-        )
+        sections.append(label_errors.suspects_section(scores, links=links))
     return sections
 
 

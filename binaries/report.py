@@ -44,12 +44,12 @@ def main() -> None:
         for section in gathering.sections_of(directory, out):
             title = section.title
             if len(shown) > 1:
-                title = f"{directory.name}: {title}"
+                title = f"{directory}: {title}"
             sections.append(dataclasses.replace(section, title=title))
     for directory in directories:
         for name, text in gathering.facts_of(directory).items():
             many = len(directories) > 1
-            facts[f"{name} of {directory.name}" if many else name] = text
+            facts[f"{name} of {directory}" if many else name] = text
     if not sections:
         raise ValueError(
             "Nothing to report in "
@@ -83,7 +83,10 @@ def _directories(patterns: list[str]) -> list[pathlib.Path]:
                 "directories that programs of tfmemloc wrote."
             )
         found += paths
-    return [pathlib.Path(path) for path in dict.fromkeys(found)]
+    by_place = {
+        pathlib.Path(path).resolve(): pathlib.Path(path) for path in found
+    }
+    return list(by_place.values())
 
 
 def _over_seeds(jobs: list[pathlib.Path]) -> report.Section:
@@ -105,7 +108,7 @@ def _over_seeds(jobs: list[pathlib.Path]) -> report.Section:
             + ". Name each seed once."
         )
     return report.seeds_section(
-        {path.name: gathering.numbers_of(path) for path in jobs}
+        {str(path): gathering.numbers_of(path) for path in jobs}
     )
 
 

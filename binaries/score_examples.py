@@ -19,7 +19,6 @@ from binaries import flags, output
 from tfmemloc import label_errors, memorization, scores
 from tfmemloc.data import Examples
 from tfmemloc.probes.critical_units import find_critical_units
-from tfmemloc.results import MemorizationEstimates
 from tfmemloc.runs import Run
 
 FLAGS = flags.FLAGS
@@ -101,14 +100,12 @@ def _more(
         )
         more["second_split"] = -times
     if FLAGS.subset_runs:
-        more["memorization"] = _estimates(directory, examples).memorization
+        more["memorization"] = _estimated(directory, examples)
     return more
 
 
-def _estimates(
-    directory: pathlib.Path, examples: Examples
-) -> MemorizationEstimates:
-    """Memorization estimates from the runs of --subset_runs."""
+def _estimated(directory: pathlib.Path, examples: Examples) -> np.ndarray:
+    """Memorization from the runs of --subset_runs; 0 where it is unknown."""
     folders = [
         pathlib.Path(path)
         for path in sorted(glob.glob(FLAGS.subset_runs))
@@ -119,13 +116,18 @@ def _estimates(
             "--subset_runs matches no folder with a run. Received: "
             f"{FLAGS.subset_runs!r}."
         )
-    return output.reuse(
-        directory / "memorization",
-        MemorizationEstimates,
-        lambda: memorization.estimate_memorization(
-            [Run.open(folder) for folder in folders], examples
-        ),
+    found = memorization.estimate_memorization(
+        [Run.open(folder) for folder in folders], examples
     )
+    directory.mkdir(parents=True, exist_ok=True)
+    found.save(directory / "memorization")
+    unknown = int(np.isnan(found.memorization).sum())
+    if unknown:
+        print(
+            f"memorization: {unknown} examples were in all of the "
+            f"{len(folders)} subsets, or in none; they count as 0."
+        )
+    return np.nan_to_num(found.memorization, nan=0.0)
 
 
 if __name__ == "__main__":

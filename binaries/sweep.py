@@ -64,6 +64,10 @@ flags.flags.DEFINE_integer(
 
 def main() -> None:
     """Runs the cells, gathers their numbers, reports."""
+    if not FLAGS.run_dir:
+        raise ValueError(
+            "--run_dir expected a folder for the results. Received: nothing."
+        )
     cells = sweeps.parse_grid(FLAGS.grid)
     base = shlex.split(FLAGS.base)
     for flag in base:

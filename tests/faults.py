@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import itertools
 import json
 import pathlib
 import shutil
+import signal
 import subprocess
 import tempfile
 import time
@@ -136,7 +138,8 @@ class Faults:
         started = self.launcher.start(*command)
         time.sleep(rng.uniform(0.05, 1) * seconds)
         started.kill()
-        started.wait()
+        if started.wait().returncode != -signal.SIGKILL:
+            return "had ended before"
         again = self.launcher.run(*command, check=False)
         # An export that was finished before the signal is not overwritten.
         was_finished = "exists. Choose another path" in again.stderr
@@ -226,7 +229,8 @@ class Faults:
         """The same command twice at once."""
         out = self.directory / "two"
         first = self.launcher.start(*train_command(out))
-        while not (out / ".lock").exists():
+        deadline = time.monotonic() + 60
+        while not (out / ".lock").exists() and time.monotonic() < deadline:
             time.sleep(0.01)
         second = self.launcher.run(*train_command(out), check=False)
         done = first.wait()
@@ -234,8 +238,7 @@ class Faults:
         same = done.returncode == 0 and results_of(out) == whole
         refused = "is in use by another process" in second.stderr
         shutil.rmtree(out)
-        # The second may have come when the first had ended.
-        if same and (refused or second.returncode == 0):
+        if same and refused:
             return "second refused, same results"
         return f"unclear: {second.stderr.splitlines()[-1]}"
 
@@ -284,7 +287,11 @@ def table(tries: int, seed: int = 0) -> list[dict[str, str | int]]:
         programs = list(commands(faults.run))
         for k in range(tries):
             program = programs[k % len(programs)]
-            note(f"SIGKILL: {program}", faults.kill(program, rng, str(k)))
+            for attempt in itertools.count():
+                outcome = faults.kill(program, rng, f"{k}_{attempt}")
+                if outcome != "had ended before":
+                    break
+            note(f"SIGKILL: {program}", outcome)
         for _ in range(max(1, tries // 5)):
             note("weight file truncated", faults.damage(False, rng))
             note("weight file, one bit flipped", faults.damage(True, rng))

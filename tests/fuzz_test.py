@@ -264,6 +264,8 @@ def test_flags(tmp_path, flag):
         check=False,
     )
     assert "Traceback" not in done.stderr, done.stderr
+    if flag == "--run_dir=":
+        assert "a folder for the results" in done.stderr
     if done.returncode:
         last = [line for line in done.stderr.splitlines() if line][-1]
         assert last.startswith(("error: ", "FATAL ", "Pass --help"))

@@ -133,6 +133,62 @@ def test_recording_changes_no_weight(tmp_path, points):
         np.testing.assert_array_equal(a, b)
 
 
+def test_a_recording_is_gone_on_with_and_never_mixed(tmp_path, points):
+    inputs, label = points
+    model = _network(True)
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile("sgd", [loss])
+
+    def fit(**options):
+        model.fit(
+            inputs,
+            label,
+            callbacks=[RecordExamples(tmp_path, inputs["example_id"])],
+            verbose=0,
+            **options,
+        )
+
+    fit(epochs=3)
+    first = Recording.open(tmp_path)
+    with pytest.raises(ValueError, match="already holds a recording"):
+        fit(epochs=1)
+    assert Recording.open(tmp_path).epochs == (1, 2, 3)
+    fit(initial_epoch=1, epochs=2)
+    found = Recording.open(tmp_path)
+    assert found.epochs == (1, 2)
+    np.testing.assert_array_equal(found.margin[0], first.margin[0])
+    assert (found.margin[1] != first.margin[1]).any()
+
+
+def test_a_model_with_a_loss_of_its_own_and_an_interrupted_fit(
+    tmp_path, points
+):
+    inputs, label = points
+
+    class Own(keras.Model):
+        def compute_loss(self, x, y, y_pred, sample_weight):
+            return super().compute_loss(x, y, y_pred, sample_weight)
+
+    plain = _network(False)
+    model = Own(plain.inputs, plain.outputs)
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile("sgd", loss)
+
+    class Stop(keras.callbacks.Callback):
+        def on_epoch_begin(self, epoch, logs=None):
+            if epoch == 1:
+                raise KeyboardInterrupt
+
+    record = RecordExamples(tmp_path, inputs["example_id"])
+    with pytest.raises(KeyboardInterrupt):
+        model.fit(
+            inputs, label, epochs=2, callbacks=[record, Stop()], verbose=0
+        )
+    assert Recording.open(tmp_path).epochs == (1,)
+    model.fit(inputs["image"], label, verbose=0)  # No ids any more.
+    assert Recording.open(tmp_path).epochs == (1,)
+
+
 def test_two_devices_record_into_one_table(tmp_path, two_devices, points):
     inputs, label = points
     recorder = ExampleRecorder(tmp_path, inputs["example_id"])
@@ -152,6 +208,38 @@ def test_two_devices_record_into_one_table(tmp_path, two_devices, points):
     np.testing.assert_allclose(
         Recording.open(tmp_path).margin[0], inputs["example_id"]
     )
+
+
+def test_fit_on_two_devices_knows_whose_outputs_are_whose(
+    tmp_path, two_devices, rng
+):
+    """Replicas are traced in turns, which switch inside of the network."""
+    x = rng.normal(size=(16, 8)).astype(np.float32)
+    ids, label = 3 * np.arange(16), np.arange(16) % CLASSES
+    with two_devices.scope():
+        image = keras.Input((8,), name="image")
+        h = keras.layers.BatchNormalization(synchronized=True)(image)
+        inputs = {
+            "image": image,
+            "example_id": keras.Input((), dtype="int64", name="example_id"),
+        }
+        model = keras.Model(inputs, keras.layers.Dense(CLASSES)(h))
+        loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+        model.compile(keras.optimizers.SGD(0.0), loss)
+        kernel, bias = model.layers[-1].get_weights()
+        data = tf.data.Dataset.from_tensor_slices(
+            ({"image": x, "example_id": ids}, label)
+        ).batch(16)
+        model.fit(
+            data,
+            shuffle=False,
+            verbose=0,
+            callbacks=[RecordExamples(tmp_path, ids)],
+        )
+    found = Recording.open(tmp_path)
+    h = (x - x.mean(axis=0)) / np.sqrt(x.var(axis=0) + 1e-3)
+    slow = np.array(list(_slow(h @ kernel + bias, label)))
+    np.testing.assert_allclose(found.margin[0], slow[:, 0], atol=1e-4)
 
 
 def test_our_training_records_what_its_steps_saw(tmp_path, digits):
@@ -241,7 +329,16 @@ def test_mistakes_in_fit_are_named(tmp_path, points):
     callback = RecordExamples(tmp_path / "plain", inputs["example_id"])
     with pytest.raises(ValueError, match="dict with .example_id"):
         plain.fit(inputs["image"], label, callbacks=[callback], verbose=0)
+    model.compile("sgd", lambda y, p: keras.ops.sum(p, axis=1))
+    silent = RecordExamples(tmp_path / "silent", inputs["example_id"])
+    with pytest.raises(ValueError, match="Pass from_logits=True or False"):
+        model.fit(inputs, label, callbacks=[silent], verbose=0)
     recorder = ExampleRecorder(tmp_path / "none", [1, 2])
+    with pytest.raises(ValueError, match="one for each of two or more"):
+        recorder.update([1, 2], [0, 1], tf.ones([2, 1]))
+    recorder.update([1, 2], [0, 5], tf.ones([2, 3]))
+    with pytest.raises(ValueError, match="labels that are no class"):
+        recorder.end_epoch(1)
     with pytest.raises(ValueError, match="Nothing was recorded in epoch 1"):
         recorder.end_epoch(1)
 

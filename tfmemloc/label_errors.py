@@ -67,10 +67,10 @@ def find_label_errors(
             f"The scores are of other labels than those of {examples.name}. "
             "Expected the examples that were scored."
         )
-    source.save(directory / "example_scores")
-    rows = source.rows()
-    storage.write_text(directory / TABLE, _csv(rows))
+    storage.write_text(directory / TABLE, _csv(source.rows()))
     _write_page(directory / PAGE, source, examples, shown)
+    # Last: where the scores are, the page is.
+    source.save(directory / "example_scores")
     return source
 
 

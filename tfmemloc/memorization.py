@@ -58,8 +58,8 @@ def estimate_memorization(
         the subsets, or in none.
 
     Raises:
-        ValueError: fewer than two runs, or their data differ in more than the
-            subset.
+        ValueError: fewer than two runs, one is not finished, or they differ
+            in more than the subset.
 
     Example:
         >>> folders = pathlib.Path("runs/subsets").glob("subset_seed=*")
@@ -117,6 +117,18 @@ def _common_data(runs: Sequence[Run]) -> DataConfig:
             f"{len(runs)} runs with {len(configs)} different data configs and "
             f"{len(seeds)} subset_seeds."
         )
+    others = {(run.model_config, run.training) for run in runs}
+    if len(others) > 1:
+        raise ValueError(
+            "Expected runs that differ in the subset alone. Received: "
+            f"{len(others)} different networks or trainings."
+        )
+    for run in runs:
+        if not _is_finished(run):
+            raise ValueError(
+                f"The run in {run.directory} is not finished. Expected runs "
+                "with all their epochs; the command that made it goes on."
+            )
     (config,) = configs
     if config.subset_ratio == 1:
         raise ValueError(
@@ -125,6 +137,18 @@ def _common_data(runs: Sequence[Run]) -> DataConfig:
         )
     return dataclasses.replace(
         config, subset_ratio=1.0, data_dir=runs[0].data.data_dir
+    )
+
+
+def _is_finished(run: Run) -> bool:
+    """Whether a run has its last epoch, as far as that is known."""
+    if run.training is None:
+        return bool(run.epochs) and max(run.epochs) > 0
+    done = run.history[-1]["epoch"] if run.history else 0
+    if done not in run.epochs:
+        return False
+    return done == run.training.epochs or (
+        run.training.stop_at is not None and done > 0
     )
 
 
@@ -179,6 +203,11 @@ def second_split_times(
         folder = pathlib.Path(directory) / f"split_{first}"
         runs = []
         for phase, half in (("first", first), ("second", 1 - first)):
+            # Times are comparable only where all second phases are as long.
+            if phase == "second":
+                options["training"] = dataclasses.replace(
+                    training, stop_at=None
+                )
             kept = np.isin(
                 examples.example_id, part.example_id[side == half]
             ) | (examples.subset == "test")

@@ -12,10 +12,13 @@ example's own memorization units on, augmented pixels, before the weights move.
 
 from __future__ import annotations
 
+import concurrent.futures
 import dataclasses
+import inspect
 import os
 import pathlib
 import re
+import threading
 from collections.abc import Sequence
 from typing import Any
 
@@ -57,11 +60,7 @@ class Recording(Result):
             DamagedFileError: a file was truncated or altered.
         """
         directory = pathlib.Path(directory)
-        epochs = []
-        if directory.is_dir():
-            names = (path.name for path in directory.iterdir())
-            matches = (_EPOCH_FILE.fullmatch(name) for name in names)
-            epochs = sorted(int(match[1]) for match in matches if match)
+        epochs = recorded_epochs(directory)
         if not epochs:
             raise FileNotFoundError(
                 f"{directory} holds no recorded epoch. Expected a folder "
@@ -159,6 +158,16 @@ class Recording(Result):
         ]
 
 
+def recorded_epochs(directory: str | os.PathLike) -> tuple[int, ...]:
+    """The epochs of the recording in a folder; () where there is none."""
+    directory = pathlib.Path(directory)
+    if not directory.is_dir():
+        return ()
+    names = (path.name for path in directory.iterdir())
+    matches = (_EPOCH_FILE.fullmatch(name) for name in names)
+    return tuple(sorted(int(match[1]) for match in matches if match))
+
+
 class ExampleRecorder:
     """The table behind a recording, for training loops of one's own.
 
@@ -202,6 +211,7 @@ class ExampleRecorder:
                 "`example_ids` expected ids that are unique. Received: some "
                 "twice."
             )
+        self.directory = pathlib.Path(directory)
         self._from_logits = from_logits
         self._parts = storage.Parts(
             directory,
@@ -212,11 +222,18 @@ class ExampleRecorder:
             "recording",
         )
         self._ids = tf.constant(self.example_id)
-        # The last row is for ids that nobody announced.
+        # The last rows are for ids that nobody announced, and for labels that
+        # are no class.
         self._nothing = np.full(
-            (len(ids) + 1, len(_COLUMNS)), np.nan, np.float32
+            (len(ids) + 2, len(_COLUMNS)), np.nan, np.float32
         )
-        self._table = tf.Variable(self._nothing, trainable=False)
+        # One table for all replicas, which see different examples. In a
+        # strategy's scope a variable would be one for each; scopes are of the
+        # thread, and this one has none.
+        with concurrent.futures.ThreadPoolExecutor(1) as outside:
+            self._table = outside.submit(
+                tf.Variable, self._nothing, trainable=False
+            ).result()
 
     def update(self, example_ids, labels, outputs) -> None:
         """Notes a batch; to be called in the training step, in the graph.
@@ -231,23 +248,50 @@ class ExampleRecorder:
         if not self._from_logits:
             # Log-probabilities are logits up to a constant, which cancels.
             logits = tf.math.log(tf.maximum(logits, _TINY))
-        values = _values(logits, _class_numbers(labels, logits))
+        label = _class_numbers(labels, logits)
+        values = _values(logits, label)
         ids = tf.reshape(tf.cast(example_ids, tf.int64), [-1])
         place = tf.searchsorted(self._ids, ids)
         count = len(self.example_id)
         found = tf.gather(self._ids, tf.minimum(place, count - 1))
         place = tf.where(found == ids, place, count)
+        is_class = (label >= 0) & (label < logits.shape[1])
+        place = tf.where(is_class, place, count + 1)
         self._table.scatter_nd_update(place[:, tf.newaxis], values)
+
+    @property
+    def epochs(self) -> tuple[int, ...]:
+        """The epochs that are written, counted from 1."""
+        return recorded_epochs(self.directory)
+
+    def begin_epoch(self, epoch: int) -> None:
+        """Empties the table; an epoch written before, from here on, goes.
+
+        Args:
+            epoch: counted from 1. Of a training that goes on, the first one
+                that it takes again.
+        """
+        self._table.assign(self._nothing)
+        for later in self.epochs:
+            if later >= epoch:
+                (self.directory / f"epoch_{later:04d}.npz").unlink()
 
     def end_epoch(self, epoch: int) -> None:
         """Writes the epoch, counted from 1, and makes room for the next.
 
         Raises:
-            ValueError: an id came that was not announced, or none came.
+            ValueError: an id came that was not announced, a label that is no
+                class, or nothing at all.
         """
         values = self._table.numpy()
         self._table.assign(self._nothing)
-        if np.isfinite(values[-1]).any():
+        if not np.isnan(values[-1]).all():
+            raise ValueError(
+                f"Epoch {epoch} had labels that are no class. Expected "
+                "integers from 0 to the number of outputs less one, or one-hot "
+                "rows."
+            )
+        if not np.isnan(values[-2]).all():
             raise ValueError(
                 f"Epoch {epoch} had example ids that are not among the "
                 f"{len(self.example_id)} that were announced. Expected the "
@@ -264,13 +308,9 @@ class ExampleRecorder:
             f"epoch_{epoch:04d}",
             {
                 "example_id": self.example_id,
-                **{name: values[:-1, k] for k, name in enumerate(_COLUMNS)},
+                **{name: values[:-2, k] for k, name in enumerate(_COLUMNS)},
             },
         )
-
-    def forget(self) -> None:
-        """Empties the table: of an epoch that was not finished."""
-        self._table.assign(self._nothing)
 
 
 class RecordExamples(keras.callbacks.Callback):
@@ -284,14 +324,15 @@ class RecordExamples(keras.callbacks.Callback):
         directory: of the recording.
         examples: the training examples, or their ids alone.
         from_logits: whether the model's outputs are logits; None asks the
-            loss that it was compiled with. A loss that does not say is taken
-            to want probabilities: pass True for logits.
+            loss that it was compiled with.
 
     Raises:
-        ValueError: when `fit` begins (ids are not unique integers, or the
-            folder records other examples), in its first step (inputs without
-            `example_id`), or at the end of an epoch (ids that were not
-            announced, or nothing was recorded).
+        ValueError: when `fit` begins (ids are not unique integers, the folder
+            holds a recording and `initial_epoch` is 0, or the loss does not
+            say what outputs it takes), in its first step (inputs without
+            `example_id`, outputs that are not one for each class), or at the
+            end of an epoch (ids that were not announced, labels that are no
+            class, or nothing was recorded).
 
     Example:
         >>> inputs = {"image": x_train, "example_id": ids}
@@ -321,23 +362,44 @@ class RecordExamples(keras.callbacks.Callback):
         """Taps the training step."""
         from_logits = self._from_logits
         if from_logits is None:
-            from_logits = bool(getattr(self.model.loss, "from_logits", False))
+            from_logits = _takes_logits(self.model.loss)
         self.recorder = ExampleRecorder(
             self.directory, self._example_ids, from_logits=from_logits
         )
         _tap(self.model, self.recorder)
 
     def on_epoch_begin(self, epoch, logs=None):
-        """Forgets what a validation or an interrupted epoch left."""
-        self.recorder.forget()
+        """Makes room; Keras counts epochs from 0, recordings from 1."""
+        if epoch == 0 and self.recorder.epochs:
+            _untap(self.model)
+            raise ValueError(
+                f"{self.directory} already holds a recording, which would be "
+                "overwritten. Choose another directory, delete it, or go on "
+                "with fit(..., initial_epoch=...)."
+            )
+        self.recorder.begin_epoch(epoch + 1)
 
     def on_epoch_end(self, epoch, logs=None):
-        """Writes the epoch; Keras counts from 0, recordings from 1."""
+        """Writes the epoch."""
         self.recorder.end_epoch(epoch + 1)
 
     def on_train_end(self, logs=None):
         """Leaves the model as it was."""
         _untap(self.model)
+
+
+def _takes_logits(loss) -> bool:
+    """Whether a loss says that it takes logits; a name takes probabilities."""
+    if isinstance(loss, list | tuple | dict) and len(loss) == 1:
+        (loss,) = loss.values() if isinstance(loss, dict) else loss
+    if isinstance(loss, str):
+        return False
+    if not hasattr(loss, "from_logits"):
+        raise ValueError(
+            f"The loss {loss!r} does not say whether it takes logits or "
+            "probabilities. Pass from_logits=True or False."
+        )
+    return bool(loss.from_logits)
 
 
 def _tap(model: keras.Model, recorder: ExampleRecorder) -> None:
@@ -348,20 +410,29 @@ def _tap(model: keras.Model, recorder: ExampleRecorder) -> None:
     """
     _untap(model)
     train_step, compute_loss = model.train_step, model.compute_loss
-    ids: list[tf.Tensor] = []
+    knows_training = "training" in inspect.signature(compute_loss).parameters
+    # Each replica of a strategy is traced in a thread of its own.
+    step = threading.local()
+    was_traced: list[bool] = []
 
     def tapped_step(data):
         x, y, weight = keras.utils.unpack_x_y_sample_weight(data)
-        x, found = _without_ids(model, x)
-        ids[:] = [found]
+        if was_traced and not _has_ids(x):
+            # Of a later `fit` without ids, after this one was interrupted.
+            return train_step(data)
+        x, step.ids = _without_ids(model, x)
+        was_traced.append(True)
         return train_step(keras.utils.pack_x_y_sample_weight(x, y, weight))
 
     def tapped_loss(
         x=None, y=None, y_pred=None, sample_weight=None, training=True
     ):
-        if training and ids:
-            recorder.update(ids.pop(), y, y_pred)
-        return compute_loss(x, y, y_pred, sample_weight, training)
+        ids, step.ids = getattr(step, "ids", None), None
+        # Without ids it is a validation step, or one of the model's own.
+        if ids is not None:
+            recorder.update(ids, y, y_pred)
+        more = {"training": training} if knows_training else {}
+        return compute_loss(x, y, y_pred, sample_weight, **more)
 
     model.train_step, model.compute_loss = tapped_step, tapped_loss
     model.make_train_function(force=True)
@@ -374,9 +445,13 @@ def _untap(model: keras.Model) -> None:
     model.train_function = None
 
 
+def _has_ids(x) -> bool:
+    return isinstance(x, dict) and graph.IDS in x
+
+
 def _without_ids(model: keras.Model, x):
     """The inputs that the model takes, and the ids."""
-    if not isinstance(x, dict) or graph.IDS not in x:
+    if not _has_ids(x):
         raise ValueError(
             "Expected the inputs of `fit` to be a dict with "
             f'"{graph.IDS}", such as {{"image": x, "{graph.IDS}": ids}}; '
@@ -399,10 +474,10 @@ def _class_numbers(labels, logits):
     labels = tf.convert_to_tensor(labels)
     if labels.shape.rank == 2 and labels.shape[1] != 1:
         labels = tf.argmax(labels, axis=1)
-    if logits.shape.rank != 2:
+    if logits.shape.rank != 2 or (logits.shape[1] or 0) < 2:
         raise ValueError(
-            "Expected a network with outputs [batch, classes]. Received: "
-            f"shape {logits.shape}."
+            "Expected a network with outputs [batch, classes], one for each "
+            f"of two or more classes. Received: shape {logits.shape}."
         )
     return tf.cast(tf.reshape(labels, [-1]), tf.int64)
 

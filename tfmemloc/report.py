@@ -630,7 +630,9 @@ def write_markdown(
         ]
     parts.append("## What was run")
     parts.append(
-        "\n".join(f"- {name}: `{_plain(text)}`" for name, text in facts.items())
+        "\n".join(
+            f"- {_plain(name)}: {_code(text)}" for name, text in facts.items()
+        )
     )
     storage.write_text(path, "\n\n".join(parts) + "\n")
 
@@ -638,6 +640,15 @@ def write_markdown(
 def _plain(text: str) -> str:
     """Text that Markdown does not take for markup."""
     return re.sub(r"([\\`*_<>\[\]|])", r"\\\1", str(text).replace("\n", " "))
+
+
+def _code(text: str) -> str:
+    """Text as it stands, between more backticks than it has in a row."""
+    text = text.replace("\n", " ")
+    longest = max(map(len, re.findall("`+", text)), default=0)
+    fence = "`" * (longest + 1)
+    pad = " " if longest else ""
+    return f"{fence}{pad}{text}{pad}{fence}"
 
 
 def _table_markdown(section: Section) -> str:

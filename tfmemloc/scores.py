@@ -48,7 +48,7 @@ from tqdm import auto as tqdm
 
 from tfmemloc import evaluation, gradients, surgery
 from tfmemloc.data import Examples
-from tfmemloc.recording import Recording
+from tfmemloc.recording import Recording, recorded_epochs
 from tfmemloc.results import CriticalUnits, ExampleScores, bootstrap_interval
 from tfmemloc.runs import Run
 
@@ -72,8 +72,9 @@ def score_examples(
     """Scores the training examples of a run with tied dropout.
 
     Args:
-        run: of a network with tied layers. Where it has a recording (`train`
-            makes one), the scores of the course of the training are in.
+        run: of a network with tied layers. Where it has a recording of all
+            epochs (`train` makes one), the scores of the course of the
+            training are in.
         examples: the data of the run.
         gradient_scores: also `grand` and `tracin`, which take a pass of
             per-example gradients for each saved epoch.
@@ -114,7 +115,8 @@ def score_examples(
 
     found: dict[str, np.ndarray] = {}
     folder = run.directory / "recording"
-    if folder.is_dir():
+    # One that was begun in the middle of the training says something else.
+    if recorded_epochs(folder) == tuple(range(1, len(run.history) + 1)):
         found |= scores_of_recording(Recording.open(folder), train)
     tied = surgery.with_inference(model, "tied")
     drop = surgery.with_inference(model, "drop")
@@ -353,7 +355,8 @@ def _retrieval(wrong, value, weights) -> dict[str, np.ndarray]:
     weights = weights[:, order]
     hits = np.cumsum(weights * wrong[order], axis=1, dtype=np.int32)
     seen = np.cumsum(weights, axis=1, dtype=np.int32)
-    total = hits[:, -1]
+    # As floats: a product of two counts may not fit their integers.
+    total, count = (part[:, -1].astype(np.float64) for part in (hits, seen))
     true, all_ = hits[:, ends], seen[:, ends]
     false = all_ - true
     zero = np.zeros((len(weights), 1), true.dtype)
@@ -364,7 +367,7 @@ def _retrieval(wrong, value, weights) -> dict[str, np.ndarray]:
         area = (falls * (true - steps / 2)).sum(axis=1)
         place = (seen < total[:, np.newaxis]).sum(axis=1)
         return {
-            "auroc": area / (total * (seen[:, -1] - total)),
+            "auroc": area / (total * (count - total)),
             "average_precision": (steps * precision).sum(axis=1) / total,
             "precision_at_n": np.take_along_axis(
                 hits / seen, place[:, np.newaxis], axis=1

@@ -22,6 +22,7 @@ import pathlib
 import re
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -36,6 +37,8 @@ _RANGE = re.compile(r"(\d+)\.\.(\d+)")
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
 _VALUE = re.compile(r"[\w.+-]+")
 _SHOWN_FAILURES = 3
+_POLL_SECONDS = 0.5
+_IN_USE = "is in use by another process"
 # Of a failed command's log, for the message.
 _LOG_LINES = 2
 
@@ -67,6 +70,7 @@ class Job:
 
     directory: str
     command: tuple[str, ...]
+    cwd: str  # Relative paths in the flags are from here.
     threads: int | None = None  # Of TensorFlow; None leaves it to itself.
     retries: int = 0
 
@@ -156,7 +160,8 @@ def run_sweep(
         SweepError: cells failed; says which, and how.
         ModuleNotFoundError: Ray was asked for and is not installed.
     """
-    directory = pathlib.Path(directory)
+    # Other machines' processes have other working directories.
+    directory = pathlib.Path(directory).resolve()
     if engine not in ENGINES:
         raise ValueError(
             f"`engine` must be one of {', '.join(map(repr, ENGINES))}. "
@@ -180,6 +185,7 @@ def run_sweep(
                     *cell.flags,
                     f"--run_dir={directory / cell.name}",
                 ),
+                os.getcwd(),
                 threads,
                 retries,
             )
@@ -243,12 +249,14 @@ def _watch(finished, total, todo, progress) -> list[str]:
 def _in_processes(
     jobs: Sequence[Job], processes: int
 ) -> Iterator[tuple[Job, str | None]]:
+    stop = threading.Event()
     with concurrent.futures.ThreadPoolExecutor(processes) as pool:
-        futures = {pool.submit(run_cell, job): job for job in jobs}
+        futures = {pool.submit(run_cell, job, stop): job for job in jobs}
         try:
             for future in concurrent.futures.as_completed(futures):
                 yield futures[future], future.result()
         except BaseException:
+            stop.set()
             pool.shutdown(wait=False, cancel_futures=True)
             raise
 
@@ -288,36 +296,62 @@ def _on_ray(
             ray.shutdown()
 
 
-def run_cell(job: Job) -> str | None:
+def run_cell(job: Job, stop: threading.Event | None = None) -> str | None:
     """Runs the command of a cell until it succeeds; what went wrong, if not.
 
     A cell whose process outlived a sweep that was killed is waited for.
+
+    Args:
+        job: the cell.
+        stop: once it is set, the command is ended and not tried again.
     """
     directory = pathlib.Path(job.directory)
-    _wait_until_free(directory)
     environment = dict(os.environ)
     if job.threads is not None:
         for kind in ("INTRAOP", "INTEROP"):
             environment.setdefault(f"TF_NUM_{kind}_THREADS", str(job.threads))
-    log = directory / "log.txt"
-    for _ in range(1 + job.retries):
-        with open(log, "a", encoding="utf-8") as file:
-            done = subprocess.run(
-                job.command,
-                env=environment,
-                stdin=subprocess.DEVNULL,
-                stdout=file,
-                stderr=subprocess.STDOUT,
-                check=False,
-            )
-        if done.returncode == 0:
+    log, attempts, code = directory / "log.txt", 0, None
+    while attempts <= job.retries and not (stop and stop.is_set()):
+        _wait_until_free(directory)
+        code = _run_command(job, environment, log, stop)
+        if code == 0:
             storage.write_json(directory / "done.json", numbers_of(directory))
             return None
-    lines = log.read_text("utf-8", errors="replace").splitlines()
+        # Another process may have taken the folder since: that is no failure.
+        attempts += _IN_USE not in _end_of(log)
     return (
-        f"{directory.name}: exit status {done.returncode}, {log} ends with\n  "
-        + "\n  ".join(lines[-_LOG_LINES:])
+        f"{directory.name}: exit status {code}, {log} ends with\n  "
+        + "\n  ".join(_end_of(log).splitlines())
     )
+
+
+def _run_command(job, environment, log, stop) -> int:
+    """The exit status of the command; its words go to the log."""
+    with (
+        open(log, "a", encoding="utf-8") as file,
+        subprocess.Popen(
+            job.command,
+            cwd=job.cwd,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=file,
+            stderr=subprocess.STDOUT,
+        ) as process,
+    ):
+        while True:
+            try:
+                return process.wait(timeout=_POLL_SECONDS)
+            except subprocess.TimeoutExpired:
+                if stop and stop.is_set():
+                    process.terminate()
+
+
+def _end_of(log: pathlib.Path) -> str:
+    """The last lines of a log."""
+    if not log.exists():
+        return ""
+    lines = log.read_text("utf-8", errors="replace").splitlines()
+    return "\n".join(lines[-_LOG_LINES:])
 
 
 def _wait_until_free(directory: pathlib.Path) -> None:
@@ -326,7 +360,7 @@ def _wait_until_free(directory: pathlib.Path) -> None:
             with storage.lock_directory(directory):
                 return
         except storage.DirectoryInUseError:
-            time.sleep(0.5)
+            time.sleep(_POLL_SECONDS)
 
 
 def numbers_of(directory: pathlib.Path) -> dict[str, float]:

@@ -196,10 +196,7 @@ class _Loop:
                 training, self.steps * training.epochs
             )
             self.optimizer.build(network.trainable_variables)
-        # One table for all replicas, whose examples are different ones.
-        self.recorder = ExampleRecorder(
-            run.directory / "recording", self.train_examples.example_id
-        )
+        self.recorder: ExampleRecorder | None = None
         self.history: list[dict[str, Any]] = []
 
     def run_epochs(self, progress, tensorboard, on_epoch_end) -> None:
@@ -208,6 +205,10 @@ class _Loop:
         epoch = self._restore()
         if epoch >= self.training.epochs or self._may_stop():
             return
+        self.recorder = ExampleRecorder(
+            self.run.directory / "recording", self.train_examples.example_id
+        )
+        self.recorder.begin_epoch(epoch + 1)
         predictors = _predictors(self.network)
         dataset = batches.make_batches(
             self.train_examples,
