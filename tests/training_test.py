@@ -1,8 +1,6 @@
 import dataclasses
 import random
 import signal
-import subprocess
-import sys
 import time
 
 import keras
@@ -10,8 +8,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tests import oracles
-from tests.conftest import ROOT
+from tests import oracles, programs
 from tfmemloc import batches, data, evaluation, models, storage, training
 from tfmemloc.configs import DataConfig, ModelConfig, TrainConfig
 from tfmemloc.runs import Run
@@ -201,8 +198,6 @@ def test_resumed_equals_uninterrupted(tmp_path, dropout, augment):
 
 def _command(directory, *more):
     return [
-        sys.executable,
-        "-m",
         "binaries.train",
         f"--run_dir={directory}",
         "--train_examples=80",
@@ -215,10 +210,9 @@ def _command(directory, *more):
     ]
 
 
-def _wait_for(path, process):
+def _wait_for(path):
     deadline = time.monotonic() + 120
     while not path.exists():
-        assert process.poll() is None, "the process ended too early"
         assert time.monotonic() < deadline
         time.sleep(0.005)
 
@@ -229,22 +223,13 @@ def test_killed_at_any_moment_the_same_command_goes_on(
 ):
     rng = random.Random(0)
     for epoch in epochs_before_each_kill:
-        process = subprocess.Popen(
-            _command(tmp_path / "killed"), cwd=ROOT, stderr=subprocess.DEVNULL
-        )
-        _wait_for(
-            tmp_path / "killed" / "weights" / f"epoch_{epoch:04d}.npz", process
-        )
+        process = programs.launcher().start(*_command(tmp_path / "killed"))
+        _wait_for(tmp_path / "killed" / "weights" / f"epoch_{epoch:04d}.npz")
         time.sleep(rng.random() * 0.1)
-        process.send_signal(signal.SIGKILL)
-        assert process.wait() == -signal.SIGKILL
+        process.kill()
+        assert process.wait().returncode == -signal.SIGKILL
     for name in ("killed", "whole"):
-        subprocess.run(
-            _command(tmp_path / name),
-            cwd=ROOT,
-            check=True,
-            capture_output=True,
-        )
+        programs.launcher().run(*_command(tmp_path / name))
     killed, whole = Run.open(tmp_path / "killed"), Run.open(tmp_path / "whole")
     assert killed.epochs == whole.epochs == tuple(range(7))
     _assert_same_weights(whole, killed)
@@ -256,18 +241,11 @@ def test_killed_at_any_moment_the_same_command_goes_on(
 
 def test_a_second_process_is_refused(tmp_path):
     directory = tmp_path / "run"
-    first = subprocess.Popen(
-        _command(directory, "--epochs=500"), cwd=ROOT, stderr=subprocess.DEVNULL
-    )
+    command = _command(directory, "--epochs=500")
+    first = programs.launcher().start(*command)
     try:
-        _wait_for(directory / "weights" / "epoch_0001.npz", first)
-        second = subprocess.run(
-            _command(directory, "--epochs=500"),
-            cwd=ROOT,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+        _wait_for(directory / "weights" / "epoch_0001.npz")
+        second = programs.launcher().run(*command, check=False)
         assert second.returncode == 1
         assert f"in use by another process (pid {first.pid})" in second.stderr
         assert "Traceback" not in second.stderr
