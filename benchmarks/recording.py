@@ -16,7 +16,7 @@ from tfmemloc.training import make_optimizer, make_train_step
 
 _SHAPE = (28, 28, 1)
 _BATCH = 64
-_STEPS = 10
+_STEPS = 20
 _EXAMPLES = _BATCH * _STEPS
 
 
@@ -88,7 +88,9 @@ def _train(directory: str | None):
 def _fit(directory: str | None):
     model = build(ModelConfig(width=0.5), _SHAPE, 10)
     model.compile(
-        "sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+        "sgd",
+        keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        jit_compile=False,  # Slower on a CPU.
     )
     inputs, label = _data()
     # Traced once for many epochs, as in a real training: the callback of the

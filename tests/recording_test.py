@@ -10,6 +10,7 @@ import tensorflow as tf
 from tests import oracles
 from tfmemloc import batches, storage
 from tfmemloc.configs import DataConfig, ModelConfig, TrainConfig
+from tfmemloc.layers import ExampleTiedDropout
 from tfmemloc.recording import ExampleRecorder, RecordExamples, Recording
 from tfmemloc.training import train
 
@@ -61,16 +62,20 @@ def test_the_table_is_the_slow_twin(tmp_path, rng, form, from_logits):
     )
 
 
+def _tied(x):
+    """`x` with an input for ids, which change nothing in training."""
+    ids = keras.Input((), dtype="int64", name="example_id")
+    return ExampleTiedDropout(0.5, 1.0)(x, ids), ids
+
+
 def _network(with_ids):
-    image = keras.Input((8,), name="image")
-    inputs = image
-    if with_ids:
-        inputs = {
-            "image": image,
-            "example_id": keras.Input((), dtype="int64", name="example_id"),
-        }
     keras.utils.set_random_seed(0)
-    return keras.Model(inputs, keras.layers.Dense(CLASSES)(image))
+    image = keras.Input((8,), name="image")
+    inputs, x = image, image
+    if with_ids:
+        x, ids = _tied(image)
+        inputs = {"image": image, "example_id": ids}
+    return keras.Model(inputs, keras.layers.Dense(CLASSES)(x))
 
 
 @pytest.fixture
@@ -219,10 +224,8 @@ def test_fit_on_two_devices_knows_whose_outputs_are_whose(
     with two_devices.scope():
         image = keras.Input((8,), name="image")
         h = keras.layers.BatchNormalization(synchronized=True)(image)
-        inputs = {
-            "image": image,
-            "example_id": keras.Input((), dtype="int64", name="example_id"),
-        }
+        h, id_input = _tied(h)
+        inputs = {"image": image, "example_id": id_input}
         model = keras.Model(inputs, keras.layers.Dense(CLASSES)(h))
         loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
         model.compile(keras.optimizers.SGD(0.0), loss)

@@ -107,6 +107,11 @@ def test_a_failed_cell_does_not_stop_the_others(tmp_path):
     assert (tmp_path / "p_gen=0.5" / "done.json").exists()
 
 
+# Ray leaves files open when its processes are killed.
+@pytest.mark.filterwarnings(
+    "ignore::ResourceWarning",
+    "ignore::pytest.PytestUnraisableExceptionWarning",
+)
 def test_ray_goes_on_when_a_node_dies(tmp_path):
     ray = pytest.importorskip("ray")
     from ray.cluster_utils import Cluster
@@ -118,14 +123,17 @@ def test_ray_goes_on_when_a_node_dies(tmp_path):
     killed = []
 
     def kill_when_working():
+        deadline = time.monotonic() + 180
         while len(list(tmp_path.glob("*/config.json"))) < 2:
+            if time.monotonic() > deadline:
+                return
             time.sleep(0.05)
         killed.append(len(list(tmp_path.glob("*/done.json"))))
         cluster.remove_node(nodes[1], allow_graceful=False)
 
     try:
         ray.init(address=cluster.address, log_to_driver=False)
-        killer = threading.Thread(target=kill_when_working)
+        killer = threading.Thread(target=kill_when_working, daemon=True)
         killer.start()
         result = sweeps.run_sweep(
             tmp_path,
