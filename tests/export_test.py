@@ -1,7 +1,10 @@
 """What is served: checked, pruned, alone in a fresh process, and atomic."""
 
+import contextlib
 import dataclasses
+import fcntl
 import json
+import os
 import pathlib
 import subprocess
 import sys
@@ -13,7 +16,7 @@ import tensorflow as tf
 from packaging.version import Version
 
 from tests.tying_test import _nested_and_shared, _two_in_two_out
-from tfmemloc import evaluation, surgery
+from tfmemloc import evaluation, export, surgery
 from tfmemloc.batches import scale_pixels
 from tfmemloc.configs import DataConfig, ModelConfig, TrainConfig
 from tfmemloc.export import ExportError, export_saved_model
@@ -365,3 +368,31 @@ def test_a_full_disk(tmp_path):
         assert not list(disk.iterdir())
     finally:
         subprocess.run(["umount", disk], check=True)
+
+
+def test_leftovers_of_killed_exports_go(tmp_path):
+    path = tmp_path / "model[1]"
+    dead, live = (tmp_path / f".model[1].{c * 8}.tmp" for c in "ab")
+    other = tmp_path / ".model2.cccccccc.tmp"
+    old = tmp_path / ".model[1].dddddddd.old"
+    for folder in (dead, live, other, old):
+        folder.mkdir()
+        (folder / "file").write_text("x")
+    with open_locked(live):
+        export._clear_leftovers(path)
+        # The killed one had moved the old export out of the way.
+        assert (path / "file").read_text() == "x"
+        with export._beside(path, overwrite=True) as folder:
+            (folder / "new").write_text("y")
+        assert live.exists() and other.exists()
+    assert not dead.exists() and not old.exists()
+    assert [file.name for file in path.iterdir()] == ["new"]
+
+
+@contextlib.contextmanager
+def open_locked(folder):
+    """The folder as an export holds it."""
+    lock = os.open(folder, os.O_RDONLY)
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    yield
+    os.close(lock)

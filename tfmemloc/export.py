@@ -14,6 +14,8 @@ it came from, and only then renamed: a folder that exists is a checked one.
 from __future__ import annotations
 
 import contextlib
+import fcntl
+import glob
 import os
 import pathlib
 import platform
@@ -161,6 +163,7 @@ def export_saved_model(
 
 
 def _check_free(path: pathlib.Path, overwrite: bool) -> None:
+    _clear_leftovers(path)
     if not path.exists():
         if not path.parent.is_dir():
             raise FileNotFoundError(
@@ -239,8 +242,12 @@ def _beside(path: pathlib.Path, overwrite: bool) -> Iterator[pathlib.Path]:
     mark = uuid.uuid4().hex[:8]
     folder = path.with_name(f".{path.name}.{mark}.tmp")
     old = path.with_name(f".{path.name}.{mark}.old")
+    lock = None
     try:
         folder.mkdir()
+        # Goes away with the process: what has no lock is a leftover.
+        lock = os.open(folder, os.O_RDONLY)
+        fcntl.flock(lock, fcntl.LOCK_EX)
         yield folder
         if overwrite and path.exists():
             path.rename(old)
@@ -251,10 +258,36 @@ def _beside(path: pathlib.Path, overwrite: bool) -> Iterator[pathlib.Path]:
             "Nothing was left there."
         ) from error
     finally:
+        if lock is not None:
+            os.close(lock)
         shutil.rmtree(folder, ignore_errors=True)
         if old.exists() and not path.exists():
             old.rename(path)
         shutil.rmtree(old, ignore_errors=True)
+
+
+def _clear_leftovers(path: pathlib.Path) -> None:
+    """Removes what exports to `path` left that were killed.
+
+    A folder that was to be overwritten comes back if nothing took its place.
+    """
+    name = glob.escape(path.name)
+    for folder in path.parent.glob(f".{name}.????????.tmp"):
+        lock = os.open(folder, os.O_RDONLY)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(folder, ignore_errors=True)
+        except BlockingIOError:
+            pass  # Another export is at it.
+        finally:
+            os.close(lock)
+    for old in path.parent.glob(f".{name}.????????.old"):
+        if old.with_suffix(".tmp").exists():
+            continue
+        if path.exists():
+            shutil.rmtree(old, ignore_errors=True)
+        else:
+            old.rename(path)
 
 
 def _write(folder, served, model, raw_pixels, with_memorization, formats):
