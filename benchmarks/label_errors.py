@@ -42,7 +42,6 @@ from tfmemloc.training import train
 KINDS = ("uniform", "confusable", "one_class")
 _FOLDS = 5
 _SUBSETS = 8
-_MEASURES = ("auroc", "average_precision", "precision_at_n")
 
 
 def noisy_labels(examples: data.Examples, kind: str, seed: int) -> np.ndarray:
@@ -195,10 +194,8 @@ class Cell:
         fold = masks.hash_bits_numpy(7, part.example_id, 1)[:, 0] % _FOLDS
         chance = np.zeros((len(part), part.classes))
         for k in range(_FOLDS):
-            kept = np.isin(
-                self.examples.example_id, part.example_id[fold != k]
-            ) | (self.examples.subset == "test")
-            run = self.train(f"fold{k}", self.examples.take(kept), self.plain)
+            kept = self.examples.trained_on(part.example_id[fold != k])
+            run = self.train(f"fold{k}", kept, self.plain)
             logits = evaluation.predict_logits(
                 run.model(), part.take(fold == k)
             )
@@ -238,7 +235,7 @@ def _table(rows: list[dict]) -> list[dict]:
                 {"noise": kind, "score": name}
                 | {
                     key: float(np.mean([row[key] for row in mine]))
-                    for key in (*_MEASURES, "suggestion_right")
+                    for key in (*scores.MEASURES, "suggestion_right")
                 }
                 | {"cost": f"{np.median([row['cost'] for row in mine]):.2f}"}
             )

@@ -319,6 +319,19 @@ def strategy() -> tf.distribute.Strategy:
     return tf.distribute.get_strategy()
 
 
+def run_directory() -> pathlib.Path:
+    """The folder of --run_dir.
+
+    Raises:
+        ValueError: it is empty, which would be the working directory.
+    """
+    if not FLAGS.run_dir:
+        raise ValueError(
+            "--run_dir expected a folder for the results. Received: nothing."
+        )
+    return pathlib.Path(FLAGS.run_dir)
+
+
 def prepare_directory(marker: str) -> pathlib.Path:
     """The folder of --run_dir; emptied first with --fresh.
 
@@ -328,11 +341,7 @@ def prepare_directory(marker: str) -> pathlib.Path:
     Raises:
         ValueError: --fresh on a folder that is not.
     """
-    if not FLAGS.run_dir:
-        raise ValueError(
-            "--run_dir expected a folder for the results. Received: nothing."
-        )
-    directory = pathlib.Path(FLAGS.run_dir)
+    directory = run_directory()
     here = pathlib.Path.cwd()
     if FLAGS.fresh and directory.resolve() in (here, *here.parents):
         raise ValueError(

@@ -121,13 +121,11 @@ def sections_of(
 
 def facts_of(directory: pathlib.Path) -> dict[str, str]:
     """What was run, with which versions: name -> text."""
-    for name in ("summary.json", "environment.json"):
-        path = directory / name
-        if path.exists():
-            facts = storage.read_json(path).get("facts", {})
-            if isinstance(facts, dict):
-                return {str(key): str(value) for key, value in facts.items()}
-    return {}
+    path = directory / "summary.json"
+    facts = storage.read_json(path).get("facts") if path.exists() else None
+    if not isinstance(facts, dict):
+        return {}
+    return {str(key): str(value) for key, value in facts.items()}
 
 
 def seed_and_rest(directory: pathlib.Path) -> tuple[int, dict]:

@@ -34,13 +34,7 @@ from tfmemloc.runs import Run
 from tfmemloc.surgery import tied_layers
 
 FLAGS = flags.FLAGS
-ASKED = (
-    "gradient_accounting",
-    "layer_rewinding",
-    "layer_retraining",
-    "critical_units",
-    "own_units",
-)
+ASKED = (*gathering.PROBES, "own_units")
 
 flags.flags.DEFINE_bool(
     "recalibrate",

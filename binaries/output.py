@@ -100,7 +100,7 @@ def write_probe(
     name: str,
     section: report.Section,
     module: str,
-    directory: str | None = None,
+    directory: pathlib.Path | None = None,
 ) -> None:
     """Writes and prints what a probe of the run in --run_dir found.
 

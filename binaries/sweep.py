@@ -64,10 +64,7 @@ flags.flags.DEFINE_integer(
 
 def main() -> None:
     """Runs the cells, gathers their numbers, reports."""
-    if not FLAGS.run_dir:
-        raise ValueError(
-            "--run_dir expected a folder for the results. Received: nothing."
-        )
+    directory = flags.run_directory()
     cells = sweeps.parse_grid(FLAGS.grid)
     base = shlex.split(FLAGS.base)
     for flag in base:
@@ -78,7 +75,7 @@ def main() -> None:
                 f'--epochs=10". Received: {flag!r}.'
             )
     result = sweeps.run_sweep(
-        FLAGS.run_dir,
+        directory,
         FLAGS.program,
         cells,
         base=base,
@@ -91,7 +88,7 @@ def main() -> None:
     )
     section = report.sweep_section(result, FLAGS.over)
     output.write_probe(
-        result, "sweep_results", section, "binaries.sweep", FLAGS.run_dir
+        result, "sweep_results", section, "binaries.sweep", directory
     )
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import itertools
 import json
 import pathlib
 import shutil
@@ -131,7 +130,18 @@ class Faults:
         return pathlib.Path(f"{out}_served") if program == "export" else out
 
     def kill(self, program: str, rng: np.random.Generator, name: str) -> str:
-        """SIGKILL at a random moment, then the same command again."""
+        """SIGKILL at a random moment, then the same command again.
+
+        A program that had ended before the signal came is tried anew.
+        """
+        outcome, attempt = None, 0
+        while outcome is None:
+            outcome = self._kill_once(program, rng, f"{name}_{attempt}")
+            attempt += 1
+        return outcome
+
+    def _kill_once(self, program: str, rng, name: str) -> str | None:
+        """The outcome; None where the program had ended before."""
         whole, seconds = self.expected(program)
         out = self.directory / f"{program}_{name}"
         command = commands(self.run)[program](out)
@@ -139,7 +149,7 @@ class Faults:
         time.sleep(rng.uniform(0.05, 1) * seconds)
         started.kill()
         if started.wait().returncode != -signal.SIGKILL:
-            return "had ended before"
+            return None
         again = self.launcher.run(*command, check=False)
         # An export that was finished before the signal is not overwritten.
         was_finished = "exists. Choose another path" in again.stderr
@@ -287,11 +297,7 @@ def table(tries: int, seed: int = 0) -> list[dict[str, str | int]]:
         programs = list(commands(faults.run))
         for k in range(tries):
             program = programs[k % len(programs)]
-            for attempt in itertools.count():
-                outcome = faults.kill(program, rng, f"{k}_{attempt}")
-                if outcome != "had ended before":
-                    break
-            note(f"SIGKILL: {program}", outcome)
+            note(f"SIGKILL: {program}", faults.kill(program, rng, str(k)))
         for _ in range(max(1, tries // 5)):
             note("weight file truncated", faults.damage(False, rng))
             note("weight file, one bit flipped", faults.damage(True, rng))

@@ -119,16 +119,19 @@ class Examples(OfSubsets):
             ValueError: an id does not occur.
         """
         wanted = np.asarray(example_ids, np.int64)
-        order = np.argsort(self.example_id)
-        place = np.searchsorted(self.example_id, wanted, sorter=order)
-        place = order[np.minimum(place, len(self) - 1)]
-        missing = wanted[self.example_id[place] != wanted]
-        if missing.size:
+        place, is_missing = places_of(self.example_id, wanted)
+        if is_missing.any():
             raise ValueError(
-                f"{self.name} has no example with id {_few(missing)}. Expected "
+                f"{self.name} has no example with id "
+                f"{_few(wanted[is_missing])}. Expected "
                 f"ids from {self.example_id.min()} to {self.example_id.max()}."
             )
         return self.take(place)
+
+    def trained_on(self, example_ids: np.ndarray) -> Examples:
+        """The training examples with these ids, and all test examples."""
+        kept = np.isin(self.example_id, example_ids)
+        return self.take(kept | (self.subset == "test"))
 
     def take(self, index: np.ndarray) -> Examples:
         """The examples at a boolean or integer index; ids stay."""
@@ -150,6 +153,24 @@ class Examples(OfSubsets):
 
 
 _COLUMNS = ("image", "label", "true_label", "example_id", "subset")
+
+
+def places_of(
+    ids: np.ndarray, wanted: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Where in `ids` each of the wanted ones is, and which are not there.
+
+    Args:
+        ids: [N] integers, unique, in any order.
+        wanted: [M] integers.
+
+    Returns:
+        ([M] places, of no meaning where the id is missing; [M] bool, missing).
+    """
+    order = np.argsort(ids)
+    place = np.searchsorted(ids, wanted, sorter=order)
+    place = order[np.minimum(place, len(ids) - 1)]
+    return place, ids[place] != wanted
 
 
 def check_fingerprint(examples: Examples, expected: Mapping) -> None:
@@ -326,9 +347,7 @@ def random_subset(examples: Examples, ratio: float, *, seed: int) -> Examples:
         )
     ids = train.example_id
     rank = masks.hash_bits_numpy(masks.fold_seed(seed, "subset"), ids, 1)
-    chosen = ids[np.lexsort((ids, rank[:, 0]))[:count]]
-    kept = np.isin(examples.example_id, chosen) | (examples.subset == "test")
-    return examples.take(kept)
+    return examples.trained_on(ids[np.lexsort((ids, rank[:, 0]))[:count]])
 
 
 def set_labels(examples: Examples, labels: Mapping[int, int]) -> Examples:

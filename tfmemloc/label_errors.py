@@ -13,6 +13,7 @@ from tfmemloc.data import Examples
 from tfmemloc.results import ExampleScores
 from tfmemloc.runs import Run
 from tfmemloc.scores import (
+    MEASURES,
     calibration_error,
     evaluate_scores,
     score_examples,
@@ -125,11 +126,7 @@ def suspects_section(
                     measure: f"{row[measure]:.4f} "
                     f"[{row[f'{measure}_low']:.3f}, "
                     f"{row[f'{measure}_high']:.3f}]"
-                    for measure in (
-                        "auroc",
-                        "average_precision",
-                        "precision_at_n",
-                    )
+                    for measure in MEASURES
                 },
             }
             for row in evaluate_scores(scores)

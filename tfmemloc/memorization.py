@@ -23,8 +23,8 @@ import dataclasses
 import os
 import pathlib
 from collections.abc import Sequence
-from typing import Any
 
+import keras
 import numpy as np
 from tqdm import auto as tqdm
 
@@ -79,10 +79,7 @@ def estimate_memorization(
             examples, run.data.subset_ratio, seed=run.data.subset_seed
         )
         run.check(chosen)
-        model = run.model()
-        if surgery.tied_layers(model):
-            model = surgery.with_inference(model, "tied")
-        logits = evaluation.predict_logits(model, part)
+        logits = evaluation.predict_logits(_as_trained(run), part)
         inside = np.isin(part.example_id, chosen.train.example_id)
         is_right = logits.argmax(axis=1) == part.label
         for side, where in enumerate((inside, ~inside)):
@@ -99,6 +96,14 @@ def estimate_memorization(
         inside_count=count[0],
         outside_count=count[1],
     )
+
+
+def _as_trained(run: Run) -> keras.Model:
+    """The network of a run, each example's own memorization units on."""
+    model = run.model()
+    if surgery.tied_layers(model):
+        return surgery.with_inference(model, "tied")
+    return model
 
 
 def _common_data(runs: Sequence[Run]) -> DataConfig:
@@ -195,39 +200,34 @@ def second_split_times(
     side = bits[:, 0] & 1
     times = np.zeros(len(part))
     for first in (0, 1):
-        options: dict[str, Any] = {
-            "model": model,
-            "training": training,
-            "progress": progress,
-        }
         folder = pathlib.Path(directory) / f"split_{first}"
-        runs = []
-        for phase, half in (("first", first), ("second", 1 - first)):
+        mine, others = (
+            examples.trained_on(part.example_id[side == half])
+            for half in (first, 1 - first)
+        )
+        learned = train(
+            folder / "first",
+            examples=mine,
+            model=model,
+            training=training,
+            progress=progress,
+        )
+        went_on = train(
+            folder / "second",
+            examples=others,
+            model=model,
             # Times are comparable only where all second phases are as long.
-            if phase == "second":
-                options["training"] = dataclasses.replace(
-                    training, stop_at=None
-                )
-            kept = np.isin(
-                examples.example_id, part.example_id[side == half]
-            ) | (examples.subset == "test")
-            runs.append(
-                train(
-                    folder / phase,
-                    examples=examples.take(kept),
-                    start_from=runs[0] if runs else None,
-                    **options,
-                )
-            )
-        times[side == first] = _forgotten(runs[1], part.take(side == first))
+            training=dataclasses.replace(training, stop_at=None),
+            start_from=learned,
+            progress=progress,
+        )
+        times[side == first] = _forgotten(went_on, mine.train)
     return times
 
 
 def _forgotten(run: Run, part: Examples) -> np.ndarray:
     """The first epoch of a run after which each example stays wrong."""
-    model = run.model()
-    if surgery.tied_layers(model):
-        model = surgery.with_inference(model, "tied")
+    model = _as_trained(run)
     predict = evaluation.make_predictor(model)
     right = []
     for epoch in run.epochs:

@@ -17,7 +17,6 @@ import dataclasses
 import inspect
 import os
 import pathlib
-import re
 import threading
 from collections.abc import Sequence
 from typing import Any
@@ -27,11 +26,11 @@ import numpy as np
 import tensorflow as tf
 
 from tfmemloc import graph, storage
-from tfmemloc.data import Examples
+from tfmemloc.data import Examples, places_of
 from tfmemloc.results import Result
 
-_COLUMNS = ("margin", "loss", "error", "label")
-_EPOCH_FILE = re.compile(r"epoch_(\d{4,})\.npz")
+_MEASURES = ("margin", "loss", "error")
+_COLUMNS = (*_MEASURES, "label")
 # Keeps the logarithm of a probability of 0 finite.
 _TINY = 1e-30
 
@@ -68,7 +67,7 @@ class Recording(Result):
                 "of a run that tfmemloc trained."
             )
         found = [
-            storage.read_arrays(directory / f"epoch_{epoch:04d}.npz")
+            storage.read_arrays(storage.epoch_path(directory, epoch))
             for epoch in epochs
         ]
         try:
@@ -77,12 +76,12 @@ class Recording(Result):
             last = len(epochs) - 1 - known[::-1].argmax(axis=0)
             label = seen[last, np.arange(seen.shape[1])]
             return cls(
-                epochs=tuple(epochs),
+                epochs=epochs,
                 example_id=found[0]["example_id"],
                 label=np.where(np.isfinite(label), label, -1).astype(np.int64),
                 **{
                     name: np.stack([part[name] for part in found])
-                    for name in ("margin", "loss", "error")
+                    for name in _MEASURES
                 },
             )
         except (KeyError, ValueError) as error:
@@ -103,12 +102,7 @@ class Recording(Result):
             ValueError: it is of other examples or labels, or an example was
                 never seen.
         """
-        rising = np.argsort(self.example_id)
-        order = np.searchsorted(
-            self.example_id, examples.example_id, sorter=rising
-        )
-        order = rising[np.minimum(order, len(rising) - 1)]
-        missing = self.example_id[order] != examples.example_id
+        order, missing = places_of(self.example_id, examples.example_id)
         if missing.any():
             raise ValueError(
                 f"The recording has no example with id "
@@ -136,10 +130,7 @@ class Recording(Result):
             self,
             example_id=self.example_id[order],
             label=self.label[order],
-            **{
-                name: getattr(self, name)[:, order]
-                for name in ("margin", "loss", "error")
-            },
+            **{name: getattr(self, name)[:, order] for name in _MEASURES},
         )
 
     def rows(self) -> list[dict[str, Any]]:
@@ -160,12 +151,7 @@ class Recording(Result):
 
 def recorded_epochs(directory: str | os.PathLike) -> tuple[int, ...]:
     """The epochs of the recording in a folder; () where there is none."""
-    directory = pathlib.Path(directory)
-    if not directory.is_dir():
-        return ()
-    names = (path.name for path in directory.iterdir())
-    matches = (_EPOCH_FILE.fullmatch(name) for name in names)
-    return tuple(sorted(int(match[1]) for match in matches if match))
+    return storage.epochs_in(directory) if os.path.isdir(directory) else ()
 
 
 class ExampleRecorder:
@@ -274,7 +260,7 @@ class ExampleRecorder:
         self._table.assign(self._nothing)
         for later in self.epochs:
             if later >= epoch:
-                (self.directory / f"epoch_{later:04d}.npz").unlink()
+                storage.epoch_path(self.directory, later).unlink()
 
     def end_epoch(self, epoch: int) -> None:
         """Writes the epoch, counted from 1, and makes room for the next.
@@ -305,7 +291,7 @@ class ExampleRecorder:
                 "callback."
             )
         self._parts.write(
-            f"epoch_{epoch:04d}",
+            storage.epoch_path(self.directory, epoch).stem,
             {
                 "example_id": self.example_id,
                 **{name: values[:-2, k] for k, name in enumerate(_COLUMNS)},

@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from scipy import stats
+from scipy import special
 
 from tfmemloc import plots, storage
 from tfmemloc.results import (
@@ -482,7 +482,7 @@ def t_interval(values: np.ndarray, level: float = 0.95) -> tuple[float, float]:
     """Student's interval for the mean of a few values; NaN for one value."""
     if len(values) < 2:
         return float("nan"), float("nan")
-    half = stats.t.ppf((1 + level) / 2, len(values) - 1)
+    half = special.stdtrit(len(values) - 1, (1 + level) / 2)
     half *= values.std(ddof=1) / np.sqrt(len(values))
     return float(values.mean() - half), float(values.mean() + half)
 

@@ -28,7 +28,6 @@ from tfmemloc import configs, data, models, storage, surgery
 from tfmemloc.data import Examples
 
 _VERSION = 1
-_EPOCH_FILE = re.compile(r"epoch_(\d{4,})\.npz")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -232,9 +231,7 @@ class Run:
     @property
     def epochs(self) -> tuple[int, ...]:
         """The epochs whose weights are saved; 0 is the initialization."""
-        names = (path.name for path in (self.directory / "weights").iterdir())
-        matches = (_EPOCH_FILE.fullmatch(name) for name in names)
-        return tuple(sorted(int(match[1]) for match in matches if match))
+        return storage.epochs_in(self.directory / "weights")
 
     def check_epochs(self, epochs: Sequence[int]) -> None:
         """Refuses epochs of which no weights are saved; lists those there are.
@@ -253,7 +250,7 @@ class Run:
 
     def weights_path(self, epoch: int) -> pathlib.Path:
         """Where the weights of an epoch lie."""
-        return self.directory / "weights" / f"epoch_{epoch:04d}.npz"
+        return storage.epoch_path(self.directory / "weights", epoch)
 
     def weights(self, epoch: int | None = None) -> list[np.ndarray]:
         """The weights of a saved epoch, in the order of `model.weights`.

@@ -52,6 +52,9 @@ from tfmemloc.recording import Recording, recorded_epochs
 from tfmemloc.results import CriticalUnits, ExampleScores, bootstrap_interval
 from tfmemloc.runs import Run
 
+# What `evaluate_scores` says of each score.
+MEASURES = ("auroc", "average_precision", "precision_at_n")
+_RESAMPLES = 200
 # The early epoch of EL2N and GraNd, as a fraction of the training.
 _EARLY = 0.1
 # `disagreement` is a mean over at most so many saved epochs.
@@ -121,41 +124,41 @@ def score_examples(
     tied = surgery.with_inference(model, "tied")
     drop = surgery.with_inference(model, "drop")
     with surgery.swapped_weights(model.weights, model.get_weights()):
-        found["disagreement"] = _disagreement(
-            run, model, drop, train, epochs, batch_size, progress
+        dropped = evaluation.make_predictor(drop)
+        found["disagreement"], off = _disagreement(
+            run, model, dropped, train, epochs, batch_size, progress
         )
         if gradient_scores:
             found |= _gradient_scores(run, model, tied, train, epochs, progress)
     test = examples.test
     return scores_of_logits(
         train,
-        dropped=evaluation.predict_logits(drop, train, batch_size=batch_size),
+        dropped=off,
         tied=evaluation.predict_logits(tied, train, batch_size=batch_size),
         held_out=None
         if not len(test)
         else (
-            evaluation.predict_logits(drop, test, batch_size=batch_size),
+            evaluation.predict_logits(dropped, test, batch_size=batch_size),
             test.label,
         ),
         more=found | dict(more or {}),
     )
 
 
-def _disagreement(run, model, drop, train, epochs, batch_size, progress):
-    """1 - p(label | off), mean over saved epochs: [N]."""
+def _disagreement(run, model, dropped, train, epochs, batch_size, progress):
+    """1 - p(label | off), mean over saved epochs: [N]; the last logits."""
     count = min(len(epochs), _DISAGREEMENT_EPOCHS)
     places = np.linspace(0, len(epochs) - 1, count).round().astype(int)
-    predict = evaluation.make_predictor(drop)
     total = np.zeros(len(train))
     for place in tqdm.tqdm(
         places, desc="disagreement", unit="epoch", disable=not progress
     ):
         run.load_weights(model, epochs[place])
         logits = evaluation.predict_logits(
-            predict, train, batch_size=batch_size
+            dropped, train, batch_size=batch_size
         )
         total += np.exp(-evaluation.cross_entropy(logits, train.label))
-    return 1 - total / count
+    return 1 - total / count, logits
 
 
 def _gradient_scores(run, model, tied, train, epochs, progress):
@@ -342,9 +345,6 @@ def evaluate_scores(scores: ExampleScores) -> list[dict[str, Any]]:
     return rows
 
 
-_RESAMPLES = 200
-
-
 def _retrieval(wrong, value, weights) -> dict[str, np.ndarray]:
     """Three measures of a ranking for each row of weights: [B] each.
 
@@ -485,13 +485,11 @@ def _dynamics(margin: np.ndarray, error: np.ndarray) -> dict[str, np.ndarray]:
 
 def _filled(values: np.ndarray) -> np.ndarray:
     """[E, N] with NaN replaced by the last number before, else the first."""
-    filled = values.copy()
-    for order in (range(1, len(filled)), range(len(filled) - 2, -1, -1)):
-        step = 1 if order.step > 0 else -1
-        for e in order:
-            gap = np.isnan(filled[e])
-            filled[e, gap] = filled[e - step, gap]
-    return filled
+    seen = ~np.isnan(values)
+    epoch = np.arange(len(values))[:, np.newaxis]
+    before = np.maximum.accumulate(np.where(seen, epoch, -1), axis=0)
+    source = np.where(before >= 0, before, seen.argmax(axis=0))
+    return np.take_along_axis(values, source, axis=0)
 
 
 def _errors(logits: np.ndarray, label: np.ndarray) -> np.ndarray:

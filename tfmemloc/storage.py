@@ -15,6 +15,7 @@ import hashlib
 import json
 import os
 import pathlib
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import IO, Any
 
@@ -130,6 +131,25 @@ def read_arrays(path: str | os.PathLike) -> dict[str, np.ndarray]:
             f"but reading them failed with '{error}'. Restore it from a copy, "
             "or delete it to have it made again."
         ) from error
+
+
+_EPOCH_FILE = re.compile(r"epoch_(\d{4,})\.npz")
+
+
+def epoch_path(directory: str | os.PathLike, epoch: int) -> pathlib.Path:
+    """Where a folder keeps the arrays of an epoch."""
+    return pathlib.Path(directory) / f"epoch_{epoch:04d}.npz"
+
+
+def epochs_in(directory: str | os.PathLike) -> tuple[int, ...]:
+    """The epochs of which a folder keeps arrays.
+
+    Raises:
+        FileNotFoundError: there is no such folder.
+    """
+    names = (path.name for path in pathlib.Path(directory).iterdir())
+    matches = (_EPOCH_FILE.fullmatch(name) for name in names)
+    return tuple(sorted(int(match[1]) for match in matches if match))
 
 
 def digest(arrays: Iterable[np.ndarray]) -> str:

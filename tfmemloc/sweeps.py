@@ -174,8 +174,8 @@ def run_sweep(
             threads = max(1, int(cpus_per_run))
         elif processes > 1:
             threads = max(1, (os.cpu_count() or 1) // processes)
-        jobs = {
-            cell.name: Job(
+        jobs = [
+            Job(
                 str(directory / cell.name),
                 (
                     sys.executable,
@@ -190,16 +190,14 @@ def run_sweep(
                 retries,
             )
             for cell in cells
-        }
+        ]
         todo = [
             job
-            for job in jobs.values()
+            for job in jobs
             if not (pathlib.Path(job.directory) / "done.json").exists()
         ]
         if engine == "ray":
-            finished = _on_ray(
-                todo, ray_address, cpus_per_run, gpus_per_run, retries
-            )
+            finished = _on_ray(todo, ray_address, cpus_per_run, gpus_per_run)
         else:
             finished = _in_processes(todo, processes)
         failures = _watch(finished, len(jobs), len(todo), progress)
@@ -262,7 +260,7 @@ def _in_processes(
 
 
 def _on_ray(
-    jobs: Sequence[Job], address, cpus, gpus, retries
+    jobs: Sequence[Job], address, cpus, gpus
 ) -> Iterator[tuple[Job, str | None]]:
     """On a cluster; Ray itself begins anew what a lost worker was at."""
     if importlib.util.find_spec("ray") is None:
@@ -272,6 +270,8 @@ def _on_ray(
         )
     import ray
 
+    if not jobs:
+        return
     started = not ray.is_initialized()
     if started:
         ray.init(
@@ -280,10 +280,11 @@ def _on_ray(
             include_dashboard=None if address else False,
         )
     try:
-        remote = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=retries)(
-            run_cell
-        )
-        pending = {remote.remote(job): job for job in jobs}
+        remote = ray.remote(num_cpus=cpus, num_gpus=gpus)(run_cell)
+        pending = {
+            remote.options(max_retries=job.retries).remote(job): job
+            for job in jobs
+        }
         while pending:
             (done,), _ = ray.wait(list(pending), num_returns=1)
             job = pending.pop(done)
