@@ -192,6 +192,12 @@ def define_training_flags() -> None:
         "Keep the weights of every n-th epoch, and of the first and the last; "
         "default: 1.",
     )
+    flags.DEFINE_integer(
+        "evaluate_every",
+        None,
+        "Measure the accuracies of every n-th epoch, and of the last; "
+        "default: 1.",
+    )
     flags.DEFINE_float(
         "stop_at",
         None,
@@ -290,6 +296,7 @@ def train_config() -> configs.TrainConfig:
         "dtype",
         "jit_compile",
         "save_every",
+        "evaluate_every",
         "stop_at",
         "patience",
     )

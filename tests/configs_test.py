@@ -36,6 +36,11 @@ def test_paper_defaults():
         (TrainConfig, {"learning_rate": float("nan")}, "learning_rate=nan"),
         (TrainConfig, {"dtype": "int8"}, "'mixed_bfloat16'"),
         (TrainConfig, {"stop_at": 2.0}, "Received: stop_at=2.0"),
+        (
+            TrainConfig,
+            {"stop_at": 1.0, "evaluate_every": 2},
+            "Expected evaluate_every=1 with it. Received: evaluate_every=2",
+        ),
     ],
 )
 def test_bad_values_are_refused(config, fields, words):

@@ -244,6 +244,7 @@ def test_a_pickle_is_never_run(tmp_path):
         "--momentum=2",
         "--weight_decay=nan",
         "--save_every=0",
+        "--evaluate_every=0",
         "--stop_at=7",
         "--patience=0",
         "--seed=-5",

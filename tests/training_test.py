@@ -343,6 +343,18 @@ def test_save_every_keeps_first_and_last(tmp_path):
         run.weights(2)
 
 
+def test_evaluate_every_changes_nothing_but_what_is_measured(
+    finished, tmp_path
+):
+    run = _train(
+        tmp_path / "run", training=dataclasses.replace(TRAIN, evaluate_every=3)
+    )
+    measured = {line["epoch"]: line.get("accuracy") for line in run.history}
+    every = {line["epoch"]: line["accuracy"] for line in finished.history}
+    assert measured == {1: None, 2: None, 3: every[3], 4: every[4]}
+    _assert_same_weights(run, finished)
+
+
 def test_tensorboard_logs(tmp_path):
     _train(tmp_path / "run", tensorboard=True)
     assert list((tmp_path / "run" / "tensorboard").glob("events*"))

@@ -146,6 +146,10 @@ class TrainConfig:
         jit_compile: compile the training step with XLA (slower on a CPU).
         save_every: keep the weights of every so-manieth epoch, and of the
             first and the last.
+        evaluate_every: measure the accuracies of every so-manieth epoch, and
+            of the last. Measuring takes a forward pass over all examples for
+            each behaviour of the network, about a third of the time of a
+            tied network's epoch.
         stop_at: stop when the accuracy on all training examples has been at
             least this for `patience` epochs; None never stops early.
         patience: see `stop_at`.
@@ -163,6 +167,7 @@ class TrainConfig:
     dtype: str = "float32"
     jit_compile: bool = False
     save_every: int = 1
+    evaluate_every: int = 1
     stop_at: float | None = None
     patience: int = 3
     seed: int = 0
@@ -172,13 +177,25 @@ class TrainConfig:
         _check_choice("schedule", self.schedule, SCHEDULES)
         _check_choice("augment", self.augment, AUGMENTATIONS)
         _check_choice("dtype", self.dtype, DTYPES)
-        for name in ("epochs", "batch_size", "save_every", "patience"):
+        for name in (
+            "epochs",
+            "batch_size",
+            "save_every",
+            "evaluate_every",
+            "patience",
+        ):
             _check_range(name, getattr(self, name), 1, None)
         _check_range("learning_rate", self.learning_rate, 0.0, None)
         _check_range("momentum", self.momentum, 0.0, 1.0)
         _check_range("weight_decay", self.weight_decay, 0.0, None)
         if self.stop_at is not None:
             _check_range("stop_at", self.stop_at, 0.0, 1.0)
+            if self.evaluate_every > 1:
+                raise ValueError(
+                    "`stop_at` looks at the accuracy of each epoch. Expected "
+                    "evaluate_every=1 with it. Received: "
+                    f"evaluate_every={self.evaluate_every}."
+                )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -278,14 +278,16 @@ class _Loop:
 
     def _describe(self, epoch, loss, predictors, started) -> dict[str, Any]:
         """The history line of an epoch that was just trained."""
-        return {
+        line = {
             "epoch": epoch,
             "step": epoch * self.steps,
             "loss": loss,
             "learning_rate": float(self.optimizer.learning_rate),
-            "accuracy": _accuracies(predictors, self.examples),
-            "seconds": round(time.perf_counter() - started, 3),
         }
+        if self._is_due(epoch, self.training.evaluate_every):
+            line["accuracy"] = _accuracies(predictors, self.examples)
+        line["seconds"] = round(time.perf_counter() - started, 3)
+        return line
 
     def _save(self, epoch: int, line: Mapping[str, Any]) -> None:
         """Keeps an epoch: weights, history, and last of all the state."""
@@ -300,11 +302,10 @@ class _Loop:
         storage.write_arrays(self.run.directory / "state.npz", arrays)
 
     def _is_kept(self, epoch: int) -> bool:
-        return (
-            epoch % self.training.save_every == 0
-            or epoch == self.training.epochs
-            or self._may_stop()
-        )
+        return self._is_due(epoch, self.training.save_every) or self._may_stop()
+
+    def _is_due(self, epoch: int, every: int) -> bool:
+        return epoch % every == 0 or epoch == self.training.epochs
 
     def _state_variables(self) -> list:
         return [*self.network.variables, *self.optimizer.variables]
@@ -482,7 +483,7 @@ def _accuracies(
 def _postfix(line: Mapping[str, Any]) -> str:
     """The progress bar's words: epoch, loss, accuracies."""
     parts = [f"epoch {line['epoch']}", f"loss {line['loss']:.3f}"]
-    for inference, accuracy in line["accuracy"].items():
+    for inference, accuracy in line.get("accuracy", {}).items():
         numbers = " ".join(
             f"{subset} {100 * value:.0f}%" for subset, value in accuracy.items()
         )
@@ -507,7 +508,7 @@ def _write_summary(writer, line: Mapping[str, Any]) -> None:
     with writer.as_default(step=line["epoch"]):
         for name in ("loss", "learning_rate"):
             tf.summary.scalar(name, line[name])
-        for inference, accuracy in line["accuracy"].items():
+        for inference, accuracy in line.get("accuracy", {}).items():
             for subset, value in accuracy.items():
                 tf.summary.scalar(f"accuracy/{inference}/{subset}", value)
     writer.flush()
