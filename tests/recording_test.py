@@ -12,6 +12,7 @@ from tfmemloc import batches, storage
 from tfmemloc.configs import DataConfig, ModelConfig, TrainConfig
 from tfmemloc.layers import ExampleTiedDropout
 from tfmemloc.recording import ExampleRecorder, RecordExamples, Recording
+from tfmemloc.scores import scores_of_recording
 from tfmemloc.training import train
 
 CLASSES = 4
@@ -288,6 +289,102 @@ def test_a_recording_of_other_data_is_refused(tmp_path, small_digits):
         found.of(small_digits.test)
     with pytest.raises(ValueError, match="a recording with other example"):
         ExampleRecorder(tmp_path, part.example_id + 1)
+
+
+def test_a_recording_knows_images_and_labels(tmp_path, small_digits):
+    part = small_digits.train
+    recorder = ExampleRecorder(tmp_path, small_digits)
+    for epoch, label in ((1, part.label), (2, (part.label + 1) % 10)):
+        recorder.update(part.example_id, label, tf.zeros([len(part), 10]))
+        recorder.end_epoch(epoch)
+    with pytest.raises(ValueError, match="different labels of 80 examples"):
+        Recording.open(tmp_path)
+    recorder.begin_epoch(2)
+    found = Recording.open(tmp_path)
+    assert found.of(part).epochs == (1,)
+    turned = dataclasses.replace(part, image=part.image[:, ::-1])
+    with pytest.raises(ValueError, match="of other images than those"):
+        found.of(turned)
+    other = dataclasses.replace(small_digits, label=small_digits.true_label)
+    with pytest.raises(ValueError, match="a recording with other labels"):
+        ExampleRecorder(tmp_path, other)
+
+
+def test_missing_epochs_are_no_course_of_a_training(tmp_path, small_digits):
+    part = small_digits.train
+    recorder = ExampleRecorder(tmp_path, part)
+    for epoch in (1, 2, 6):
+        recorder.update(part.example_id, part.label, tf.zeros([80, 10]))
+        recorder.end_epoch(epoch)
+    with pytest.raises(ValueError, match="holds the epochs 1, 2, 6. Expected"):
+        scores_of_recording(Recording.open(tmp_path), part)
+
+
+@pytest.mark.parametrize("kind", ["sequential", "subclassed"])
+def test_models_without_a_graph_are_recorded(tmp_path, points, kind):
+    inputs, label = points
+
+    class Own(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.dense = keras.layers.Dense(CLASSES)
+
+        def call(self, inputs):
+            return self.dense(inputs["image"])
+
+    model = (
+        Own()
+        if kind == "subclassed"
+        else keras.Sequential([keras.layers.Dense(CLASSES)])
+    )
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile("sgd", loss)
+    model.fit(
+        inputs,
+        label,
+        verbose=0,
+        callbacks=[RecordExamples(tmp_path, inputs["example_id"])],
+    )
+    assert np.isfinite(Recording.open(tmp_path).margin).all()
+
+
+def test_after_an_error_the_model_is_as_it_was(tmp_path, points):
+    inputs, label = points
+    model = _network(False)
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile("sgd", loss)
+    record = RecordExamples(tmp_path / "no_ids", inputs["example_id"])
+    with pytest.raises(ValueError, match="dict with .example_id"):
+        model.fit(inputs["image"], label, callbacks=[record], verbose=0)
+    model.fit(inputs["image"], label, verbose=0)
+    # Keras goes on after a loss that is not finite; a recording does not.
+    broken = {**inputs, "image": np.full((20, 8), np.inf, np.float32)}
+    record = RecordExamples(tmp_path / "nan", inputs["example_id"])
+    with pytest.raises(ValueError, match="not finite, of 20 examples"):
+        model.fit(broken, label, callbacks=[record], verbose=0)
+    assert not {"train_step", "compute_loss"} & set(vars(model))
+
+
+def test_a_train_step_of_ones_own_beside_validation(tmp_path, points):
+    inputs, label = points
+
+    class Own(keras.Model):
+        def train_step(self, data):
+            return {"loss": keras.ops.sum(self(data[0], training=True))}
+
+    plain = _network(False)
+    model = Own(plain.inputs, plain.outputs)
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile("sgd", loss)
+    record = RecordExamples(tmp_path, inputs["example_id"])
+    with pytest.raises(ValueError, match="whose own train_step does not call"):
+        model.fit(
+            inputs,
+            label,
+            validation_data=(inputs["image"], label),
+            callbacks=[record],
+            verbose=0,
+        )
 
 
 def test_examples_that_were_never_seen(tmp_path, small_digits):

@@ -33,7 +33,7 @@ from tfmemloc.configs import DataConfig, ModelConfig, TrainConfig
 from tfmemloc.data import Examples
 from tfmemloc.results import MemorizationEstimates
 from tfmemloc.runs import Run
-from tfmemloc.training import train
+from tfmemloc.training import may_stop, train
 
 
 def estimate_memorization(
@@ -70,17 +70,24 @@ def estimate_memorization(
     if examples is None:
         examples = data.load(config)
     part = examples.train
-    right = np.zeros((2, len(part)))
-    count = np.zeros((2, len(part)), int)
-    for run in tqdm.tqdm(
-        runs, desc="memorization", unit="run", disable=not progress
-    ):
-        chosen = data.random_subset(
+    chosen = [
+        data.random_subset(
             examples, run.data.subset_ratio, seed=run.data.subset_seed
         )
-        run.check(chosen)
+        for run in runs
+    ]
+    for run, subset in zip(runs, chosen, strict=True):
+        run.check(subset)
+        _check_finished(run, subset)
+    right = np.zeros((2, len(part)))
+    count = np.zeros((2, len(part)), int)
+    for run, subset in zip(
+        tqdm.tqdm(runs, desc="memorization", unit="run", disable=not progress),
+        chosen,
+        strict=True,
+    ):
         logits = evaluation.predict_logits(_as_trained(run), part)
-        inside = np.isin(part.example_id, chosen.train.example_id)
+        inside = np.isin(part.example_id, subset.train.example_id)
         is_right = logits.argmax(axis=1) == part.label
         for side, where in enumerate((inside, ~inside)):
             right[side, where] += is_right[where]
@@ -128,12 +135,6 @@ def _common_data(runs: Sequence[Run]) -> DataConfig:
             "Expected runs that differ in the subset alone. Received: "
             f"{len(others)} different networks or trainings."
         )
-    for run in runs:
-        if not _is_finished(run):
-            raise ValueError(
-                f"The run in {run.directory} is not finished. Expected runs "
-                "with all their epochs; the command that made it goes on."
-            )
     (config,) = configs
     if config.subset_ratio == 1:
         raise ValueError(
@@ -145,16 +146,21 @@ def _common_data(runs: Sequence[Run]) -> DataConfig:
     )
 
 
-def _is_finished(run: Run) -> bool:
-    """Whether a run has its last epoch, as far as that is known."""
-    if run.training is None:
-        return bool(run.epochs) and max(run.epochs) > 0
-    done = run.history[-1]["epoch"] if run.history else 0
-    if done not in run.epochs:
-        return False
-    return done == run.training.epochs or (
-        run.training.stop_at is not None and done > 0
-    )
+def _check_finished(run: Run, examples: Examples) -> None:
+    """Refuses a run whose training has not come to its end."""
+    last = max(run.epochs, default=0)
+    if run.training is None:  # Not ours: how long it was to be is unknown.
+        finished = last > 0
+    else:
+        history = run.history[:last]
+        finished = last == run.training.epochs or (
+            last == len(history) and may_stop(run.training, history, examples)
+        )
+    if not finished:
+        raise ValueError(
+            f"The run in {run.directory} is not finished. Expected runs with "
+            "all their epochs; the command that made it goes on."
+        )
 
 
 def second_split_times(

@@ -13,12 +13,13 @@ example's own memorization units on, augmented pixels, before the weights move.
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
 import dataclasses
 import inspect
 import os
 import pathlib
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import keras
@@ -45,6 +46,7 @@ class Recording(Result):
     margin: np.ndarray  # [E, N] the label's logit less the best other one.
     loss: np.ndarray  # [E, N] cross-entropy in nats.
     error: np.ndarray  # [E, N] || softmax - one-hot ||.
+    pixels: str = ""  # Checksum of the images; empty where it was not kept.
 
     @classmethod
     def open(cls, directory: str | os.PathLike) -> Recording:
@@ -57,6 +59,7 @@ class Recording(Result):
         Raises:
             FileNotFoundError: nothing was recorded there.
             DamagedFileError: a file was truncated or altered.
+            ValueError: an example had different labels in different epochs.
         """
         directory = pathlib.Path(directory)
         epochs = recorded_epochs(directory)
@@ -75,6 +78,15 @@ class Recording(Result):
             known = np.isfinite(seen)
             last = len(epochs) - 1 - known[::-1].argmax(axis=0)
             label = seen[last, np.arange(seen.shape[1])]
+            moved = (known & (seen != label)).any(axis=0)
+            if moved.any():
+                ids = found[0]["example_id"][moved]
+                raise _MovedLabelsError(
+                    f"{directory} holds epochs that were trained on different "
+                    f"labels of {moved.sum()} examples, for instance id "
+                    f"{ids[:5].tolist()}. Expected one training; delete the "
+                    "folder and train again."
+                )
             return cls(
                 epochs=epochs,
                 example_id=found[0]["example_id"],
@@ -83,7 +95,10 @@ class Recording(Result):
                     name: np.stack([part[name] for part in found])
                     for name in _MEASURES
                 },
+                pixels=_kept_pixels(directory),
             )
+        except _MovedLabelsError:
+            raise
         except (KeyError, ValueError) as error:
             raise storage.DamagedFileError(
                 f"{directory} does not hold the epochs of one recording: "
@@ -99,8 +114,10 @@ class Recording(Result):
         """The recording of these examples, in their order.
 
         Raises:
-            ValueError: it is of other examples or labels, or an example was
-                never seen.
+            ValueError: it is of other examples, labels or images, or an
+                example was never seen. Images are compared where they were
+                announced (`RecordExamples(directory, examples)`) and all of
+                them are given.
         """
         order, missing = places_of(self.example_id, examples.example_id)
         if missing.any():
@@ -126,6 +143,13 @@ class Recording(Result):
                 f"{examples.example_id[other][:5].tolist()}. Use the labels "
                 "of the training."
             )
+        is_whole = len(examples) == len(self.example_id)
+        if self.pixels and is_whole and self.pixels != _pixels(examples):
+            raise ValueError(
+                f"The recording is of other images than those of "
+                f"{examples.name}, with the same ids and labels. Use the "
+                "images of the training."
+            )
         return dataclasses.replace(
             self,
             example_id=self.example_id[order],
@@ -149,6 +173,21 @@ class Recording(Result):
         ]
 
 
+class _MovedLabelsError(ValueError):
+    """An example had different labels in different epochs."""
+
+
+def _pixels(examples: Examples) -> str:
+    """The checksum of the training images."""
+    return examples.fingerprint()["train"]["image"]
+
+
+def _kept_pixels(directory: pathlib.Path) -> str:
+    """The checksum of the images that were announced, or an empty string."""
+    path = directory / "settings.json"
+    return storage.read_json(path).get("images", "") if path.exists() else ""
+
+
 def recorded_epochs(directory: str | os.PathLike) -> tuple[int, ...]:
     """The epochs of the recording in a folder; () where there is none."""
     return storage.epochs_in(directory) if os.path.isdir(directory) else ()
@@ -160,7 +199,9 @@ class ExampleRecorder:
     Args:
         directory: of the recording; one that was begun for the same examples
             is gone on with.
-        example_ids: [N] of all training examples, in any order.
+        examples: the training examples (of a whole data set, its training
+            part), so that the recording knows their images and labels; or
+            their ids alone, [N], in any order.
         from_logits: outputs are logits; else probabilities.
 
     Raises:
@@ -180,22 +221,26 @@ class ExampleRecorder:
     def __init__(
         self,
         directory: str | os.PathLike,
-        example_ids: Sequence[int] | np.ndarray,
+        examples: Examples | Sequence[int] | np.ndarray,
         *,
         from_logits: bool = True,
     ):
-        ids = np.asarray(example_ids)
+        known = {}
+        if isinstance(examples, Examples):
+            found = examples.fingerprint()["train"]
+            known = {"labels": found["label"], "images": found["image"]}
+            examples = examples.train.example_id
+        ids = np.asarray(examples)
         if ids.ndim != 1 or not len(ids) or ids.dtype.kind not in "iu":
             raise ValueError(
-                "`example_ids` expected a list of integers, one for each "
+                "Example ids: expected a list of integers, one for each "
                 f"training example. Received: shape {ids.shape}, dtype "
                 f"{ids.dtype}."
             )
         self.example_id = np.sort(ids.astype(np.int64))
         if (np.diff(self.example_id) == 0).any():
             raise ValueError(
-                "`example_ids` expected ids that are unique. Received: some "
-                "twice."
+                "Example ids: expected each but once. Received: some twice."
             )
         self.directory = pathlib.Path(directory)
         self._from_logits = from_logits
@@ -204,6 +249,7 @@ class ExampleRecorder:
             {
                 "examples": len(ids),
                 "example_id": storage.digest([self.example_id]),
+                **known,
             },
             "recording",
         )
@@ -267,7 +313,7 @@ class ExampleRecorder:
 
         Raises:
             ValueError: an id came that was not announced, a label that is no
-                class, or nothing at all.
+                class, an output that is not finite, or nothing at all.
         """
         values = self._table.numpy()
         self._table.assign(self._nothing)
@@ -286,9 +332,18 @@ class ExampleRecorder:
         if not np.isfinite(values).any():
             raise ValueError(
                 f"Nothing was recorded in epoch {epoch}. Expected `update` to "
-                "be called in each step. A model whose own train_step does "
-                "not call compute_loss can call it on the `recorder` of the "
-                "callback."
+                "be called in each step. The callback cannot record a model "
+                "whose own train_step does not call compute_loss; let that "
+                "step call `ExampleRecorder.update` itself."
+            )
+        seen = np.isfinite(values[:-2, _COLUMNS.index("label")])
+        broken = seen & ~np.isfinite(values[:-2]).all(axis=1)
+        if broken.any():
+            raise ValueError(
+                f"Epoch {epoch} had outputs that are not finite, of "
+                f"{broken.sum()} examples, for instance id "
+                f"{self.example_id[broken][:5].tolist()}: the training "
+                "diverged. Lower the learning rate, or look for bad pixels."
             )
         self._parts.write(
             storage.epoch_path(self.directory, epoch).stem,
@@ -302,13 +357,15 @@ class ExampleRecorder:
 class RecordExamples(keras.callbacks.Callback):
     """Records what anybody's `model.fit` sees of each training example.
 
-    The inputs of `fit` are a dict with `"example_id"`; a model that takes no
-    such input is not given it. `Recording.open(directory)` reads what was
-    kept, `tfmemloc.scores_of_recording` makes scores of it.
+    The inputs of `fit` are a dict with `"example_id"`. A functional or
+    Sequential model that has no such input is not given it; the `call` of a
+    subclassed one gets the whole dict. `Recording.open(directory)` reads what
+    was kept, `tfmemloc.scores_of_recording` makes scores of it.
 
     Args:
         directory: of the recording.
-        examples: the training examples, or their ids alone.
+        examples: the training examples, so that the recording knows their
+            images and labels; or their ids alone.
         from_logits: whether the model's outputs are logits; None asks the
             loss that it was compiled with.
 
@@ -318,7 +375,8 @@ class RecordExamples(keras.callbacks.Callback):
             say what outputs it takes), in its first step (inputs without
             `example_id`, outputs that are not one for each class), or at the
             end of an epoch (ids that were not announced, labels that are no
-            class, or nothing was recorded).
+            class, outputs that are not finite, or nothing was recorded). The
+            model is then as it was before.
 
     Example:
         >>> inputs = {"image": x_train, "example_id": ids}
@@ -337,11 +395,7 @@ class RecordExamples(keras.callbacks.Callback):
     ):
         super().__init__()
         self.directory = pathlib.Path(directory)
-        self._example_ids = (
-            examples.train.example_id
-            if isinstance(examples, Examples)
-            else examples
-        )
+        self._examples = examples
         self._from_logits = from_logits
 
     def on_train_begin(self, logs=None):
@@ -350,7 +404,7 @@ class RecordExamples(keras.callbacks.Callback):
         if from_logits is None:
             from_logits = _takes_logits(self.model.loss)
         self.recorder = ExampleRecorder(
-            self.directory, self._example_ids, from_logits=from_logits
+            self.directory, self._examples, from_logits=from_logits
         )
         _tap(self.model, self.recorder)
 
@@ -367,7 +421,8 @@ class RecordExamples(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch, logs=None):
         """Writes the epoch."""
-        self.recorder.end_epoch(epoch + 1)
+        with _untapped_on_error(self.model):
+            self.recorder.end_epoch(epoch + 1)
 
     def on_train_end(self, logs=None):
         """Leaves the model as it was."""
@@ -406,9 +461,16 @@ def _tap(model: keras.Model, recorder: ExampleRecorder) -> None:
         if was_traced and not _has_ids(x):
             # Of a later `fit` without ids, after this one was interrupted.
             return train_step(data)
-        x, step.ids = _without_ids(model, x)
-        was_traced.append(True)
-        return train_step(keras.utils.pack_x_y_sample_weight(x, y, weight))
+        with _untapped_on_error(model):
+            x, step.ids = _without_ids(model, x)
+            was_traced.append(True)
+            try:
+                return train_step(
+                    keras.utils.pack_x_y_sample_weight(x, y, weight)
+                )
+            finally:
+                # A step that never asked for them leaves none behind.
+                step.ids = None
 
     def tapped_loss(
         x=None, y=None, y_pred=None, sample_weight=None, training=True
@@ -422,6 +484,16 @@ def _tap(model: keras.Model, recorder: ExampleRecorder) -> None:
 
     model.train_step, model.compute_loss = tapped_step, tapped_loss
     model.make_train_function(force=True)
+
+
+@contextlib.contextmanager
+def _untapped_on_error(model: keras.Model) -> Iterator[None]:
+    """Leaves the model as it was where something goes wrong."""
+    try:
+        yield
+    except Exception:
+        _untap(model)
+        raise
 
 
 def _untap(model: keras.Model) -> None:
@@ -445,13 +517,17 @@ def _without_ids(model: keras.Model, x):
             f"{sorted(x) if isinstance(x, dict) else type(x).__name__}."
         )
     ids = x[graph.IDS]
-    if not graph.is_functional(model):
+    count = 1
+    if graph.is_functional(model):
+        inputs = keras.tree.flatten(graph.inputs_of(model))
+        if any(tensor.name == graph.IDS for tensor in inputs):
+            return x, ids
+        count = len(inputs)
+    elif not isinstance(model, keras.Sequential):
         return x, ids
-    inputs = keras.tree.flatten(graph.inputs_of(model))
-    if all(tensor.name != graph.IDS for tensor in inputs):
-        x = {name: value for name, value in x.items() if name != graph.IDS}
-        if len(x) == 1 == len(inputs):
-            (x,) = x.values()
+    x = {name: value for name, value in x.items() if name != graph.IDS}
+    if len(x) == 1 == count:
+        (x,) = x.values()
     return x, ids
 
 

@@ -16,7 +16,7 @@ import math
 import os
 import pathlib
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import keras
@@ -192,9 +192,9 @@ class _Loop:
             len(self.train_examples), training.batch_size
         )
         with strategy.scope():
-            self.optimizer = make_optimizer(
-                training, self.steps * training.epochs
-            )
+            total = self.steps * training.epochs
+            self.rate = make_rate(training, total)
+            self.optimizer = make_optimizer(training, total)
             self.optimizer.build(network.trainable_variables)
         self.recorder: ExampleRecorder | None = None
         self.history: list[dict[str, Any]] = []
@@ -206,7 +206,7 @@ class _Loop:
         if epoch >= self.training.epochs or self._may_stop():
             return
         self.recorder = ExampleRecorder(
-            self.run.directory / "recording", self.train_examples.example_id
+            self.run.directory / "recording", self.train_examples
         )
         self.recorder.begin_epoch(epoch + 1)
         predictors = _predictors(self.network)
@@ -267,7 +267,7 @@ class _Loop:
         loss = float(loss)
         if not math.isfinite(loss):
             epoch = step // self.steps
-            rate = float(self.optimizer.learning_rate)
+            rate = float(self.rate(step))
             raise TrainingDivergedError(
                 f"The loss is {loss} at step {step} (epoch {epoch + 1}, "
                 f"learning rate {rate:.3g}). Training stopped; epoch {epoch} "
@@ -282,7 +282,8 @@ class _Loop:
             "epoch": epoch,
             "step": epoch * self.steps,
             "loss": loss,
-            "learning_rate": float(self.optimizer.learning_rate),
+            # Of the last step that was taken, not of the next one.
+            "learning_rate": float(self.rate(epoch * self.steps - 1)),
         }
         if self._is_due(epoch, self.training.evaluate_every):
             line["accuracy"] = _accuracies(predictors, self.examples)
@@ -344,14 +345,27 @@ class _Loop:
             variable.assign(array)
 
     def _may_stop(self) -> bool:
-        """Whether `stop_at` has been reached for `patience` epochs."""
-        threshold, patience = self.training.stop_at, self.training.patience
-        recent = self.history[-patience:]
-        if threshold is None or len(recent) < patience:
-            return False
-        return all(
-            _train_accuracy(line, self.examples) >= threshold for line in recent
-        )
+        return may_stop(self.training, self.history, self.examples)
+
+
+def may_stop(
+    training: TrainConfig,
+    history: Sequence[Mapping[str, Any]],
+    examples: Examples,
+) -> bool:
+    """Whether `stop_at` has been reached for `patience` epochs.
+
+    Args:
+        training: of the run.
+        history: of the run so far.
+        examples: which it was trained on.
+    """
+    recent = history[-training.patience :]
+    if training.stop_at is None or len(recent) < training.patience:
+        return False
+    return all(
+        _train_accuracy(line, examples) >= training.stop_at for line in recent
+    )
 
 
 def _train_accuracy(line: Mapping[str, Any], examples: Examples) -> float:
@@ -366,11 +380,16 @@ def _train_accuracy(line: Mapping[str, Any], examples: Examples) -> float:
     return right / sum(counts.values())
 
 
+def make_rate(training: TrainConfig, total_steps: int) -> LearningRate:
+    """The learning rate of a config, by step."""
+    return LearningRate(training.learning_rate, training.schedule, total_steps)
+
+
 def make_optimizer(
     training: TrainConfig, total_steps: int
 ) -> keras.optimizers.Optimizer:
     """The optimizer of a config; weight decay is left to the loss."""
-    rate = LearningRate(training.learning_rate, training.schedule, total_steps)
+    rate = make_rate(training, total_steps)
     if training.optimizer == "adam":
         optimizer = keras.optimizers.Adam(rate)
     else:
