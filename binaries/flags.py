@@ -20,7 +20,7 @@ tf.get_logger().setLevel("ERROR")
 
 from absl import app, flags, logging  # noqa: E402
 
-from tfmemloc import configs, export, storage, sweeps  # noqa: E402
+from tfmemloc import configs, data, export, storage, sweeps  # noqa: E402
 
 FLAGS = flags.FLAGS
 # The flags belong to the program that asks for them, so that --help of each
@@ -28,8 +28,8 @@ FLAGS = flags.FLAGS
 flags.disclaim_key_flags()
 
 RUN_HELP = (
-    "Folder of one network, as binaries.train writes it; of a main job, one "
-    "of its four, such as runs/demo/standard."
+    "Folder of one trained network (of binaries.train), or one of the four "
+    "that binaries.localize writes, such as runs/demo/standard."
 )
 _QUICK_EPOCHS = 3
 _QUICK_EXAMPLES = 512
@@ -70,10 +70,15 @@ def define_data_flags() -> None:
         "test_examples", None, "Use only the first so many test examples."
     )
     flags.DEFINE_float(
-        "noise_rate", 0.1, "Fraction of training labels that are made wrong."
+        "noise_rate",
+        None,
+        "Fraction of training labels that are made wrong; default: 0.1, and 0 "
+        "for an .npz file, whose labels stay as they are.",
     )
     flags.DEFINE_integer(
-        "noise_seed", None, "Which labels; the default is --seed."
+        "noise_seed",
+        None,
+        "Seed that chooses which labels are made wrong; default: --seed.",
     )
     flags.DEFINE_string(
         "noise_file",
@@ -95,7 +100,9 @@ def define_data_flags() -> None:
         1.0,
         "Train on this fraction of the training examples alone.",
     )
-    flags.DEFINE_integer("subset_seed", 0, "Which ones.")
+    flags.DEFINE_integer(
+        "subset_seed", 0, "Seed that chooses the examples of --subset_ratio."
+    )
 
 
 def define_model_flags(*, with_dropout: bool) -> None:
@@ -247,14 +254,20 @@ def define_probe_flags() -> None:
 def data_config() -> configs.DataConfig:
     """The data that the flags ask for."""
     fields = _given("data_dir", "train_examples", "test_examples")
+    is_own = FLAGS.dataset.endswith(".npz")
     if FLAGS.quick:
         fields["train_examples"] = min(
-            fields.get("train_examples", _QUICK_EXAMPLES), _QUICK_EXAMPLES
+            fields.get("train_examples", _QUICK_EXAMPLES),
+            _QUICK_EXAMPLES,
+            *([data.count_train(FLAGS.dataset)] if is_own else []),
         )
+    rate = FLAGS.noise_rate
+    if rate is None:
+        rate = 0.0 if is_own else 0.1
     seed = FLAGS.seed if FLAGS.noise_seed is None else FLAGS.noise_seed
     return configs.DataConfig(
         dataset=FLAGS.dataset,
-        noise_rate=FLAGS.noise_rate,
+        noise_rate=rate,
         noise_seed=seed,
         noise_file=FLAGS.noise_file,
         score_file=FLAGS.score_file,

@@ -4,9 +4,15 @@
 
 takes about half a minute on 2 CPU cores for the digits demo. Writes into
 --out_dir (the run's folder) example_scores.npz and .json, suspects.csv (all
-training examples, the most suspicious first) and suspects.html (pictures of
-the first 100). Expect an area under the ROC curve above 0.99 for 10 % wrong
-labels of the digits.
+training examples, the most suspicious first), suspects.html (pictures of the
+first 100 suspects) and suspects.json (how well each score finds the labels that
+are known to be wrong). Expect an area under the ROC curve above 0.99 for 10 %
+wrong labels of the digits.
+
+A suspect is an example for which another label is more probable when the
+network's memorization units are off. All scores are oriented so that more is
+more suspicious; the table is sorted by "combined". The run must be of a
+network with example-tied dropout (binaries.train's default).
 """
 
 import dataclasses
@@ -27,7 +33,16 @@ flags.flags.DEFINE_string("out_dir", None, "Default: the run's folder.")
 flags.flags.DEFINE_bool(
     "gradient_scores",
     True,
-    "Also GraNd and TracIn; a pass of gradients for each saved epoch.",
+    "Also compute GraNd and TracIn, which take a pass of gradients over the "
+    "training data for each saved epoch.",
+)
+flags.flags.DEFINE_enum(
+    "prior",
+    "auto",
+    scores.PRIORS,
+    "True shares of the classes: equal; labels, those of the given labels; "
+    "auto, the latter where the most frequent label is over three times as "
+    "frequent as the rarest, else equal.",
 )
 flags.flags.DEFINE_bool(
     "critical_set",
@@ -61,6 +76,14 @@ def main() -> None:
     """Scores, writes, prints."""
     run = Run.open(FLAGS.run_dir)
     directory = pathlib.Path(FLAGS.out_dir or FLAGS.run_dir)
+    # Before trainings and searches that may take hours.
+    scores.check_scorable(run)
+    if FLAGS.second_split and run.model_config is None:
+        raise ValueError(
+            "--second_split trains the network of the run anew. Expected a run "
+            f"that binaries.train made. Received: {run.directory}, whose "
+            "network is your own; see tfmemloc.second_split_times."
+        )
     examples = run.examples(download=FLAGS.download)
     found = label_errors.find_label_errors(
         run,
@@ -68,6 +91,7 @@ def main() -> None:
         directory,
         shown=FLAGS.shown,
         gradient_scores=FLAGS.gradient_scores,
+        prior=FLAGS.prior,
         more=_more(run, examples, directory),
     )
     output.print_section(label_errors.suspects_section(found))

@@ -3,21 +3,24 @@
 import csv
 import dataclasses
 
+import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from scipy import stats
 from sklearn import metrics
 
 from tests import oracles
-from tfmemloc import evaluation, surgery
+from tfmemloc import batches, data, evaluation, models, storage, surgery
 from tfmemloc.configs import DataConfig, ModelConfig, TrainConfig
 from tfmemloc.gradients import GradientEngine, per_example_gradients
 from tfmemloc.label_errors import find_label_errors, suspects_sentence
-from tfmemloc.recording import Recording
+from tfmemloc.recording import RecordExamples, Recording
 from tfmemloc.results import ExampleScores
 from tfmemloc.runs import Run
 from tfmemloc.scores import (
     _dynamics,
+    _rate,
     _retrieval,
     calibration_error,
     evaluate_scores,
@@ -26,7 +29,7 @@ from tfmemloc.scores import (
     scores_of_logits,
     suggestions_right,
 )
-from tfmemloc.training import train
+from tfmemloc.training import RecordRun, train
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +76,8 @@ def _dropped_by_epoch(run, model, examples):
 
 def test_scores_are_their_slow_twins(tied_run, scored, digits):
     model, train_part = tied_run.model(), digits.train
-    by_epoch = list(_dropped_by_epoch(tied_run, model, train_part))
+    # Saved: 3, 6, 9, 12, 15; the second half of the training judges.
+    by_epoch = list(_dropped_by_epoch(tied_run, model, train_part))[-3:]
     dropped = by_epoch[-1]
     tied = evaluation.predict_logits(
         surgery.with_inference(model, "tied"), train_part
@@ -112,14 +116,21 @@ def test_scores_are_their_slow_twins(tied_run, scored, digits):
 
 def test_suspicion_and_ranking_are_their_slow_twins(tied_run, scored, digits):
     model, part = tied_run.model(), digits.train
-    drop = surgery.with_inference(model, "drop")
-    off = _softmax(evaluation.predict_logits(drop, part))
-    # Divide the mean share of each class out, then cool.
-    balanced = off / off.mean(axis=0)
-    balanced /= balanced.sum(axis=1, keepdims=True)
+    # Divide each judge's mean share of each class out, and that of their mean.
+    judges, others = [], []
+    for off, held_out in zip(
+        list(_dropped_by_epoch(tied_run, model, part))[-3:],
+        list(_dropped_by_epoch(tied_run, model, digits.test))[-3:],
+        strict=True,
+    ):
+        off, held_out = _softmax(off), _softmax(held_out)
+        judges.append(_shared_out(off, off))
+        others.append(_shared_out(held_out, off))
+    balanced = _shared_out(np.mean(judges, axis=0), np.mean(judges, axis=0))
     np.testing.assert_array_equal(scored.suggested, balanced.argmax(axis=1))
-    held_out = _softmax(evaluation.predict_logits(drop, digits.test))
-    held_out = np.log(held_out / off.mean(axis=0))
+    held_out = np.log(
+        _shared_out(np.mean(others, axis=0), np.mean(judges, axis=0))
+    )
     losses = {
         t: oracles.cross_entropy(held_out / t, digits.test.label).mean()
         for t in np.exp(np.linspace(np.log(0.1), np.log(10), 201))
@@ -131,9 +142,16 @@ def test_suspicion_and_ranking_are_their_slow_twins(tied_run, scored, digits):
     others = balanced.copy()
     others[rows] = 0
     margin = np.log(others.max(axis=1)) - np.log(balanced[rows])
-    gap = -scored.of("loss") - np.log(balanced[rows])
-    ranks = (stats.rankdata(margin) + stats.rankdata(gap)) / 2 / len(part)
-    np.testing.assert_allclose(scored.of("combined"), ranks, atol=2e-3)
+    ranks = stats.rankdata(margin) + stats.rankdata(-balanced[rows])
+    np.testing.assert_allclose(
+        scored.of("combined"), ranks / 2 / len(part), atol=2e-3
+    )
+
+
+def _shared_out(chance, of):
+    """Probabilities after each class's mean share in `of` is divided out."""
+    chance = chance / of.mean(axis=0)
+    return chance / chance.sum(axis=1, keepdims=True)
 
 
 def _softmax(logits):
@@ -155,8 +173,15 @@ def test_measures_are_those_of_scikit_learn(rng):
         assert found["average_precision"][b] == pytest.approx(
             metrics.average_precision_score(wrong[repeated], value[repeated])
         )
-    top = np.argsort(-value, kind="stable")[: wrong.sum()]
-    assert found["precision_at_n"][0] == wrong[top].mean()
+    # Equal values in many orders.
+    tops = [
+        np.lexsort((rng.random(count), -value))[: wrong.sum()]
+        for _ in range(2000)
+    ]
+    mean = np.mean([wrong[top].mean() for top in tops])
+    assert found["precision_at_n"][0] == pytest.approx(mean, abs=2e-3)
+    none = _retrieval(wrong, np.zeros(count), np.ones((1, count), np.int32))
+    assert none["precision_at_n"][0] == pytest.approx(wrong.mean())
 
 
 def test_a_badly_learned_class_is_not_suspected_as_a_whole(small_digits):
@@ -167,7 +192,7 @@ def test_a_badly_learned_class_is_not_suspected_as_a_whole(small_digits):
     found = scores_of_logits(part, dropped=logits)
     wrong = part.label != part.true_label
     np.testing.assert_array_equal(found.suggested, part.true_label)
-    np.testing.assert_array_equal(found.suspicion > 0.5, wrong)
+    np.testing.assert_array_equal(found.is_suspect, wrong)
     (row,) = [r for r in evaluate_scores(found) if r["score"] == "combined"]
     assert row["average_precision"] == 1
     with pytest.raises(ValueError, match="`prior` expected 10 shares"):
@@ -207,6 +232,7 @@ def test_gradient_scores_are_their_slow_twins(tied_run, scored, digits):
         norms.append(np.sqrt(squared))
         influence += rates[epoch] * squared
     places = np.searchsorted(scored.example_id, few.example_id)
+    # Epoch 3 is the nearest saved one to a tenth of the training.
     np.testing.assert_allclose(scored.of("grand")[places], norms[0], rtol=1e-3)
     np.testing.assert_allclose(
         scored.of("tracin")[places], influence, rtol=1e-3
@@ -226,12 +252,120 @@ def test_scores_of_the_callers_own_predictions(rng):
     dropped = 5 * np.eye(4)[label]
     dropped[7] = 5 * np.eye(4)[(label[7] + 1) % 4]
     scores = scores_of_logits(examples, dropped=dropped)
-    assert scores.names == ("combined", "dropped_margin")
+    assert scores.names == ("combined", "dropped_margin", "disagreement")
     (suspect,) = scores.suspects()
     assert suspect["example_id"] == examples.example_id[7]
     assert suspect["suggested"] == (label[7] + 1) % 4
     assert evaluate_scores(scores) == []  # No label is known to be wrong.
     assert "known to be" not in suspects_sentence(scores)
+    # What is not known is not said.
+    assert not {"true_label", "subset"} & set(suspect)
+
+
+def _chance(rng, label, classes):
+    chance = rng.dirichlet(np.ones(classes), len(label))
+    return 0.5 * chance + 0.5 * np.eye(classes)[label]
+
+
+def test_predictions_may_be_probabilities_lists_and_tensors(small_digits, rng):
+    part = small_digits.train
+    chance = _chance(rng, part.true_label, 10)
+    expected = scores_of_logits(part, dropped=np.log(chance))
+    for given in (chance, chance.tolist(), tf.constant(chance)):
+        found = scores_of_logits(part, dropped=given)
+        np.testing.assert_allclose(found.suspicion, expected.suspicion)
+        np.testing.assert_allclose(found.values, expected.values)
+    chance[3] = np.eye(10)[part.label[3]]  # An exact zero.
+    assert np.isfinite(scores_of_logits(part, dropped=chance).values).all()
+
+
+def test_several_judges_are_better_than_one(digits, rng):
+    part = digits.train
+    clear = np.log(np.eye(10)[part.true_label] + 0.3)
+    judges = clear + rng.normal(size=(8, len(part), 10))
+    one, all_ = (
+        evaluate_scores(scores_of_logits(part, dropped=given))[0]
+        for given in (judges[0], judges)
+    )
+    assert all_["average_precision"] > one["average_precision"] + 0.2
+
+
+def test_which_shares_of_the_classes_are_the_true_ones(rng):
+    """Overlapping classes, one of them four times as frequent."""
+    true = (rng.random(8000) < 0.2).astype(int)
+    x = rng.normal(size=8000) + true
+    odds = (x - 0.5) + np.log(0.2 / 0.8)
+    logits = np.stack([np.zeros(8000), odds], axis=1)
+    label = np.where(rng.random(8000) < 0.05, 1 - true, true)
+    examples = data.from_arrays(
+        np.zeros((8000, 1, 1), np.uint8),
+        label,
+        np.zeros((1, 1, 1), np.uint8),
+        np.zeros(1, int),
+    ).train
+    share = {}
+    for prior in ("auto", "labels", "equal", (0.8, 0.2)):
+        found = scores_of_logits(examples, dropped=logits, prior=prior)
+        share[prior] = np.mean(found.suggested == 1)
+    assert share["auto"] == share["labels"]
+    assert share[0.8, 0.2] == pytest.approx(np.mean(odds > 0), abs=0.03)
+    assert share["equal"] > 0.3
+    with pytest.raises(ValueError, match="`prior` must be one of 'auto'"):
+        scores_of_logits(examples, dropped=logits, prior="even")
+
+
+def test_a_recording_beside_anybodys_run_is_used(tmp_path, small_digits):
+    """`RecordRun` notes an epoch 0 that no recording has."""
+    part = small_digits.train
+    model = models.build(ModelConfig(width=0.125, p_gen=0.5), (8, 8, 1), 10)
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(keras.optimizers.SGD(0.125), loss)
+    inputs = {
+        "image": batches.scale_pixels(part.image),
+        "example_id": part.example_id,
+    }
+    model.fit(
+        inputs,
+        part.label,
+        epochs=3,
+        verbose=0,
+        callbacks=[
+            RecordRun(tmp_path, small_digits),
+            RecordExamples(tmp_path / "recording", small_digits),
+        ],
+    )
+    run = Run.open(tmp_path)
+    found = score_examples(run, small_digits, progress=False)
+    assert {"aum", "forgetting", "first_learned", "el2n"} <= set(found.names)
+    epoch = storage.epoch_path(tmp_path / "recording", 3)
+    epoch.rename(tmp_path / "elsewhere.npz")
+    with pytest.raises(ValueError, match="holds the epochs 1, 2, the run"):
+        score_examples(run, small_digits, progress=False)
+
+
+def test_rates_are_those_of_the_steps_that_were_taken(tmp_path, small_digits):
+    run = train(
+        tmp_path / "run",
+        data=DataConfig(),
+        examples=small_digits,
+        model=ModelConfig(width=0.125),
+        training=TrainConfig(
+            epochs=5, batch_size=64, schedule="triangle", save_every=5
+        ),
+        progress=False,
+    )
+    # Two steps in an epoch: the middles of steps 2, 4, ... of ten.
+    expected = [0.15, 0.35, (1 - 0.55) * 0.4 / 0.6, (1 - 0.75) * 0.4 / 0.6]
+    expected = [0.01 / 0.4 * rate for rate in [*expected, 0.05 * 0.4 / 0.6]]
+    rates = [line["learning_rate"] for line in run.history]
+    np.testing.assert_allclose(rates, expected, rtol=1e-4)
+    # The last epoch alone was saved, which is not an early one.
+    assert run.epochs == (0, 5)
+    found = score_examples(run, small_digits, progress=False)
+    assert "grand" not in found.names
+    assert (found.of("tracin") > 0).all()
+    assert _rate({"logs": {"learning_rate": 0.3}}) == 0.3
+    assert _rate({}) == 1.0
 
 
 def test_files_and_page(scored, digits, tmp_path):
@@ -241,12 +375,16 @@ def test_files_and_page(scored, digits, tmp_path):
     )
     again = find_label_errors(scored, named, tmp_path)
     assert again is scored
+    evaluation = storage.read_json(tmp_path / "suspects.json")
+    assert evaluation["scores"] == evaluate_scores(scored)
+    assert evaluation["suspects"] == len(scored.suspects())
     loaded = ExampleScores.load(tmp_path / "example_scores")
     assert loaded.rows() == scored.rows()
     with open(tmp_path / "suspects.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == len(digits.train)
-    assert int(rows[0]["example_id"]) == scored.rows()[0]["example_id"]
+    assert int(rows[0]["example_id"]) == scored.rows(1)[0]["example_id"]
+    assert sum(row["suspect"] == "1" for row in rows) == len(scored.suspects())
     page = (tmp_path / "suspects.html").read_text()
     assert "<script>" not in page and "&lt;script&gt;digits" in page
     shown = min(100, len(scored.suspects()))
@@ -254,6 +392,7 @@ def test_files_and_page(scored, digits, tmp_path):
     first = scored.suspects()[0]
     label = f"labelled &lt;i&gt;class {first['label']}"
     assert f"id {first['example_id']}: {label}" in page and "<i>" not in page
+    assert f"tied_gap {first['tied_gap']:.3g}" in page
     with pytest.raises(ValueError, match="expected 10 class names, or none"):
         dataclasses.replace(digits, class_names=("one",))
 
@@ -262,6 +401,14 @@ def test_scores_of_other_labels_are_refused(scored, digits, tmp_path):
     other = dataclasses.replace(digits, label=digits.true_label)
     with pytest.raises(ValueError, match="of other labels than those"):
         find_label_errors(scored, other, tmp_path)
+    turned = dataclasses.replace(digits, image=digits.image[:, ::-1])
+    with pytest.raises(ValueError, match="of other images than those"):
+        find_label_errors(scored, turned, tmp_path)
+    with pytest.raises(TypeError, match="Received: ExampleScores, options"):
+        find_label_errors(scored, digits, tmp_path, prior="equal")
+    with pytest.raises(TypeError, match="Received: str, options"):
+        find_label_errors("runs/demo", digits, tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 def test_runs_that_cannot_be_scored(tmp_path, digits, tied_run):
@@ -288,8 +435,23 @@ def test_runs_that_cannot_be_scored(tmp_path, digits, tied_run):
 def test_bad_predictions_are_refused(digits):
     part = digits.train
     good = np.zeros((len(part), 10))
-    with pytest.raises(ValueError, match="`dropped` expected logits of shape"):
-        scores_of_logits(part, dropped=good[:, :9])
+    for shape in (good[:, :9], good[0], good[np.newaxis, np.newaxis]):
+        with pytest.raises(ValueError, match="`dropped` expected logits of sh"):
+            scores_of_logits(part, dropped=shape)
+    with pytest.raises(ValueError, match="`by_epoch` expected logits of sh"):
+        scores_of_logits(part, dropped=good, by_epoch=good)
+    for name in ("combined", "label", "dropped_margin"):
+        with pytest.raises(ValueError, match=f"called {name!r}, as a column"):
+            scores_of_logits(part, dropped=good, more={name: good[:, 0]})
+    for logits, label, words in (
+        (good[:60], np.zeros(59, int), r"shapes \(59, 10\) and \(59,\)"),
+        (good[:60, :9], np.zeros(60, int), "in the form of `dropped`"),
+        (good[:60], np.full(60, 10), "integer labels from 0 to 9"),
+        (good[:60], np.zeros(60), "labels of dtype float64"),
+        (np.full((60, 10), np.nan), np.zeros(60, int), "600 predictions not"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            scores_of_logits(part, dropped=good, held_out=(logits, label))
     missing = np.stack([good, good])
     missing[1, 3] = np.nan
     with pytest.raises(ValueError, match=r"`by_epoch` has logits that are not"):

@@ -485,6 +485,11 @@ def _load_npz(path: pathlib.Path) -> Examples:
     return from_arrays(*(arrays[name] for name in names), name=path.name)
 
 
+def count_train(path: str) -> int:
+    """The number of training examples in an `.npz` file."""
+    return len(_load_npz(pathlib.Path(path)).train)
+
+
 def _load_tfds(config: DataConfig, download: bool) -> Examples:
     """Reads a TFDS image-classification set in its pinned order on disk."""
     import tensorflow as tf

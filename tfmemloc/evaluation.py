@@ -154,8 +154,8 @@ def cross_entropy(logits: np.ndarray, label: np.ndarray) -> np.ndarray:
 def log_softmax(logits: np.ndarray) -> np.ndarray:
     """Log-probabilities in nats: float64 [N, classes]."""
     logits = logits.astype(np.float64)
-    shifted = logits - logits.max(axis=1, keepdims=True)
-    return shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+    shifted = logits - logits.max(axis=-1, keepdims=True)
+    return shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
 
 
 def inference_models(model: keras.Model) -> dict[str, keras.Model]:

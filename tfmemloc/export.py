@@ -591,6 +591,11 @@ def card_text(card: Mapping[str, Any]) -> str:
         f"{row['after']:.1%} | {row['true_label_after']:.1%} |"
         for row in card["accuracy"]
     )
+    wrong = (
+        f"{data['noise_rate']:.1%} of the training labels are known wrong."
+        if data["noise_rate"]
+        else "No training label is known to be wrong; how many are, is not."
+    )
     versions = ", ".join(f"{k} {v}" for k, v in card["versions"].items())
     pixels = (
         "uint8 pixels"
@@ -599,8 +604,8 @@ def card_text(card: Mapping[str, Any]) -> str:
     )
     return f"""# {card["model"]}: {", ".join(done)}
 
-Trained on {data["name"]} ({data["classes"]} classes), {data["noise_rate"]:.1%}
-of whose training labels were wrong. It takes {pixels}.
+Trained on {data["name"]} ({data["classes"]} classes). {wrong}
+It takes {pixels}.
 
 | subset | examples | accuracy as trained | as served | true label, served |
 |---|---|---|---|---|

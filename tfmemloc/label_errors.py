@@ -8,6 +8,8 @@ import os
 import pathlib
 from typing import Any
 
+import numpy as np
+
 from tfmemloc import plots, report, storage
 from tfmemloc.data import Examples
 from tfmemloc.results import ExampleScores
@@ -22,6 +24,7 @@ from tfmemloc.scores import (
 
 PAGE = "suspects.html"
 TABLE = "suspects.csv"
+EVALUATION = "suspects.json"
 _SHOWN = 100
 
 
@@ -39,40 +42,82 @@ def find_label_errors(
         source: a run with tied dropout, or scores that were made before.
         examples: the data of the run, or of the scores.
         directory: where `example_scores.npz` and `.json`, `suspects.csv` (all
-            training examples, the most suspicious first) and `suspects.html`
-            (pictures) are written.
+            training examples, the most suspicious first), `suspects.html`
+            (pictures) and `suspects.json` (how well each score finds the
+            labels that are known to be wrong) are written.
         shown: pictures of so many examples, suspects or not, the most
             suspicious first; None shows the first 100 suspects.
-        **options: of `score_examples`.
+        **options: of `score_examples`, where `source` is a run.
 
     Returns:
-        The scores. A *suspect* has a suspicion of 0.5 or more: without its
-        memory, and after adjustment to the class shares and calibration, the
-        network gives the label a probability of at most one half.
+        The scores. A *suspect* is an example for which, without its memory
+        and after adjustment to the class shares, another label than the given
+        one is the most probable.
 
     Raises:
         ValueError: the scores are of other examples; see `score_examples`.
+        TypeError: the source is neither a run nor scores, or there are options
+            for scores that were made before.
 
     Example:
         >>> run = Run.open("runs/demo/example_tied")
         >>> scores = find_label_errors(run, run.examples(), "suspects")
         >>> len(scores.suspects())
     """
-    directory = pathlib.Path(directory)
-    directory.mkdir(parents=True, exist_ok=True)
     if isinstance(source, Run):
         source = score_examples(source, examples, **options)
-    found = examples.of_ids(source.example_id)
-    if (found.label != source.label).any():
-        raise ValueError(
-            f"The scores are of other labels than those of {examples.name}. "
-            "Expected the examples that were scored."
+    elif not isinstance(source, ExampleScores) or options:
+        raise TypeError(
+            "Expected a run and options of `score_examples`, or scores and no "
+            f"options. Received: {type(source).__name__}, options "
+            f"{sorted(options)}. `scores_of_logits` makes scores of anybody's "
+            "predictions."
         )
+    _check_examples(source, examples)
+    directory = pathlib.Path(directory)
+    directory.mkdir(parents=True, exist_ok=True)
     storage.write_text(directory / TABLE, _csv(source.rows()))
+    storage.write_json(directory / EVALUATION, _evaluation(source))
     _write_page(directory / PAGE, source, examples, shown)
     # Last: where the scores are, the page is.
     source.save(directory / "example_scores")
     return source
+
+
+def _check_examples(scores: ExampleScores, examples: Examples) -> None:
+    """Refuses examples other than those that were scored."""
+    found = examples.of_ids(scores.example_id)
+    pixels = found.fingerprint()["train"]["image"]
+    differs = {
+        "labels": (found.label != scores.label).any(),
+        "images": scores.pixels not in ("", pixels),
+    }
+    wrong = [what for what, is_other in differs.items() if is_other]
+    if wrong:
+        raise ValueError(
+            f"The scores are of other {' and '.join(wrong)} than those of "
+            f"{examples.name}. Expected the examples that were scored."
+        )
+
+
+def _evaluation(scores: ExampleScores) -> dict[str, Any]:
+    """What is known of the scores where true labels are, for programs."""
+    wrong = int((scores.label != scores.true_label).sum())
+    found: dict[str, Any] = {
+        "training_examples": len(scores.label),
+        "suspects": int(scores.is_suspect.sum()),
+        "known_wrong_labels": wrong,
+        "scores": evaluate_scores(scores),
+    }
+    if wrong:
+        right, low, high = suggestions_right(scores)
+        found |= {
+            "suggestions_right": right,
+            "suggestions_right_low": low,
+            "suggestions_right_high": high,
+            "calibration_error": calibration_error(scores),
+        }
+    return found
 
 
 def _csv(rows: list[dict[str, Any]]) -> str:
@@ -85,30 +130,37 @@ def _csv(rows: list[dict[str, Any]]) -> str:
 
 def _write_page(path, scores, examples: Examples, count: int | None) -> None:
     suspects = (
-        scores.suspects()[:_SHOWN] if count is None else scores.rows()[:count]
+        scores.suspects()[:_SHOWN] if count is None else scores.rows(count)
     )
     pictures = []
     if suspects:
         shown = examples.of_ids([row["example_id"] for row in suspects])
         pictures = [
-            (_caption(row, examples), plots.picture(image))
+            (_caption(row, scores, examples), plots.picture(image))
             for row, image in zip(suspects, shown.image, strict=True)
         ]
     report.write_html(
         path,
         f"Suspected labels of {examples.name}",
         [suspects_section(scores, pictures)],
-        {"Table": f"{TABLE} lists all training examples."},
+        {
+            "Table": f"{TABLE} lists all training examples.",
+            "Scores": "In each, more is more suspicious; "
+            "tfmemloc.scores says what they are.",
+        },
     )
 
 
-def _caption(row: dict[str, Any], examples: Examples) -> str:
+def _caption(
+    row: dict[str, Any], scores: ExampleScores, examples: Examples
+) -> str:
     label, suggested = (
         examples.class_name(row[name]) for name in ("label", "suggested")
     )
     return (
         f"id {row['example_id']}: labelled {label}, suggested {suggested} "
-        f"(suspicion {row['suspicion']:.0%})"
+        f"(suspicion {row['suspicion']:.0%}). "
+        + ", ".join(f"{name} {row[name]:.3g}" for name in scores.names)
     )
 
 
@@ -153,13 +205,20 @@ def suspects_sentence(scores: ExampleScores) -> str:
     suspects = scores.suspects()
     text = (
         f"{len(suspects)} of {len(scores.label)} training labels are "
-        "suspected: with the memorization units off, their adjusted and "
-        "calibrated probability is at most one half."
+        "suspected: without the memory of the example, and corrected for the "
+        "shares of the classes, another label is more probable."
     )
-    if len(suspects) > len(scores.label) / 2:
+    whole = [
+        str(c)
+        for c in np.unique(scores.label)
+        if scores.is_suspect[scores.label == c].mean() > 0.5
+    ]
+    if whole:
         text += (
-            " More than half: the network knows too little without its "
-            "memory to judge. Train longer, or raise p_gen."
+            " More than half of the labels of each of these classes: "
+            f"{', '.join(whole)}. Not so many are likely to be wrong: what was "
+            "learned without memory is too little to judge them by. Train "
+            "longer, raise p_gen, or give the true shares (prior)."
         )
     wrong = int((scores.label != scores.true_label).sum())
     if not wrong:
@@ -169,7 +228,7 @@ def suspects_sentence(scores: ExampleScores) -> str:
     return (
         f"{text} {hits} of them are among the {wrong} that are known to be "
         f"wrong; for {right:.1%} [{low:.1%}, {high:.1%}] of the wrong labels "
-        "the suggestion is the true one. The suspicion is off by "
-        f"{calibration_error(scores):.1%} on average (calibration error in "
-        "ten bins); brackets are 95% bootstrap intervals over examples."
+        "the suggestion is the true one. Calibration error of the suspicion: "
+        f"{calibration_error(scores):.1%} (in ten bins; 0 is perfect). "
+        "Brackets are 95% bootstrap intervals over examples."
     )

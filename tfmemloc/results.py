@@ -7,10 +7,11 @@ N examples, G layer groups, E epochs, S subsets, U units.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
 import pathlib
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 
@@ -565,7 +566,23 @@ class CriticalUnits(OfSubsets, Result):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class ExampleScores(Result):
-    """How suspicious the label of each training example is, score by score."""
+    """How suspicious the label of each training example is, score by score.
+
+    A *suspect* is an example for which another label than its own is the most
+    probable one.
+    """
+
+    # Of `rows`; scores have other names.
+    COLUMNS: ClassVar[tuple[str, ...]] = (
+        "combined",
+        "example_id",
+        "label",
+        "suggested",
+        "suspect",
+        "suspicion",
+        "subset",
+        "true_label",
+    )
 
     names: tuple[str, ...]  # K scores; the first, `combined`, ranks.
     example_id: np.ndarray  # [N].
@@ -577,6 +594,7 @@ class ExampleScores(Result):
     suggested: np.ndarray
     values: np.ndarray  # [N, K] more is more suspicious.
     suspicion: np.ndarray  # [N] in [0, 1], that the label is wrong.
+    pixels: str = ""  # Checksum of the images; empty where it was not kept.
 
     def of(self, name: str) -> np.ndarray:
         """The values of one score: [N]."""
@@ -586,27 +604,46 @@ class ExampleScores(Result):
         """The places of the examples, the most suspicious first."""
         return np.argsort(-self.of("combined"), kind="stable")
 
-    def rows(self) -> list[dict[str, Any]]:
-        """A row for each example, the most suspicious first."""
-        return [
-            {
-                "example_id": int(self.example_id[n]),
-                "label": int(self.label[n]),
-                "suggested": int(self.suggested[n]),
-                "suspicion": float(self.suspicion[n]),
-                "subset": str(self.subset[n]),
-                "true_label": int(self.true_label[n]),
-                **{
-                    name: float(self.values[n, k])
-                    for k, name in enumerate(self.names)
-                },
-            }
-            for n in self.order()
-        ]
+    @property
+    def is_suspect(self) -> np.ndarray:
+        """[N] bool, whether another label is suggested."""
+        return self.suggested != self.label
 
-    def suspects(self, at_least: float = 0.5) -> list[dict[str, Any]]:
-        """The rows of the examples of at least this suspicion."""
-        return [row for row in self.rows() if row["suspicion"] >= at_least]
+    def rows(self, count: int | None = None) -> list[dict[str, Any]]:
+        """A row for each example, or the first ones, most suspicious first.
+
+        Where no label is known to be wrong, true labels are unknown: they, and
+        the subset if it is the same for all, are left out.
+        """
+        return [self._row(n) for n in self.order()[:count]]
+
+    def suspects(self, at_least: float = 0.0) -> list[dict[str, Any]]:
+        """The rows of the suspects of at least this suspicion, in order."""
+        chosen = self.is_suspect & (self.suspicion >= at_least)
+        return [self._row(n) for n in self.order() if chosen[n]]
+
+    def _row(self, n: int) -> dict[str, Any]:
+        row = {
+            "example_id": int(self.example_id[n]),
+            "label": int(self.label[n]),
+            "suggested": int(self.suggested[n]),
+            "suspect": int(self.suggested[n] != self.label[n]),
+            "suspicion": float(self.suspicion[n]),
+        }
+        knows_truth, has_subsets = self._known
+        if has_subsets:
+            row["subset"] = str(self.subset[n])
+        if knows_truth:
+            row["true_label"] = int(self.true_label[n])
+        return row | {
+            name: float(self.values[n, k]) for k, name in enumerate(self.names)
+        }
+
+    @functools.cached_property
+    def _known(self) -> tuple[bool, bool]:
+        """Whether a label is known to be wrong, and whether subsets differ."""
+        knows_truth = bool((self.label != self.true_label).any())
+        return knows_truth, knows_truth or len(np.unique(self.subset)) > 1
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -12,7 +12,7 @@ training, each oriented so that more is more suspicious:
 
 - `dropped_margin`: the best other log-probability less that of the label,
   memorization units off; above 0 the dropped network disagrees;
-- `disagreement`: 1 - p(label | off), mean over saved epochs;
+- `disagreement`: 1 - p(label | off), mean over the judging epochs;
 - `loss`: cross-entropy of the label at the end, as trained;
 - `aum`: minus the area under the margin, the mean over epochs of the label's
   logit less the best other one (Pleiss et al., 2020);
@@ -21,7 +21,8 @@ training, each oriented so that more is more suspicious:
 - `first_learned`: how many epochs went by before it was first right; all of
   them if never (ibid.);
 - `el2n`: || softmax - one-hot || in an early epoch (Paul et al., 2021);
-- `grand`: norm of the loss gradient at an early epoch (ibid.);
+- `grand`: norm of the loss gradient at an early epoch (ibid.), where one was
+  saved;
 - `tracin`: self-influence, the sum over saved epochs of the learning rate
   (1 where the history has none) times the squared gradient norm (Pruthi et
   al., 2020).
@@ -30,17 +31,21 @@ training, each oriented so that more is more suspicious:
 Scores that take trainings of their own, `second_split_times` and
 `estimate_memorization`, are in `memorization.py`.
 
+The combined ranking, the suggestion and the suspicion come of what the dropped
+network says in the *judging epochs*, the saved ones of the second half of the
+training: one epoch's word on one example is a noisy one, their mean is less so.
 A class with many wrong labels is learned badly by the generalization units,
-too: the dropped network gives it too little everywhere. The combined ranking,
-the suggestion and the suspicion therefore divide its mean share of the
-probability out (logit adjustment; Menon et al., 2021), and a temperature,
-fitted to the test examples, makes the suspicion a calibrated one (Guo et al.,
-2017).
+too: the dropped network gives it too little everywhere. Each epoch's mean share
+of a class is therefore divided out (logit adjustment; Menon et al., 2021), and
+a temperature, fitted to the test examples, makes the suspicion a calibrated
+one (Guo et al., 2017). The tied gap is not part of the ranking: where the
+training ends before all labels are learned, it is small for those that were
+not, right or wrong.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -48,6 +53,7 @@ from tqdm import auto as tqdm
 
 from tfmemloc import evaluation, gradients, surgery
 from tfmemloc.data import Examples
+from tfmemloc.layers import check_choice
 from tfmemloc.recording import Recording, recorded_epochs
 from tfmemloc.results import CriticalUnits, ExampleScores, bootstrap_interval
 from tfmemloc.runs import Run
@@ -55,12 +61,20 @@ from tfmemloc.runs import Run
 # What `evaluate_scores` says of each score.
 MEASURES = ("auroc", "average_precision", "precision_at_n")
 _RESAMPLES = 200
-# The early epoch of EL2N and GraNd, as a fraction of the training.
-_EARLY = 0.1
-# `disagreement` is a mean over at most so many saved epochs.
-_DISAGREEMENT_EPOCHS = 10
+# How many numbers a pass over resamples holds at once.
+_RESAMPLED_NUMBERS = 4_000_000
+# The early epoch of EL2N and GraNd, as a fraction of the training, and the
+# latest that may still stand for it.
+_EARLY, _NOT_EARLY = 0.1, 0.5
+# Which part of the training judges, by at most so many saved epochs.
+_JUDGING, _JUDGING_EPOCHS = 0.5, 10
 # Classes whose labels differ less in number are taken to be equally frequent.
 _BALANCED = 3.0
+PRIORS = ("auto", "equal", "labels")
+# A temperature is fitted to no fewer examples.
+_FEWEST_HELD_OUT = 50
+# Keeps the logarithm of a probability of 0 finite.
+_TINY = 1e-12
 
 
 def score_examples(
@@ -68,6 +82,7 @@ def score_examples(
     examples: Examples,
     *,
     gradient_scores: bool = True,
+    prior: str | np.ndarray = "auto",
     more: Mapping[str, np.ndarray] | None = None,
     batch_size: int = 512,
     progress: bool = True,
@@ -76,11 +91,12 @@ def score_examples(
 
     Args:
         run: of a network with tied layers. Where it has a recording of all
-            epochs (`train` makes one), the scores of the course of the
-            training are in.
+            epochs in its folder `recording` (`train` makes one, and so does
+            `RecordExamples`), the scores of the course of the training are in.
         examples: the data of the run.
         gradient_scores: also `grand` and `tracin`, which take a pass of
             per-example gradients for each saved epoch.
+        prior: see `scores_of_logits`.
         more: further scores by name, [N] each in the order of
             `examples.train`, more is more suspicious.
         batch_size: how many examples go through the network at once.
@@ -91,7 +107,8 @@ def score_examples(
 
     Raises:
         ValueError: the data are not the run's, its network has no tied
-            layers, no epoch was saved, or there is only one class.
+            layers, no epoch was saved, its recording is of other epochs, or
+            there is only one class.
 
     Example:
         >>> run = Run.open("runs/demo/example_tied")
@@ -99,85 +116,124 @@ def score_examples(
         >>> scores.suspects()[0]
     """
     run.check(examples)
+    check_scorable(run)
+    train, test = examples.train, examples.test
+    _check_classes(train)
     model = run.model()
-    if not surgery.tied_layers(model):
+    found = _recorded_scores(run, examples)
+    tied = surgery.with_inference(model, "tied")
+    dropped = evaluation.make_predictor(surgery.with_inference(model, "drop"))
+    off, held_out = [], []
+    with surgery.swapped_weights(model.weights, model.get_weights()):
+        if gradient_scores:
+            found |= _gradient_scores(run, model, tied, train, progress)
+        # The last one is the end of the training.
+        for epoch in tqdm.tqdm(
+            _judging_epochs(run.epochs),
+            desc="judging",
+            unit="epoch",
+            disable=not progress,
+        ):
+            run.load_weights(model, epoch)
+            off.append(
+                evaluation.predict_logits(dropped, train, batch_size=batch_size)
+            )
+            if len(test):
+                held_out.append(
+                    evaluation.predict_logits(
+                        dropped, test, batch_size=batch_size
+                    )
+                )
+        on = evaluation.predict_logits(tied, train, batch_size=batch_size)
+    return scores_of_logits(
+        train,
+        dropped=np.stack(off),
+        tied=on,
+        held_out=(np.stack(held_out), test.label) if len(test) else None,
+        prior=prior,
+        more=found | dict(more or {}),
+    )
+
+
+def check_scorable(run: Run) -> None:
+    """Refuses a run that `score_examples` cannot score.
+
+    Raises:
+        ValueError: its network has no tied layers, or no epoch was saved.
+    """
+    if not surgery.tied_layers(run.model()):
         raise ValueError(
             f"The run in {run.directory} is of a network without tied layers, "
             "which cannot say what it knows with its memory off. Expected one "
             "trained with tied dropout; `scores_of_recording` takes the "
             "recording of any network, `scores_of_logits` its predictions."
         )
-    train = examples.train
-    _check(train)
-    epochs = [epoch for epoch in run.epochs if epoch > 0]
-    if not epochs:
+    if max(run.epochs, default=0) == 0:
         raise ValueError(
             f"The run in {run.directory} has no saved epoch after the "
             "initialization. Expected one that was trained."
         )
 
-    found: dict[str, np.ndarray] = {}
+
+def _judging_epochs(saved: Sequence[int]) -> list[int]:
+    """Saved epochs of the second half of the training, the last among them."""
+    late = [epoch for epoch in saved if epoch > _JUDGING * max(saved)]
+    count = min(len(late), _JUDGING_EPOCHS)
+    places = np.linspace(len(late) - 1, 0, count).round().astype(int)
+    return [late[place] for place in places[::-1]]
+
+
+def _recorded_scores(run: Run, examples: Examples) -> dict[str, np.ndarray]:
+    """The scores of the run's recording; none where there is none."""
     folder = run.directory / "recording"
-    # One that was begun in the middle of the training says something else.
-    if recorded_epochs(folder) == tuple(range(1, len(run.history) + 1)):
-        found |= scores_of_recording(Recording.open(folder), train)
-    tied = surgery.with_inference(model, "tied")
-    drop = surgery.with_inference(model, "drop")
-    with surgery.swapped_weights(model.weights, model.get_weights()):
-        dropped = evaluation.make_predictor(drop)
-        found["disagreement"], off = _disagreement(
-            run, model, dropped, train, epochs, batch_size, progress
+    recorded = recorded_epochs(folder)
+    if not recorded:
+        return {}
+    trained = max(
+        (line["epoch"] for line in run.history), default=max(run.epochs)
+    )
+    if recorded != tuple(range(1, trained + 1)):
+        raise ValueError(
+            f"{folder} holds the epochs {_listed(recorded)}, the run those up "
+            f"to {trained}. Expected a recording of the whole training. If it "
+            "was killed, let the same command finish it; or move the folder "
+            "away to score the run without it."
         )
-        if gradient_scores:
-            found |= _gradient_scores(run, model, tied, train, epochs, progress)
-    test = examples.test
-    return scores_of_logits(
-        train,
-        dropped=off,
-        tied=evaluation.predict_logits(tied, train, batch_size=batch_size),
-        held_out=None
-        if not len(test)
-        else (
-            evaluation.predict_logits(dropped, test, batch_size=batch_size),
-            test.label,
-        ),
-        more=found | dict(more or {}),
+    return scores_of_recording(Recording.open(folder), examples)
+
+
+def _listed(epochs: Sequence[int]) -> str:
+    shown = [str(epoch) for epoch in epochs]
+    return ", ".join(
+        shown if len(shown) < 8 else [*shown[:3], "...", shown[-1]]
     )
 
 
-def _disagreement(run, model, dropped, train, epochs, batch_size, progress):
-    """1 - p(label | off), mean over saved epochs: [N]; the last logits."""
-    count = min(len(epochs), _DISAGREEMENT_EPOCHS)
-    places = np.linspace(0, len(epochs) - 1, count).round().astype(int)
-    total = np.zeros(len(train))
-    for place in tqdm.tqdm(
-        places, desc="disagreement", unit="epoch", disable=not progress
-    ):
-        run.load_weights(model, epochs[place])
-        logits = evaluation.predict_logits(
-            dropped, train, batch_size=batch_size
-        )
-        total += np.exp(-evaluation.cross_entropy(logits, train.label))
-    return 1 - total / count, logits
-
-
-def _gradient_scores(run, model, tied, train, epochs, progress):
-    """`grand` and `tracin` of the saved epochs: [N] each."""
-    rates = {
-        line["epoch"]: line.get("learning_rate", 1.0) for line in run.history
-    }
+def _gradient_scores(run, model, tied, train, progress):
+    """`grand`, where an early epoch was saved, and `tracin`: [N] each."""
+    rates = {line["epoch"]: _rate(line) for line in run.history}
+    epochs = [epoch for epoch in run.epochs if epoch > 0]
+    wanted = _early(max(epochs)) + 1
+    early = min(epochs, key=lambda epoch: abs(epoch - wanted))
     engine = gradients.GradientEngine(tied)
-    influence = np.zeros(len(train))
-    for place, epoch in enumerate(
-        tqdm.tqdm(epochs, desc="gradients", unit="epoch", disable=not progress)
+    found = {"tracin": np.zeros(len(train))}
+    for epoch in tqdm.tqdm(
+        epochs, desc="gradients", unit="epoch", disable=not progress
     ):
         run.load_weights(model, epoch)
         squared = gradients.per_example_norms(engine, train, progress=False)
         squared = (squared**2).sum(axis=1)
-        influence += rates.get(epoch, 1.0) * squared
-        if place == _early(len(epochs)):
-            norm = np.sqrt(squared)
-    return {"grand": norm, "tracin": influence}
+        found["tracin"] += rates.get(epoch, 1.0) * squared
+        if epoch == early and early <= max(wanted, _NOT_EARLY * max(epochs)):
+            found["grand"] = np.sqrt(squared)
+    return found
+
+
+def _rate(line: Mapping[str, Any]) -> float:
+    """The learning rate of a line of the history, ours or Keras's; else 1."""
+    return line.get(
+        "learning_rate", line.get("logs", {}).get("learning_rate", 1.0)
+    )
 
 
 def scores_of_logits(
@@ -187,92 +243,136 @@ def scores_of_logits(
     tied: np.ndarray | None = None,
     by_epoch: np.ndarray | None = None,
     held_out: tuple[np.ndarray, np.ndarray] | None = None,
-    prior: np.ndarray | None = None,
+    prior: str | np.ndarray = "auto",
     more: Mapping[str, np.ndarray] | None = None,
 ) -> ExampleScores:
     """The same from predictions that the caller brings.
 
+    Predictions are logits, log-probabilities, or probabilities (rows that are
+    not negative and add up to 1).
+
     Args:
         examples: N training examples.
-        dropped: [N, classes] logits (or log-probabilities) of a network that
-            did not memorize: tied dropout in drop mode, or cross-validation.
-        tied: [N, classes] logits as trained.
-        by_epoch: [E, N, classes] logits as trained, after E epochs.
-        held_out: ([M, classes] logits of the same network as `dropped`, [M]
-            labels that are right), to which the temperature is fitted; None
-            leaves it at 1.
-        prior: [classes] true shares of the classes. None takes equal ones,
-            or, where the most frequent label is over three times as frequent
-            as the rarest, the shares of the labels.
+        dropped: [N, classes] of a network that did not memorize: tied dropout
+            in drop mode, or cross-validation. Or [J, N, classes] of J judging
+            epochs or networks.
+        tied: [N, classes] as trained.
+        by_epoch: [E, N, classes] as trained, after E epochs.
+        held_out: (predictions of M other examples in the form of `dropped`,
+            [M] their labels), to which the temperature is fitted. None, or
+            fewer than 50, leave it at 1.
+        prior: true shares of the classes: `"equal"`; `"labels"`, those of the
+            labels; `"auto"`, the latter where the most frequent label is over
+            three times as frequent as the rarest, else the former; or
+            [classes] numbers.
         more: further scores by name, [N] each, more is more suspicious.
 
     Returns:
-        All scores that these predictions allow. The combined ranking is by
-        the mean rank of tied gap and dropped margin, or by the margin alone
-        where there is no `tied`, after the adjustment to the prior. The
-        suspicion that a label is wrong is 1 - p(label | off), adjusted and
-        calibrated.
+        All scores that these predictions allow. The combined ranking is the
+        mean of two ranks, by margin and by probability of the label, of the
+        mean of the judging predictions after the adjustment to the prior. The
+        suspicion is 1 - that probability, calibrated.
 
     Raises:
-        ValueError: a shape does not fit the examples, a number is NaN, or
-            there is only one class.
+        ValueError: a shape does not fit the examples, a number is NaN, a name
+            of `more` is taken, or there is only one class.
+
+    Example:
+        >>> chance = cross_val_predict(classifier, x, y, method="predict_proba")
+        >>> scores_of_logits(examples.train, dropped=chance).suspects()
     """
-    _check(examples, dropped=dropped, tied=tied, by_epoch=by_epoch)
+    _check_classes(examples)
     label = examples.label
     own = np.arange(len(label)), label
-    off = evaluation.log_softmax(dropped)
-    shift = _log_shift(off, label, prior)
-    adjusted = evaluation.log_softmax(off - shift)
-    values = {"dropped_margin": -_margin(off, label)}
-    ranked = [-_margin(adjusted, label)]
+    dropped = _log_p("dropped", dropped, examples, (2, 3))
+    last = dropped if dropped.ndim == 2 else dropped[-1]
+    judges = dropped if dropped.ndim == 3 else dropped[np.newaxis]
+    if held_out is not None:
+        held_out = _checked_held_out(held_out, examples, dropped)
+    judged, judged_held_out = _judged(judges, label, prior, held_out)
+    chance = np.exp(judges[:, own[0], own[1]])
+    values = {
+        "dropped_margin": -_margin(last, label),
+        "disagreement": 1 - chance.mean(axis=0),
+    }
     if tied is not None:
-        on = evaluation.log_softmax(tied)[own]
-        values["tied_gap"] = on - off[own]
-        values["loss"] = -on
-        ranked.append(on - adjusted[own])
+        on = _log_p("tied", tied, examples, (2,))[own]
+        values |= {"tied_gap": on - last[own], "loss": -on}
     if by_epoch is not None:
-        by_epoch = np.asarray(by_epoch)
+        by_epoch = _log_p("by_epoch", by_epoch, examples, (3,))
         values |= _dynamics(
-            np.stack([_margin(logits, label) for logits in by_epoch]),
-            np.stack([_errors(logits, label) for logits in by_epoch]),
+            np.stack([_margin(log_p, label) for log_p in by_epoch]),
+            np.stack([_errors(log_p, label) for log_p in by_epoch]),
         )
     for name, value in (more or {}).items():
-        values[name] = _checked_score(name, value, examples)
+        values[name] = _checked_score(name, value, examples, values)
     temperature = 1.0
-    if held_out is not None:
-        temperature = fit_temperature(held_out[0] - shift, held_out[1])
-    calibrated = evaluation.log_softmax(adjusted / temperature)
-    combined = np.mean([_ranks(value) for value in ranked], axis=0)
+    if held_out is not None and len(held_out[1]) >= _FEWEST_HELD_OUT:
+        temperature = fit_temperature(judged_held_out, held_out[1])
+    calibrated = evaluation.log_softmax(judged / temperature)
+    combined = _ranks(-_margin(judged, label)) + _ranks(-judged[own])
     return ExampleScores(
         names=("combined", *values),
         example_id=examples.example_id,
         subset=examples.subset,
         label=label,
         true_label=examples.true_label,
-        suggested=adjusted.argmax(axis=1),
-        values=np.stack([combined, *values.values()], axis=1),
+        suggested=judged.argmax(axis=1),
+        values=np.stack([combined / 2, *values.values()], axis=1),
         suspicion=1 - np.exp(calibrated[own]),
+        pixels=examples.fingerprint()["train"]["image"],
     )
 
 
-def _log_shift(off, label, prior) -> np.ndarray:
+def _judged(judges, label, prior, held_out):
+    """The judges' mean, adjusted to the prior: log-probabilities [N, classes].
+
+    Also that of the held-out examples, or None. Both judges and their mean are
+    adjusted, each held-out one as the training examples of its judge.
+    """
+    mean = np.zeros(judges.shape[1:])
+    mean_held_out = (
+        None if held_out is None else np.zeros(held_out[0].shape[1:])
+    )
+    for place, log_p in enumerate(judges):
+        shift = _log_shift(log_p, label, prior)
+        mean += np.exp(evaluation.log_softmax(log_p - shift))
+        if held_out is not None:
+            mean_held_out += np.exp(
+                evaluation.log_softmax(held_out[0][place] - shift)
+            )
+    log_p = np.log(np.maximum(mean / len(judges), _TINY))
+    shift = _log_shift(log_p, label, prior)
+    if held_out is not None:
+        mean_held_out = evaluation.log_softmax(
+            np.log(np.maximum(mean_held_out / len(judges), _TINY)) - shift
+        )
+    return evaluation.log_softmax(log_p - shift), mean_held_out
+
+
+def _log_shift(log_p, label, prior) -> np.ndarray:
     """What adjusts log-probabilities to the prior: [classes]."""
-    classes = off.shape[1]
-    count = np.bincount(label, minlength=classes)
-    if prior is None:
+    share = np.exp(log_p).mean(axis=0)
+    wanted = _shares(label, log_p.shape[1], prior)
+    tiny = 1e-6
+    return np.log(np.maximum(share, tiny)) - np.log(np.maximum(wanted, tiny))
+
+
+def _shares(label, classes: int, prior: str | np.ndarray) -> np.ndarray:
+    """The true shares of the classes, [classes], that add up to 1."""
+    if isinstance(prior, str):
+        check_choice("prior", prior, PRIORS)
+        count = np.bincount(label, minlength=classes)
         is_balanced = count.max() <= _BALANCED * count.min()
-        prior = np.ones(classes) if is_balanced else count
+        is_equal = prior == "equal" or (prior == "auto" and is_balanced)
+        prior = np.ones(classes) if is_equal else count
     prior = np.asarray(prior, float)
     if prior.shape != (classes,) or not (prior >= 0).all() or not prior.any():
         raise ValueError(
             f"`prior` expected {classes} shares that are not negative, one "
             f"for each class. Received: {prior.tolist()}."
         )
-    tiny = 1e-6
-    share = np.exp(off).mean(axis=0)
-    return np.log(np.maximum(share, tiny)) - np.log(
-        np.maximum(prior / prior.sum(), tiny)
-    )
+    return prior / prior.sum()
 
 
 def fit_temperature(logits: np.ndarray, label: np.ndarray) -> float:
@@ -325,16 +425,15 @@ def evaluate_scores(scores: ExampleScores) -> list[dict[str, Any]]:
     wrong = scores.label != scores.true_label
     if not wrong.any() or wrong.all():
         return []
-    rng = np.random.default_rng(0)
-    weights = np.ones((1 + _RESAMPLES, len(wrong)), np.int32)
-    weights[1:] = rng.multinomial(
-        len(wrong), np.full(len(wrong), 1 / len(wrong)), _RESAMPLES
-    )
+    parts = [[] for _ in scores.names]
+    for weights in _resamples(len(wrong)):
+        for part, value in zip(parts, scores.values.T, strict=True):
+            part.append(_retrieval(wrong, value, weights))
     rows = []
-    for k, name in enumerate(scores.names):
+    for name, part in zip(scores.names, parts, strict=True):
         row: dict[str, Any] = {"score": name}
-        found = _retrieval(wrong, scores.values[:, k], weights)
-        for measure, values in found.items():
+        for measure in MEASURES:
+            values = np.concatenate([found[measure] for found in part])
             low, high = np.nanquantile(values[1:], [0.025, 0.975])
             row |= {
                 measure: float(values[0]),
@@ -345,10 +444,24 @@ def evaluate_scores(scores: ExampleScores) -> list[dict[str, Any]]:
     return rows
 
 
+def _resamples(count: int) -> Iterator[np.ndarray]:
+    """How often each example counts: [B, N], first once each, then drawn."""
+    rng = np.random.default_rng(0)
+    yield np.ones((1, count), np.int32)
+    step = max(1, _RESAMPLED_NUMBERS // count)
+    for start in range(0, _RESAMPLES, step):
+        yield rng.multinomial(
+            count,
+            np.full(count, 1 / count),
+            min(step, _RESAMPLES - start),
+        ).astype(np.int32)
+
+
 def _retrieval(wrong, value, weights) -> dict[str, np.ndarray]:
     """Three measures of a ranking for each row of weights: [B] each.
 
-    Equal values are one step of the curve, as in scikit-learn.
+    Equal values are one step of the curve, as in scikit-learn; where the last
+    place is among equal ones, the precision is the mean over their orders.
     """
     order = np.argsort(-value, kind="stable")
     ends = np.append(np.flatnonzero(np.diff(value[order])), len(value) - 1)
@@ -365,13 +478,18 @@ def _retrieval(wrong, value, weights) -> dict[str, np.ndarray]:
         steps = np.diff(true, axis=1, prepend=zero)
         falls = np.diff(false, axis=1, prepend=zero)
         area = (falls * (true - steps / 2)).sum(axis=1)
-        place = (seen < total[:, np.newaxis]).sum(axis=1)
+        step = (all_ < total[:, np.newaxis]).sum(axis=1)[:, np.newaxis]
+        here, fall, hit, reached = (
+            np.take_along_axis(part, step, axis=1)[:, 0]
+            for part in (steps, falls, true, all_)
+        )
+        # The last step may go past the place: so many are taken of it.
+        taken = total - (reached - here - fall)
+        expected = hit - here + taken * here / (here + fall)
         return {
             "auroc": area / (total * (count - total)),
             "average_precision": (steps * precision).sum(axis=1) / total,
-            "precision_at_n": np.take_along_axis(
-                hits / seen, place[:, np.newaxis], axis=1
-            )[:, 0],
+            "precision_at_n": expected / total,
         }
 
 
@@ -398,32 +516,82 @@ def suggestions_right(scores: ExampleScores) -> tuple[float, float, float]:
     return float(right.mean()), *bootstrap_interval(right, np.mean)
 
 
-def _check(examples: Examples, **logits: np.ndarray | None) -> None:
+def _check_classes(examples: Examples) -> None:
     if len(np.unique(examples.label)) < 2:
         raise ValueError(
             f"All {len(examples)} labels of {examples.name} are "
             f"{examples.label[:1].tolist()}. Expected at least two classes: "
             "among one, none can be wrong."
         )
+
+
+def _log_p(name, value, examples: Examples, ranks) -> np.ndarray:
+    """Predictions of the examples as log-probabilities: [(J,) N, classes]."""
+    value = np.asarray(value)
     expected = (len(examples), examples.classes)
-    for name, value in logits.items():
-        if value is None:
-            continue
-        if np.shape(value)[-2:] != expected:
-            raise ValueError(
-                f"`{name}` expected logits of shape {expected}, one row for "
-                f"each example. Received: shape {np.shape(value)}."
-            )
-        if not np.isfinite(value).all():
-            bad = ~np.isfinite(value).all(axis=-1).reshape(-1, len(examples))
-            ids = examples.example_id[bad.any(axis=0)][:5].tolist()
-            raise ValueError(
-                f"`{name}` has logits that are not finite, of the examples "
-                f"{ids}. Expected predictions of all examples in each epoch."
-            )
+    if (
+        value.ndim not in ranks
+        or value.shape[-2:] != expected
+        or not len(value)
+    ):
+        rows = "one row for each example and one column for each class"
+        if 3 in ranks:
+            epochs = ", for each epoch" if 2 not in ranks else ", or a stack"
+            rows += epochs
+        raise ValueError(
+            f"`{name}` expected logits of shape {expected}, {rows}. Received: "
+            f"shape {value.shape}. Where a class has no label, say how many "
+            "there are: `from_arrays(..., classes=...)`."
+        )
+    bad = ~np.isfinite(value).all(axis=-1).reshape(-1, len(examples))
+    if bad.any():
+        ids = examples.example_id[bad.any(axis=0)][:5].tolist()
+        raise ValueError(
+            f"`{name}` has logits that are not finite, of the examples "
+            f"{ids}. Expected predictions of all examples in each epoch."
+        )
+    return _normalized(value)
 
 
-def _checked_score(name: str, value, examples: Examples) -> np.ndarray:
+def _normalized(value: np.ndarray) -> np.ndarray:
+    """Log-probabilities of logits, or of probabilities."""
+    value = value.astype(np.float64)
+    if (value >= 0).all() and (np.abs(value.sum(axis=-1) - 1) < 1e-3).all():
+        value = np.log(np.maximum(value, _TINY))
+    return evaluation.log_softmax(value)
+
+
+def _checked_held_out(held_out, examples: Examples, dropped: np.ndarray):
+    """Log-probabilities [J, M, classes] and labels [M]."""
+    value, label = (np.asarray(part) for part in held_out)
+    expected = (*dropped.shape[:-2], len(label), examples.classes)
+    if value.shape != expected or label.ndim != 1:
+        raise ValueError(
+            "`held_out` expected predictions, in the form of `dropped`, and "
+            f"one label for each: shapes {expected} and {label.shape[:1]}. "
+            f"Received: shapes {value.shape} and {label.shape}."
+        )
+    is_class = label.dtype.kind in "iu" and np.isin(
+        label, np.arange(examples.classes)
+    )
+    if not np.all(is_class) or not np.isfinite(value).all():
+        raise ValueError(
+            "`held_out` expected finite predictions, and integer labels from 0 "
+            f"to {examples.classes - 1}. Received: labels of dtype "
+            f"{label.dtype}, for instance {label[:5].tolist()}, and "
+            f"{int((~np.isfinite(value)).sum())} predictions not finite."
+        )
+    value = _normalized(value) if len(label) else value
+    return value.reshape(-1, *value.shape[-2:]), label
+
+
+def _checked_score(name: str, value, examples: Examples, taken) -> np.ndarray:
+    """A score that the caller brings: [N]."""
+    if name in taken or name in ExampleScores.COLUMNS:
+        raise ValueError(
+            f"A score of `more` is called {name!r}, as a column of the result "
+            "already is. Give it another name."
+        )
     value = np.asarray(value, float)
     if value.shape != (len(examples),):
         raise ValueError(
@@ -457,13 +625,20 @@ def scores_of_recording(
         Name of the score -> [N], more is more suspicious.
 
     Raises:
-        ValueError: the recording is of other examples or labels, or one was
-            never seen.
+        ValueError: the recording is of other examples or labels, one was
+            never seen, or epochs are missing.
 
     Example:
         >>> recording = Recording.open("runs/mine/recording")
         >>> scores_of_recording(recording, examples.train)["aum"].argsort()
     """
+    epochs = recording.epochs
+    if epochs != tuple(range(1, len(epochs) + 1)):
+        raise ValueError(
+            f"The recording holds the epochs {_listed(epochs)}. Expected all "
+            "from the first to the last: when an example was learned is not "
+            "known otherwise."
+        )
     found = recording.of(examples)
     return _dynamics(found.margin, found.error)
 
