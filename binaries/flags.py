@@ -54,8 +54,9 @@ def define_data_flags() -> None:
         "digits",
         "digits (comes with scikit-learn), a TFDS image-classification set by "
         "name (mnist, cifar10, svhn_cropped, ...), or an .npz file with "
-        "x_train, y_train, x_test, y_test: images [N, height, width(, "
-        "channels)], uint8 or floats in [-1, 1]; labels [N], integers from 0.",
+        "x_train, y_train and, if any, x_test, y_test: images "
+        "[N, height, width(, channels)], uint8 or floats in [-1, 1]; labels "
+        "[N], integers from 0.",
     )
     flags.DEFINE_string(
         "data_dir", None, "TFDS folder; the default is TFDS's own."

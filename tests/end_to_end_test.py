@@ -8,12 +8,14 @@ import re
 import shutil
 import time
 
+import numpy as np
 import pytest
 
 from tests import programs
 from tests.conftest import ROOT
 from tfmemloc import sweeps
 from tfmemloc.results import Localization
+from tfmemloc.runs import Run
 
 QUICK = ("binaries.localize", "--quick", "--width=0.125", "--recalibrate")
 
@@ -217,6 +219,33 @@ def test_errors_are_one_line_without_a_traceback(tmp_path, arguments, words):
     assert done.returncode != 0
     assert words in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_an_npz_file_keeps_its_labels(tmp_path, small_digits):
+    part = small_digits.train
+    path = tmp_path / "mine.npz"
+    np.savez(path, x_train=part.image, y_train=part.true_label)
+    run = f"--run_dir={tmp_path / 'run'}"
+    # Fewer examples than --quick would take, and none to test on.
+    _run(
+        "binaries.train",
+        "--quick",
+        "--epochs=1",
+        "--width=0.125",
+        f"--dataset={path}",
+        run,
+    )
+    found = Run.open(tmp_path / "run")
+    assert (found.data.noise_rate, found.data.train_examples) == (0.0, 80)
+    done = _run("binaries.score_examples", "--nogradient_scores", run)
+    assert "80 training labels are suspected" in done.stdout
+    assert "known" not in done.stdout
+    table = (tmp_path / "run" / "suspects.csv").read_text()
+    head = table.splitlines()[0].split(",")
+    assert not {"true_label", "subset"} & set(head)
+    assert "unknown" not in done.stderr
+    done = _run("binaries.score_examples", "--prior=even", run, check=False)
+    assert "--prior=even" in done.stderr
 
 
 def test_fresh_deletes_nothing_but_runs(tmp_path):

@@ -16,7 +16,16 @@ RESULTS = ROOT / "docs" / "results"
 
 def test_the_examples_run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    tying, by_hand = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    own_labels, tying, by_hand = re.findall(
+        r"```python\n(.*?)```", README, re.DOTALL
+    )
+    names = {}
+    exec(own_labels, names)
+    found = {row["example_id"] for row in names["scores"].suspects()}
+    wrong = set(range(0, 1797, 50))
+    assert len(found & wrong) > 0.8 * len(wrong)
+    assert len(found) < 4 * len(wrong)
+    assert (tmp_path / "suspects" / "suspects.html").exists()
     names = {}
     exec(tying, names)
     x, key = names["x_train"], names["name"]

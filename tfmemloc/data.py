@@ -238,8 +238,8 @@ def _with_subsets(examples: Examples, config: DataConfig) -> Examples:
 def from_arrays(
     x_train: np.ndarray,
     y_train: np.ndarray,
-    x_test: np.ndarray,
-    y_test: np.ndarray,
+    x_test: np.ndarray | None = None,
+    y_test: np.ndarray | None = None,
     *,
     name: str = "examples",
     classes: int | None = None,
@@ -252,7 +252,7 @@ def from_arrays(
         x_train: [N, height, width] or [N, height, width, channels]; uint8, or
             floats in [-1, 1].
         y_train: [N] or [N, 1] integers from 0.
-        x_test: as `x_train`.
+        x_test: as `x_train`; None where there are no test examples.
         y_test: as `y_train`.
         name: of the data set, for messages.
         classes: the number of classes; None takes the largest label plus one.
@@ -264,7 +264,10 @@ def from_arrays(
         ValueError: shapes or dtypes are not these; says of which array.
     """
     _check_split(x_train, y_train, "train", name)
-    _check_split(x_test, y_test, "test", name)
+    if x_test is None and y_test is None:
+        x_test, y_test = x_train[:0], y_train[:0]
+    else:
+        _check_split(x_test, y_test, "test", name)
     if np.shape(x_train)[1:] != np.shape(x_test)[1:]:
         raise ValueError(
             f"{name}: expected training and test images of one size. "
@@ -272,7 +275,7 @@ def from_arrays(
         )
     image = np.concatenate([_with_channels(x) for x in (x_train, x_test)])
     label = np.concatenate(
-        [np.asarray(y).reshape(len(y), -1)[:, 0] for y in (y_train, y_test)]
+        [np.asarray(y).reshape(-1) for y in (y_train, y_test)]
     )
     subset = np.repeat(["clean", "test"], [len(x_train), len(x_test)])
     example_id = np.arange(len(image))
@@ -476,11 +479,14 @@ def _load_digits() -> Examples:
 def _load_npz(path: pathlib.Path) -> Examples:
     arrays = storage.read_arrays(path)
     names = ("x_train", "y_train", "x_test", "y_test")
+    if not {"x_test", "y_test"} & set(arrays):
+        names = names[:2]
     missing = [name for name in names if name not in arrays]
     if missing:
         raise ValueError(
-            f"{path} lacks {', '.join(missing)}. Expected the arrays "
-            f"{', '.join(names)}. Received: {', '.join(arrays)}."
+            f"{path} lacks {', '.join(missing)}. Expected the arrays x_train, "
+            "y_train and, where there are test examples, x_test, y_test. "
+            f"Received: {', '.join(arrays)}."
         )
     return from_arrays(*(arrays[name] for name in names), name=path.name)
 

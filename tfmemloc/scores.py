@@ -199,7 +199,7 @@ def _recorded_scores(run: Run, examples: Examples) -> dict[str, np.ndarray]:
             "was killed, let the same command finish it; or move the folder "
             "away to score the run without it."
         )
-    return scores_of_recording(Recording.open(folder), examples)
+    return scores_of_recording(Recording.open(folder), examples.train)
 
 
 def _listed(epochs: Sequence[int]) -> str:
