@@ -109,7 +109,9 @@ class Cell:
     @property
     def plain(self) -> ModelConfig:
         """The same network without tied layers."""
-        return dataclasses.replace(self.model, dropout="none")
+        return dataclasses.replace(
+            self.model, dropout="none", p_gen=None, p_mem=None
+        )
 
     @contextlib.contextmanager
     def timed(self, name: str) -> Iterator[None]:
@@ -264,10 +266,20 @@ def _table(rows: list[dict]) -> list[dict]:
             table.append(
                 {"noise": kind, "score": name}
                 | {
-                    key: float(np.mean([row[key] for row in mine]))
-                    for key in (*scores.MEASURES, "suggestion_right")
+                    measure: float(np.mean([row[measure] for row in mine]))
+                    for measure in scores.MEASURES
                 }
-                | {"cost": f"{np.median([row['cost'] for row in mine]):.2f}"}
+                | {
+                    # Of the ranking that makes suggestions, and of no other.
+                    key: f"{np.mean([row[key] for row in mine]):.1%}"
+                    if name == "combined"
+                    else ""
+                    for key in ("suggestion_right", "calibration_error")
+                }
+                | {
+                    "cost": f"{np.median([row['cost'] for row in mine]):.2f}",
+                    "seeds": str(len(mine)),
+                }
             )
     return table
 

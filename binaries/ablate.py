@@ -50,7 +50,7 @@ flags.flags.DEFINE_enum(
 flags.flags.DEFINE_integer(
     "population",
     512,
-    "How many training examples that gradient is a mean over.",
+    "Number of training examples in the population term (--population_term).",
 )
 flags.flags.DEFINE_integer(
     "copies", 0, "Perturbed copies to average the logits over; authors: 5."

@@ -25,7 +25,9 @@ flags.flags.DEFINE_bool(
     True,
     "BatchNorm of the aggregate gradients: as in training; else frozen.",
 )
-flags.flags.DEFINE_float("weight_decay", 0.0, "Adds weight_decay * w to each.")
+flags.flags.DEFINE_float(
+    "weight_decay", 0.0, "Adds weight_decay * w to each gradient."
+)
 flags.flags.DEFINE_integer(
     "memory_budget_mib", 1024, "MiB for a chunk of examples."
 )

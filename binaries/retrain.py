@@ -29,8 +29,8 @@ flags.flags.DEFINE_integer("reset_to", 0, "Saved epoch to set a group back to.")
 flags.flags.DEFINE_integer(
     "epochs",
     20,
-    "At most so many for each group; stops earlier at 100 % on that subset for "
-    "3 epochs.",
+    "At most so many for each group; stops earlier after 3 epochs at 100 % on "
+    "the --train_on subset.",
 )
 flags.flags.DEFINE_float(
     "learning_rate", 0.01, "Peak of the triangle schedule."

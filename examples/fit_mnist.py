@@ -2,6 +2,8 @@
 
   python examples/fit_mnist.py [number of training examples]
 
+downloads MNIST by TFDS, if that has not prepared it yet.
+
 An ordinary Keras script. `fit_mnist_forgetting.py` is the same script with the
 six changed lines that make the network forget the wrong labels.
 """

@@ -2,6 +2,8 @@
 
   python examples/fit_mnist_forgetting.py [number of training examples]
 
+downloads MNIST by TFDS, if that has not prepared it yet.
+
 Six lines are new or changed; each ends in a comment that says so.
 """
 

@@ -234,3 +234,14 @@ def test_bad_files_are_refused(tmp_path, digits):
         data.split_by_score(digits, {}, 0.5)
     with pytest.raises(ValueError, match="no subset 'typical'"):
         digits.of_subset("typical")
+
+
+def test_arrays_without_test_examples_and_labels_that_are_names():
+    images = np.zeros((4, 8, 8), np.uint8)
+    found = data.from_arrays(images, np.array([[0], [2], [1], [0]]))
+    assert len(found.test) == 0
+    assert found.train.label.tolist() == [0, 2, 1, 0]
+    with pytest.raises(ValueError, match="makes integers of names"):
+        data.from_arrays(images, np.array(["a", "b", "a", "c"]))
+    with pytest.raises(ValueError, match="x_test expected images"):
+        data.from_arrays(images, np.zeros(4, int), None, np.zeros(1, int))

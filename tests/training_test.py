@@ -355,6 +355,14 @@ def test_evaluate_every_changes_nothing_but_what_is_measured(
     _assert_same_weights(run, finished)
 
 
+def test_one_class_is_nothing_to_learn(tmp_path, small_digits):
+    images = small_digits.train.image
+    examples = data.from_arrays(images, np.zeros(len(images), int))
+    with pytest.raises(ValueError, match="has 1 class. Expected two or more"):
+        _train(tmp_path / "run", examples=examples)
+    assert not (tmp_path / "run").exists()
+
+
 def test_tensorboard_logs(tmp_path):
     _train(tmp_path / "run", tensorboard=True)
     assert list((tmp_path / "run" / "tensorboard").glob("events*"))

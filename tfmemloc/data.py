@@ -624,7 +624,8 @@ def _check_split(x: np.ndarray, y: np.ndarray, split: str, name: str) -> None:
     if y.shape not in ((len(x),), (len(x), 1)) or y.dtype.kind not in "iu":
         raise ValueError(
             f"{name}: y_{split} expected {len(x)} integers, one for each "
-            f"image. Received: shape {y.shape}, dtype {y.dtype}."
+            f"image. Received: shape {y.shape}, dtype {y.dtype}. "
+            "np.unique(y, return_inverse=True)[1] makes integers of names."
         )
 
 

@@ -139,6 +139,11 @@ def train(
     if examples is None:
         data = data or DataConfig()
         examples = load(data, download=download)
+    if examples.classes < 2:
+        raise ValueError(
+            f"{examples.name} has {examples.classes} class. Expected two or "
+            "more: with one, there is nothing to learn."
+        )
     with storage.lock_directory(directory):
         strategy = strategy or tf.distribute.get_strategy()
         with strategy.scope():
