@@ -325,37 +325,28 @@ def scores_of_logits(
 
 
 def _judged(judges, label, prior, held_out):
-    """The judges' mean, adjusted to the prior: log-probabilities [N, classes].
+    """The judges' mean, adjusted to the prior: log-probabilities.
 
-    Also that of the held-out examples, or None. Both judges and their mean are
-    adjusted, each held-out one as the training examples of its judge.
+    [N, classes] of the training examples, [M, classes] of the held-out ones.
     """
-    mean = np.zeros(judges.shape[1:])
-    mean_held_out = (
-        None if held_out is None else np.zeros(held_out[0].shape[1:])
-    )
-    for place, log_p in enumerate(judges):
-        shift = _log_shift(log_p, label, prior)
-        mean += np.exp(evaluation.log_softmax(log_p - shift))
-        if held_out is not None:
-            mean_held_out += np.exp(
-                evaluation.log_softmax(held_out[0][place] - shift)
-            )
-    log_p = np.log(np.maximum(mean / len(judges), _TINY))
-    shift = _log_shift(log_p, label, prior)
     if held_out is not None:
-        mean_held_out = evaluation.log_softmax(
-            np.log(np.maximum(mean_held_out / len(judges), _TINY)) - shift
-        )
-    return evaluation.log_softmax(log_p - shift), mean_held_out
+        judges = np.concatenate([judges, held_out[0]], axis=1)
+    total = sum(np.exp(_adjusted(log_p, label, prior)) for log_p in judges)
+    mean = np.log(np.maximum(total / len(judges), _TINY))
+    judged = _adjusted(mean, label, prior)
+    return judged[: len(label)], judged[len(label) :]
 
 
-def _log_shift(log_p, label, prior) -> np.ndarray:
-    """What adjusts log-probabilities to the prior: [classes]."""
-    share = np.exp(log_p).mean(axis=0)
+def _adjusted(log_p, label, prior) -> np.ndarray:
+    """Log-probabilities whose class shares are those of the prior.
+
+    The shares are means over the training examples, which come first.
+    """
+    share = np.exp(log_p[: len(label)]).mean(axis=0)
     wanted = _shares(label, log_p.shape[1], prior)
     tiny = 1e-6
-    return np.log(np.maximum(share, tiny)) - np.log(np.maximum(wanted, tiny))
+    shift = np.log(np.maximum(share, tiny)) - np.log(np.maximum(wanted, tiny))
+    return evaluation.log_softmax(log_p - shift)
 
 
 def _shares(label, classes: int, prior: str | np.ndarray) -> np.ndarray:
