@@ -76,6 +76,15 @@ def test_the_tied_gap_finds_what_the_project_wants():
     table = {(row["noise"], row["score"]): row for row in found["table"]}
     assert table["uniform", "tied_gap"]["auroc"] >= 0.995
     assert table["confusable", "tied_gap"]["auroc"] >= 0.98
+    for row in found["rows"]:
+        if row["noise"] in ("uniform", "confusable"):
+            assert row["suggestion_right"] >= 0.9
+
+
+@pytest.mark.parametrize("name", ["digits", "mnist"])
+def test_the_ranking_is_ahead_of_confident_learning(name):
+    found = json.loads((RESULTS / f"{name}_label_errors.json").read_text())
+    table = {(row["noise"], row["score"]): row for row in found["table"]}
     for noise in ("uniform", "confusable", "one_class"):
         combined = table[noise, "combined"]["average_precision"]
         assert combined >= table[noise, "cleanlab"]["average_precision"]
