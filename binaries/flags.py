@@ -12,6 +12,8 @@ from collections.abc import Callable
 
 # Before TensorFlow is loaded: keep its start-up messages to itself.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+# TensorFlow leaves it off on CPUs without AVX-512, where it is faster, too.
+os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
 
 import tensorflow as tf  # noqa: E402
 

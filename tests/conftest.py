@@ -4,6 +4,9 @@ import os
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ.setdefault("MPLBACKEND", "Agg")
+# TensorFlow leaves oneDNN off on CPUs without AVX-512, and its other kernels
+# have no gradient of grouped convolutions.
+os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
 
 import pathlib
 
