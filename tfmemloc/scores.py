@@ -48,6 +48,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import keras
 import numpy as np
 from tqdm import auto as tqdm
 
@@ -116,10 +117,9 @@ def score_examples(
         >>> scores.suspects()[0]
     """
     run.check(examples)
-    check_scorable(run)
+    model = check_scorable(run)
     train, test = examples.train, examples.test
     _check_classes(train)
-    model = run.model()
     found = _recorded_scores(run, examples)
     tied = surgery.with_inference(model, "tied")
     dropped = evaluation.make_predictor(surgery.with_inference(model, "drop"))
@@ -155,13 +155,14 @@ def score_examples(
     )
 
 
-def check_scorable(run: Run) -> None:
-    """Refuses a run that `score_examples` cannot score.
+def check_scorable(run: Run) -> keras.Model:
+    """The network of a run, refused if `score_examples` cannot score it.
 
     Raises:
         ValueError: its network has no tied layers, or no epoch was saved.
     """
-    if not surgery.tied_layers(run.model()):
+    model = run.model()
+    if not surgery.tied_layers(model):
         raise ValueError(
             f"The run in {run.directory} is of a network without tied layers, "
             "which cannot say what it knows with its memory off. Expected one "
@@ -173,6 +174,7 @@ def check_scorable(run: Run) -> None:
             f"The run in {run.directory} has no saved epoch after the "
             "initialization. Expected one that was trained."
         )
+    return model
 
 
 def _judging_epochs(saved: Sequence[int]) -> list[int]:
