@@ -5,10 +5,11 @@
 
 needs `pip install -e '.[benchmarks]'` and takes about an hour on 2 CPU cores;
 killed, the same command goes on. For each kind of noise and seed the tied
-network is trained and its scores are taken; beside them stand confident
-learning (cleanlab, 5-fold predictions of the same network without tied layers)
-and the loss of that network trained on all examples. `cost` is the time that a
-score takes beside the training of the tied network, as a multiple of it.
+network is trained and its scores are taken; `combined_of_3` is the ranking by
+it and two more, of other seeds. Beside them stand confident learning (cleanlab,
+5-fold predictions of the same network without tied layers) and the loss of that
+network trained on all examples. `cost` is the time that a score takes beside
+the training of the tied network, as a multiple of it.
 
 The trainings are kept in --run_dir, so that other scores of the same trainings
 take minutes: delete the file of --json and give the same command. Scores were
@@ -46,6 +47,7 @@ from tfmemloc.training import train
 KINDS = ("uniform", "confusable", "one_class")
 _FOLDS = 5
 _SUBSETS = 8
+_NETWORKS = 3
 
 
 def noisy_labels(examples: data.Examples, kind: str, seed: int) -> np.ndarray:
@@ -128,18 +130,21 @@ class Cell:
         model: ModelConfig,
         config: DataConfig | None = None,
         save_every: int | None = None,
+        seed: int | None = None,
     ) -> Run:
         """A run in the cell's folder; the last weights alone are kept."""
         epochs = self.training.epochs
+        seed = self.seed if seed is None else seed
         return train(
             self.folder / name,
             data=config or DataConfig(),
             examples=examples,
-            model=model,
+            model=dataclasses.replace(model, seed=seed),
             training=dataclasses.replace(
                 self.training,
                 save_every=save_every or epochs,
                 evaluate_every=epochs,
+                seed=seed,
             ),
             progress=False,
         )
@@ -152,7 +157,16 @@ class Cell:
 
     def rows(self) -> list[dict]:
         """A row for each score."""
-        run = self.train("tied", self.examples, self.model, save_every=1)
+        run, *others = [
+            self.train(
+                f"tied{k}" if k else "tied",
+                self.examples,
+                self.model,
+                save_every=1,
+                seed=self.seed + 100 * k,
+            )
+            for k in range(_NETWORKS)
+        ]
         self.note("training", [run])
         more = {"plain_loss": self.plain_loss(), "cleanlab": self.cleanlab()}
         if flags.FLAGS.all_scores:
@@ -165,7 +179,19 @@ class Cell:
             found = scores.score_examples(
                 run, self.examples, more=more, progress=False
             )
-        return self.described(found)
+        return self.described(found) + self.together([run, *others])
+
+    def together(self, runs: Sequence[Run]) -> list[dict]:
+        """The row of the ranking by several networks."""
+        name = f"combined_of_{len(runs)}"
+        with self.timed("judging"):
+            found = scores.score_examples(
+                runs, self.examples, gradient_scores=False, progress=False
+            )
+        self.note(name, runs[1:])
+        self.seconds[name] += self.seconds["judging"]
+        found = dataclasses.replace(found, names=(name, *found.names[1:]))
+        return self.described(found)[:1]
 
     def plain_loss(self) -> np.ndarray:
         """The loss of the network without tied layers."""
@@ -273,7 +299,7 @@ def _table(rows: list[dict]) -> list[dict]:
                 | {
                     # Of the ranking that makes suggestions, and of no other.
                     key: f"{np.mean([row[key] for row in mine]):.1%}"
-                    if name == "combined"
+                    if name.startswith("combined")
                     else ""
                     for key in ("suggestion_right", "calibration_error")
                 }

@@ -13,10 +13,21 @@ A suspect is an example for which another label is more probable when the
 network's memorization units are off. All scores are oriented so that more is
 more suspicious; the table is sorted by "combined". The run must be of a
 network with example-tied dropout (binaries.train's default).
+
+Several networks rank better than one. Trained on the same data with other
+seeds, they judge together:
+
+  python -m binaries.sweep --grid=seed=0..2 --base="--dataset=mine.npz" \\
+    --run_dir=runs/mine
+  python -m binaries.score_examples --run_dir='runs/mine/*'
+
+(where labels are made wrong, with --noise_seed=0 in --base: by default --seed
+decides that, too.)
 """
 
 import dataclasses
 import glob
+import os
 import pathlib
 
 import numpy as np
@@ -28,8 +39,18 @@ from tfmemloc.probes.critical_units import find_critical_units
 from tfmemloc.runs import Run
 
 FLAGS = flags.FLAGS
-flags.flags.DEFINE_string("run_dir", None, flags.RUN_HELP, required=True)
-flags.flags.DEFINE_string("out_dir", None, "Default: the run's folder.")
+flags.flags.DEFINE_string(
+    "run_dir",
+    None,
+    flags.RUN_HELP + " Or a pattern, such as 'runs/mine/*', that matches "
+    "several runs of the same data, which judge together.",
+    required=True,
+)
+flags.flags.DEFINE_string(
+    "out_dir",
+    None,
+    "Default: the run's folder; that in which the runs lie, if several.",
+)
 flags.flags.DEFINE_bool(
     "gradient_scores",
     True,
@@ -74,10 +95,12 @@ flags.flags.DEFINE_bool("download", False, "Let TFDS fetch missing data.")
 
 def main() -> None:
     """Scores, writes, prints."""
-    run = Run.open(FLAGS.run_dir)
-    directory = pathlib.Path(FLAGS.out_dir or FLAGS.run_dir)
+    runs = _runs()
+    directory = pathlib.Path(FLAGS.out_dir or _folder(runs))
     # Before trainings and searches that may take hours.
-    scores.check_scorable(run)
+    for run in runs:
+        scores.check_scorable(run)
+    run = runs[0]
     if FLAGS.second_split and run.model_config is None:
         raise ValueError(
             "--second_split trains the network of the run anew. Expected a run "
@@ -86,7 +109,7 @@ def main() -> None:
         )
     examples = run.examples(download=FLAGS.download)
     found = label_errors.find_label_errors(
-        run,
+        runs,
         examples,
         directory,
         shown=FLAGS.shown,
@@ -97,6 +120,30 @@ def main() -> None:
     output.print_section(label_errors.suspects_section(found))
     print(f"table: {directory / label_errors.TABLE}")
     print(f"page: {directory / label_errors.PAGE}")
+
+
+def _runs() -> list[Run]:
+    """The runs of --run_dir, one or several."""
+    if pathlib.Path(FLAGS.run_dir).exists():
+        return [Run.open(FLAGS.run_dir)]
+    # Where nothing matches, it is the name of a run that is not there.
+    return _matched(FLAGS.run_dir) or [Run.open(FLAGS.run_dir)]
+
+
+def _folder(runs: list[Run]) -> pathlib.Path:
+    """Where results go by default."""
+    if len(runs) == 1:
+        return runs[0].directory
+    return pathlib.Path(os.path.commonpath([run.directory for run in runs]))
+
+
+def _matched(pattern: str) -> list[Run]:
+    """The runs in the folders that a pattern matches."""
+    return [
+        Run.open(path)
+        for path in sorted(glob.glob(pattern))
+        if (pathlib.Path(path) / "config.json").exists()
+    ]
 
 
 def _more(
@@ -130,26 +177,20 @@ def _more(
 
 def _estimated(directory: pathlib.Path, examples: Examples) -> np.ndarray:
     """Memorization from the runs of --subset_runs; 0 where it is unknown."""
-    folders = [
-        pathlib.Path(path)
-        for path in sorted(glob.glob(FLAGS.subset_runs))
-        if (pathlib.Path(path) / "config.json").exists()
-    ]
-    if not folders:
+    runs = _matched(FLAGS.subset_runs)
+    if not runs:
         raise ValueError(
             "--subset_runs matches no folder with a run. Received: "
             f"{FLAGS.subset_runs!r}."
         )
-    found = memorization.estimate_memorization(
-        [Run.open(folder) for folder in folders], examples
-    )
+    found = memorization.estimate_memorization(runs, examples)
     directory.mkdir(parents=True, exist_ok=True)
     found.save(directory / "memorization")
     unknown = int(np.isnan(found.memorization).sum())
     if unknown:
         print(
             f"memorization: {unknown} examples were in all of the "
-            f"{len(folders)} subsets, or in none; they count as 0."
+            f"{len(runs)} subsets, or in none; they count as 0."
         )
     return np.nan_to_num(found.memorization, nan=0.0)
 

@@ -13,7 +13,8 @@ import pytest
 
 from tests import programs
 from tests.conftest import ROOT
-from tfmemloc import sweeps
+from tfmemloc import data, models, sweeps
+from tfmemloc.configs import DataConfig, ModelConfig
 from tfmemloc.results import Localization
 from tfmemloc.runs import Run
 
@@ -246,6 +247,30 @@ def test_an_npz_file_keeps_its_labels(tmp_path, small_digits):
     assert "unknown" not in done.stderr
     done = _run("binaries.score_examples", "--prior=even", run, check=False)
     assert "--prior=even" in done.stderr
+
+    # Two networks judge together.
+    shutil.copytree(tmp_path / "run", tmp_path / "run1")
+    pattern = f"--run_dir={tmp_path / 'run*'}"
+    done = _run("binaries.score_examples", "--nogradient_scores", pattern)
+    assert f"page: {tmp_path / 'suspects.html'}" in done.stdout
+    nothing = f"--run_dir={tmp_path / 'nothing*'}"
+    done = _run("binaries.score_examples", nothing, check=False)
+    assert "nothing* holds no run" in done.stderr
+
+
+def test_what_cannot_be_scored_is_said_before_trainings(tmp_path):
+    examples = data.load(DataConfig(train_examples=40, test_examples=10))
+    model = models.build(ModelConfig(width=0.125), (8, 8, 1), 10)
+    mine = Run.create(tmp_path / "mine", model, examples=examples)
+    mine.record_epoch(model, 0)
+    run = f"--run_dir={mine.directory}"
+    done = _run("binaries.score_examples", "--second_split", run, check=False)
+    assert "has no saved epoch after the init" in done.stderr
+    mine.record_epoch(model, 1)
+    done = _run("binaries.score_examples", "--second_split", run, check=False)
+    assert "--second_split trains the network of the run anew" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (mine.directory / "second_split").exists()
 
 
 def test_fresh_deletes_nothing_but_runs(tmp_path):

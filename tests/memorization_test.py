@@ -1,5 +1,7 @@
 """Memorization estimates and second-split times: planted, and slowly."""
 
+import dataclasses
+
 import keras
 import numpy as np
 import pytest
@@ -85,6 +87,38 @@ def test_runs_that_do_not_belong_together(planted, tmp_path):
     other = examples.take(np.arange(1, len(examples)))
     with pytest.raises(ValueError, match="is not the data this run was made"):
         estimate_memorization(runs, other, progress=False)
+
+
+def test_runs_count_as_finished_where_they_were_allowed_to_stop(
+    tmp_path, small_digits
+):
+    runs = [
+        train(
+            tmp_path / str(seed),
+            data=DataConfig(subset_ratio=0.5, subset_seed=seed),
+            examples=data.random_subset(small_digits, 0.5, seed=seed),
+            model=ModelConfig(name="lenet", dropout="none"),
+            training=TrainConfig(
+                epochs=3, batch_size=40, stop_at=0.0, patience=1
+            ),
+            progress=False,
+        )
+        for seed in (0, 1)
+    ]
+    last = [max(run.epochs) for run in runs]
+    assert max(last) < 3
+    found = estimate_memorization(runs, small_digits, progress=False)
+    assert (found.inside_count + found.outside_count == 2).all()
+    # The same files, of trainings that were to go on.
+    for more in ({"stop_at": 1.0}, {"stop_at": None}):
+        killed = [
+            dataclasses.replace(
+                run, training=dataclasses.replace(run.training, **more)
+            )
+            for run in runs
+        ]
+        with pytest.raises(ValueError, match="is not finished"):
+            estimate_memorization(killed, small_digits, progress=False)
 
 
 def test_subsets_are_of_ids_and_of_the_asked_size(digits):

@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import shutil
 
 import keras
 import numpy as np
@@ -341,6 +342,50 @@ def test_a_recording_beside_anybodys_run_is_used(tmp_path, small_digits):
     epoch.rename(tmp_path / "elsewhere.npz")
     with pytest.raises(ValueError, match="holds the epochs 1, 2, the run"):
         score_examples(run, small_digits, progress=False)
+
+
+def test_several_runs_judge_together(tmp_path, small_digits):
+    part, test = small_digits.train, small_digits.test
+    runs = [
+        train(
+            tmp_path / str(seed),
+            data=DataConfig(),
+            examples=small_digits,
+            model=ModelConfig(width=0.125, p_gen=0.5, seed=seed),
+            training=TrainConfig(
+                epochs=4, batch_size=40, save_every=2, seed=seed
+            ),
+            progress=False,
+        )
+        for seed in (0, 1)
+    ]
+    found = score_examples(runs, small_digits, progress=False)
+    alone = [score_examples(run, small_digits, progress=False) for run in runs]
+    assert found.names == alone[0].names == alone[1].names
+    for name in found.names[1:]:
+        mean = np.mean([scores.of(name) for scores in alone], axis=0)
+        np.testing.assert_allclose(found.of(name), mean, err_msg=name)
+    # Only the last of the saved epochs 2 and 4 is in the second half.
+    networks = [run.model(inference="drop") for run in runs]
+    logits = [
+        np.stack([evaluation.predict_logits(m, split) for m in networks])
+        for split in (part, test)
+    ]
+    expected = scores_of_logits(
+        part, dropped=logits[0], held_out=(logits[1], test.label)
+    )
+    np.testing.assert_allclose(found.suspicion, expected.suspicion, atol=1e-6)
+    np.testing.assert_array_equal(found.suggested, expected.suggested)
+    np.testing.assert_allclose(found.of("combined"), expected.of("combined"))
+
+    shutil.rmtree(runs[1].directory / "recording")
+    with pytest.raises(ValueError, match=r"1 only one has the scores \['aum'"):
+        score_examples(runs, small_digits, progress=False)
+    with pytest.raises(ValueError, match="Received: none"):
+        score_examples([], small_digits)
+    other = dataclasses.replace(small_digits, label=small_digits.true_label)
+    with pytest.raises(ValueError, match=f"^{runs[0].directory}: .* not the"):
+        score_examples(runs, other)
 
 
 def test_rates_are_those_of_the_steps_that_were_taken(tmp_path, small_digits):

@@ -6,6 +6,7 @@ import csv
 import io
 import os
 import pathlib
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -29,7 +30,7 @@ _SHOWN = 100
 
 
 def find_label_errors(
-    source: Run | ExampleScores,
+    source: Run | Sequence[Run] | ExampleScores,
     examples: Examples,
     directory: str | os.PathLike,
     *,
@@ -39,7 +40,8 @@ def find_label_errors(
     """Ranks the training examples by how suspicious their labels are.
 
     Args:
-        source: a run with tied dropout, or scores that were made before.
+        source: a run with tied dropout, or several of the same data that
+            differ in their seed, or scores that were made before.
         examples: the data of the run, or of the scores.
         directory: where `example_scores.npz` and `.json`, `suspects.csv` (all
             training examples, the most suspicious first), `suspects.html`
@@ -47,7 +49,7 @@ def find_label_errors(
             labels that are known to be wrong) are written.
         shown: pictures of so many examples, suspects or not, the most
             suspicious first; None shows the first 100 suspects.
-        **options: of `score_examples`, where `source` is a run.
+        **options: of `score_examples`, where `source` is a run or several.
 
     Returns:
         The scores. A *suspect* is an example for which, without its memory
@@ -56,7 +58,7 @@ def find_label_errors(
 
     Raises:
         ValueError: the scores are of other examples; see `score_examples`.
-        TypeError: the source is neither a run nor scores, or there are options
+        TypeError: the source is neither runs nor scores, or there are options
             for scores that were made before.
 
     Example:
@@ -64,11 +66,11 @@ def find_label_errors(
         >>> scores = find_label_errors(run, run.examples(), "suspects")
         >>> len(scores.suspects())
     """
-    if isinstance(source, Run):
+    if _is_of_runs(source):
         source = score_examples(source, examples, **options)
     elif not isinstance(source, ExampleScores) or options:
         raise TypeError(
-            "Expected a run and options of `score_examples`, or scores and no "
+            "Expected runs and options of `score_examples`, or scores and no "
             f"options. Received: {type(source).__name__}, options "
             f"{sorted(options)}. `scores_of_logits` makes scores of anybody's "
             "predictions."
@@ -82,6 +84,13 @@ def find_label_errors(
     # Last: where the scores are, the page is.
     source.save(directory / "example_scores")
     return source
+
+
+def _is_of_runs(source: Any) -> bool:
+    return isinstance(source, Run) or (
+        isinstance(source, (list, tuple))
+        and all(isinstance(each, Run) for each in source)
+    )
 
 
 def _check_examples(scores: ExampleScores, examples: Examples) -> None:

@@ -192,8 +192,12 @@ class Run:
 
     def check(self, examples: Examples) -> None:
         """Refuses examples other than the run's; see `check_fingerprint`."""
-        if self.fingerprint is not None:
+        if self.fingerprint is None:
+            return
+        try:
             data.check_fingerprint(examples, self.fingerprint)
+        except ValueError as error:
+            raise ValueError(f"{self.directory}: {error}") from None
 
     def model(
         self, epoch: int | None = None, inference: str | None = None

@@ -45,6 +45,7 @@ not, right or wrong.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -79,7 +80,7 @@ _TINY = 1e-12
 
 
 def score_examples(
-    run: Run,
+    runs: Run | Sequence[Run],
     examples: Examples,
     *,
     gradient_scores: bool = True,
@@ -88,13 +89,15 @@ def score_examples(
     batch_size: int = 512,
     progress: bool = True,
 ) -> ExampleScores:
-    """Scores the training examples of a run with tied dropout.
+    """Scores the training examples of a run with tied dropout, or of several.
 
     Args:
-        run: of a network with tied layers. Where it has a recording of all
+        runs: of a network with tied layers. Where it has a recording of all
             epochs in its folder `recording` (`train` makes one, and so does
             `RecordExamples`), the scores of the course of the training are in.
-        examples: the data of the run.
+            Or several runs of the same data, which differ in their seed: their
+            judging epochs rank together, and other scores are means.
+        examples: the data of the runs.
         gradient_scores: also `grand` and `tracin`, which take a pass of
             per-example gradients for each saved epoch.
         prior: see `scores_of_logits`.
@@ -107,52 +110,98 @@ def score_examples(
         A row for each training example, in the order of `examples.train`.
 
     Raises:
-        ValueError: the data are not the run's, its network has no tied
-            layers, no epoch was saved, its recording is of other epochs, or
-            there is only one class.
+        ValueError: the data are not those of a run, its network has no tied
+            layers, no epoch was saved, its recording is of other epochs, the
+            runs have no score for each other, or there is only one class.
 
     Example:
         >>> run = Run.open("runs/demo/example_tied")
         >>> scores = score_examples(run, run.examples())
         >>> scores.suspects()[0]
     """
-    run.check(examples)
-    model = check_scorable(run)
-    train, test = examples.train, examples.test
+    runs = [runs] if isinstance(runs, Run) else list(runs)
+    if not runs:
+        raise ValueError("`runs` expected a run, or several. Received: none.")
+    train = examples.train
     _check_classes(train)
-    found = _recorded_scores(run, examples)
-    tied = surgery.with_inference(model, "tied")
-    dropped = evaluation.make_predictor(surgery.with_inference(model, "drop"))
-    off, held_out = [], []
-    with surgery.swapped_weights(model.weights, model.get_weights()):
-        if gradient_scores:
-            found |= _gradient_scores(run, model, tied, train, progress)
-        # The last one is the end of the training.
-        for epoch in tqdm.tqdm(
-            _judging_epochs(run.epochs),
-            desc="judging",
-            unit="epoch",
-            disable=not progress,
-        ):
-            run.load_weights(model, epoch)
-            off.append(
-                evaluation.predict_logits(dropped, train, batch_size=batch_size)
+    for run in runs:
+        run.check(examples)
+    networks = [check_scorable(run) for run in runs]
+    judges, held_out, values = [], [], []
+    for run, model in zip(runs, networks, strict=True):
+        found = _recorded_scores(run, examples)
+        with surgery.swapped_weights(model.weights, model.get_weights()):
+            if gradient_scores:
+                found |= _gradient_scores(run, model, train, progress)
+            on, off, other = _predictions(
+                run, model, examples, batch_size, progress
             )
-            if len(test):
-                held_out.append(
-                    evaluation.predict_logits(
-                        dropped, test, batch_size=batch_size
-                    )
-                )
-        on = evaluation.predict_logits(tied, train, batch_size=batch_size)
-    return scores_of_logits(
+        judges.append(off)
+        held_out.append(other)
+        values.append(_values(train.label, off, tied=on) | found)
+    _check_same_scores(runs, values)
+    means = {
+        name: np.mean([each[name] for each in values], axis=0)
+        for name in values[0]
+    }
+    return _ranked(
         train,
-        dropped=np.stack(off),
-        tied=on,
-        held_out=(np.stack(held_out), test.label) if len(test) else None,
-        prior=prior,
-        more=found | dict(more or {}),
+        np.concatenate(judges),
+        (np.concatenate(held_out), examples.test.label),
+        prior,
+        means,
+        more,
     )
+
+
+def _predictions(run, model, examples: Examples, batch_size, progress):
+    """Log-probabilities, the last epoch being the end of the training.
+
+    [N, classes] of the training examples as trained, [J, N, classes] dropped,
+    in the judging epochs, and [J, M, classes] likewise of the test examples.
+    """
+    dropped = evaluation.make_predictor(surgery.with_inference(model, "drop"))
+    tied = surgery.with_inference(model, "tied")
+    train, test = examples.train, examples.test
+    rows = []
+    for epoch in tqdm.tqdm(
+        _judging_epochs(run.epochs),
+        desc="judging",
+        unit="epoch",
+        disable=not progress,
+    ):
+        run.load_weights(model, epoch)
+        rows.append(
+            np.concatenate(
+                [
+                    evaluation.predict_logits(
+                        dropped, part, batch_size=batch_size
+                    )
+                    for part in (train, test)
+                    if len(part)
+                ]
+            )
+        )
+    on = evaluation.predict_logits(tied, train, batch_size=batch_size)
+    rows = np.stack(rows)
+    off = _log_p("dropped", rows[:, : len(train)], train, (3,))
+    others, _ = _checked_held_out(
+        (rows[:, len(train) :], test.label), train, off
+    )
+    return _log_p("tied", on, train, (2,)), off, others
+
+
+def _check_same_scores(runs: Sequence[Run], values) -> None:
+    """Refuses runs of which some have scores that others have not."""
+    for run, found in zip(runs, values, strict=True):
+        if found.keys() != values[0].keys():
+            only = sorted(found.keys() ^ values[0].keys())
+            raise ValueError(
+                f"Of {runs[0].directory} and {run.directory} only one has the "
+                f"scores {only}. Expected runs of the same settings, apart "
+                "from the seed, each with its recording and saved epochs, or "
+                "none."
+            )
 
 
 def check_scorable(run: Run) -> keras.Model:
@@ -211,13 +260,13 @@ def _listed(epochs: Sequence[int]) -> str:
     )
 
 
-def _gradient_scores(run, model, tied, train, progress):
+def _gradient_scores(run, model, train, progress):
     """`grand`, where an early epoch was saved, and `tracin`: [N] each."""
     rates = {line["epoch"]: _rate(line) for line in run.history}
     epochs = [epoch for epoch in run.epochs if epoch > 0]
     wanted = _early(max(epochs)) + 1
     early = min(epochs, key=lambda epoch: abs(epoch - wanted))
-    engine = gradients.GradientEngine(tied)
+    engine = gradients.GradientEngine(surgery.with_inference(model, "tied"))
     found = {"tracin": np.zeros(len(train))}
     for epoch in tqdm.tqdm(
         epochs, desc="gradients", unit="epoch", disable=not progress
@@ -285,29 +334,45 @@ def scores_of_logits(
     """
     _check_classes(examples)
     label = examples.label
-    own = np.arange(len(label)), label
     dropped = _log_p("dropped", dropped, examples, (2, 3))
-    last = dropped if dropped.ndim == 2 else dropped[-1]
-    judges = dropped if dropped.ndim == 3 else dropped[np.newaxis]
     if held_out is not None:
         held_out = _checked_held_out(held_out, examples, dropped)
-    judged, judged_held_out = _judged(judges, label, prior, held_out)
-    chance = np.exp(judges[:, own[0], own[1]])
-    values = {
-        "dropped_margin": -_margin(last, label),
-        "disagreement": 1 - chance.mean(axis=0),
-    }
+    judges = dropped.reshape(-1, *dropped.shape[-2:])
     if tied is not None:
-        on = _log_p("tied", tied, examples, (2,))[own]
-        values |= {"tied_gap": on - last[own], "loss": -on}
+        tied = _log_p("tied", tied, examples, (2,))
+    values = _values(label, judges, tied=tied)
     if by_epoch is not None:
         by_epoch = _log_p("by_epoch", by_epoch, examples, (3,))
         values |= _dynamics(
             np.stack([_margin(log_p, label) for log_p in by_epoch]),
             np.stack([_errors(log_p, label) for log_p in by_epoch]),
         )
+    return _ranked(examples, judges, held_out, prior, values, more)
+
+
+def _values(label, judges, *, tied=None) -> dict[str, np.ndarray]:
+    """The scores of the predictions of one training: [N] each."""
+    own, last = (np.arange(len(label)), label), judges[-1]
+    chance = np.exp(judges[:, own[0], own[1]])
+    values = {
+        "dropped_margin": -_margin(last, label),
+        "disagreement": 1 - chance.mean(axis=0),
+    }
+    if tied is not None:
+        values |= {"tied_gap": tied[own] - last[own], "loss": -tied[own]}
+    return values
+
+
+def _ranked(
+    examples: Examples, judges, held_out, prior, values, more
+) -> ExampleScores:
+    """The scores, and the ranking that the judges make."""
+    label = examples.label
+    own = np.arange(len(label)), label
+    values = dict(values)
     for name, value in (more or {}).items():
         values[name] = _checked_score(name, value, examples, values)
+    judged, judged_held_out = _judged(judges, label, prior, held_out)
     temperature = 1.0
     if held_out is not None and len(held_out[1]) >= _FEWEST_HELD_OUT:
         temperature = fit_temperature(judged_held_out, held_out[1])
@@ -574,8 +639,8 @@ def _checked_held_out(held_out, examples: Examples, dropped: np.ndarray):
             f"{label.dtype}, for instance {label[:5].tolist()}, and "
             f"{int((~np.isfinite(value)).sum())} predictions not finite."
         )
-    value = _normalized(value) if len(label) else value
-    return value.reshape(-1, *value.shape[-2:]), label
+    judges = math.prod(dropped.shape[:-2])
+    return _normalized(value).reshape(judges, *expected[-2:]), label
 
 
 def _checked_score(name: str, value, examples: Examples, taken) -> np.ndarray:
