@@ -16,6 +16,7 @@ from tfmemloc import batches, data, evaluation, models, storage, surgery
 from tfmemloc.configs import DataConfig, ModelConfig, TrainConfig
 from tfmemloc.gradients import GradientEngine, per_example_gradients
 from tfmemloc.label_errors import find_label_errors, suspects_sentence
+from tfmemloc.probes.critical_units import find_critical_units
 from tfmemloc.recording import RecordExamples, Recording
 from tfmemloc.results import ExampleScores
 from tfmemloc.runs import Run
@@ -289,6 +290,42 @@ def test_several_judges_are_better_than_one(digits, rng):
         for given in (judges[0], judges)
     )
     assert all_["average_precision"] > one["average_precision"] + 0.2
+
+
+def test_a_softmax_at_the_end_changes_no_score(tmp_path, small_digits):
+    """The same network, once with logits and once with probabilities."""
+    plain = models.build(ModelConfig(width=0.125, p_gen=0.5), (8, 8, 1), 10)
+    ends = {
+        "logits": plain,
+        "chance": keras.Model(
+            plain.inputs, keras.layers.Softmax()(plain.outputs[0])
+        ),
+    }
+    found = {}
+    for name, model in ends.items():
+        run = Run.create(tmp_path / name, model, examples=small_digits)
+        run.record_epoch(model, 1)
+        found[name] = score_examples(run, small_digits, progress=False)
+    assert "tracin" in found["logits"].names
+    for name in found["logits"].names[1:]:  # Rounding turns ranks round.
+        np.testing.assert_allclose(
+            found["chance"].of(name),
+            found["logits"].of(name),
+            rtol=1e-3,
+            atol=1e-4,
+            err_msg=name,
+        )
+    units = [
+        find_critical_units(
+            run,
+            small_digits,
+            ids=small_digits.train.example_id[:4],
+            inference="tied",
+            progress=False,
+        )
+        for run in (Run.open(tmp_path / name) for name in ends)
+    ]
+    np.testing.assert_array_equal(units[0].size, units[1].size)
 
 
 def test_which_shares_of_the_classes_are_the_true_ones(rng):

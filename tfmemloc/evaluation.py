@@ -36,6 +36,19 @@ def model_inputs(model: keras.Model, image, example_id):
     )
 
 
+def as_logits(model: keras.Model, outputs: tf.Tensor) -> tf.Tensor:
+    """The outputs of a model as logits.
+
+    Of a functional model that ends in a softmax: the logarithm of its
+    probabilities, which are logits of the same softmax.
+    """
+    if not graph.ends_in_softmax(model):
+        return outputs
+    # The logarithm of 0, and its gradient, would not be finite.
+    chance = tf.maximum(tf.cast(outputs, tf.float32), np.finfo(np.float32).tiny)
+    return tf.math.log(chance)
+
+
 def make_predictor(model: keras.Model) -> Predictor:
     """A function from images and ids to logits, traced once.
 
@@ -43,7 +56,8 @@ def make_predictor(model: keras.Model) -> Predictor:
     """
 
     def predict(image, example_id):
-        return model(model_inputs(model, image, example_id), training=False)
+        outputs = model(model_inputs(model, image, example_id), training=False)
+        return as_logits(model, outputs)
 
     signature = _input_signature(model)
     return tf.function(

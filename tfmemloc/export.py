@@ -367,7 +367,7 @@ def _served_dtype(tensor, raw_pixels: bool) -> str:
 
 def _endpoint(model, inputs):
     names = [tensor.name for tensor in inputs]
-    ends_in_softmax = _ends_in_softmax(model)
+    ends_in_softmax = graph.ends_in_softmax(model)
 
     def serve(*images):
         given = dict(zip(names, images, strict=True))
@@ -386,15 +386,6 @@ def _as_input(given, dtype):
     if given.dtype == tf.uint8:
         return scale_pixels(given)
     return tf.cast(given, dtype)
-
-
-def _ends_in_softmax(model: keras.Model) -> bool:
-    last = graph.nodes(model)[-1].operation
-    function = getattr(last, "activation", None)
-    return (
-        isinstance(last, keras.layers.Softmax)
-        or function is keras.activations.softmax
-    )
 
 
 def _named_outputs(outputs, are_probabilities: bool) -> dict[str, tf.Tensor]:

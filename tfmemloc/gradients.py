@@ -30,7 +30,7 @@ from tfmemloc import closed_forms, surgery
 from tfmemloc.batches import scale_pixels
 from tfmemloc.closed_forms import Full, Term, dense_gradients
 from tfmemloc.data import Examples
-from tfmemloc.evaluation import model_inputs
+from tfmemloc.evaluation import as_logits, model_inputs
 
 ENGINES = ("layerwise", "vectorized_map")
 MEMORY_BUDGET = 2**30
@@ -56,7 +56,8 @@ class GradientEngine:
         model: any Keras model; `layerwise` sees nested, shared and subclassed
             layers. Called with `training=False`, its tied layers in the
             behaviour that they have.
-        loss: (labels [B], logits) -> [B].
+        loss: (labels [B], outputs of the model) -> [B]; None is softmax
+            cross-entropy, of a model that makes logits or ends in a softmax.
         engine: `layerwise` or `vectorized_map`.
         weight_decay: adds weight_decay * w to every per-example gradient.
 
@@ -74,7 +75,7 @@ class GradientEngine:
         self,
         model: keras.Model,
         *,
-        loss: Loss = cross_entropy,
+        loss: Loss | None = None,
         engine: str = "layerwise",
         weight_decay: float = 0.0,
     ):
@@ -91,7 +92,7 @@ class GradientEngine:
         self.model = model
         self.variables = list(model.trainable_variables)
         self.fallbacks: tuple[str, ...] = ()
-        self._loss = loss
+        self._loss = loss or self._cross_entropy
         self._weight_decay = weight_decay
         self._make_terms = (
             self._layerwise if engine == "layerwise" else self._vectorized
@@ -213,6 +214,9 @@ class GradientEngine:
                 f"shape {losses.shape}. Use reduction=None in a Keras loss."
             )
         return losses, logits
+
+    def _cross_entropy(self, label, outputs):
+        return cross_entropy(label, as_logits(self.model, outputs))
 
     def _layerwise(self, image, example_id, label):
         """The term of each variable, the summed gradients [V], the logits."""

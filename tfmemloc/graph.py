@@ -201,6 +201,25 @@ def intercepted(
             attributes["activation"] = own
 
 
+def ends_in_softmax(model: keras.Model) -> bool:
+    """Whether its one output are probabilities; False if not known."""
+    found = nodes(model)
+    outputs = keras.tree.flatten(outputs_of(model)) if found else []
+    if len(outputs) != 1:
+        return False
+    last = next(
+        node.operation
+        for node in reversed(found)
+        if any(tensor is outputs[0] for tensor in node.output_tensors)
+    )
+    if isinstance(last, keras.Model):
+        return ends_in_softmax(last)
+    return (
+        isinstance(last, keras.layers.Softmax)
+        or getattr(last, "activation", None) is keras.activations.softmax
+    )
+
+
 def has_units(operation) -> bool:
     """Whether a layer has a kernel, or is a model with such layers."""
     if isinstance(operation, keras.Model):

@@ -536,11 +536,11 @@ class Searcher:
     def _logits(self, image, example_id, gate):
         """Logits in float32 under gates [B, U] or [1, U]."""
         with self.gates.applied(gate, self._fill):
-            logits = self._model(
+            outputs = self._model(
                 evaluation.model_inputs(self._model, image, example_id),
                 training=False,
             )
-        return tf.cast(logits, tf.float32)
+        return tf.cast(evaluation.as_logits(self._model, outputs), tf.float32)
 
     def _own_gradient_of(self, image, example_id, label, gate):
         """The predicted classes [B], and d l_i / d gate [B, U]."""
