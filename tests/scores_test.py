@@ -474,7 +474,7 @@ def test_files_and_page(scored, digits, tmp_path):
     first = scored.suspects()[0]
     label = f"labelled &lt;i&gt;class {first['label']}"
     assert f"id {first['example_id']}: {label}" in page and "<i>" not in page
-    assert f"tied_gap {first['tied_gap']:.3g}" in page
+    assert f"<dt>tied_gap</dt><dd>{first['tied_gap']:.3g}</dd>" in page
     with pytest.raises(ValueError, match="expected 10 class names, or none"):
         dataclasses.replace(digits, class_names=("one",))
 

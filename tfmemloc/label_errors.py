@@ -145,7 +145,7 @@ def _write_page(path, scores, examples: Examples, count: int | None) -> None:
     if suspects:
         shown = examples.of_ids([row["example_id"] for row in suspects])
         pictures = [
-            (_caption(row, scores, examples), plots.picture(image))
+            _picture(row, image, scores, examples)
             for row, image in zip(suspects, shown.image, strict=True)
         ]
     report.write_html(
@@ -160,16 +160,22 @@ def _write_page(path, scores, examples: Examples, count: int | None) -> None:
     )
 
 
-def _caption(
-    row: dict[str, Any], scores: ExampleScores, examples: Examples
-) -> str:
+def _picture(
+    row: dict[str, Any],
+    image: np.ndarray,
+    scores: ExampleScores,
+    examples: Examples,
+) -> report.Picture:
     label, suggested = (
         examples.class_name(row[name]) for name in ("label", "suggested")
     )
-    return (
-        f"id {row['example_id']}: labelled {label}, suggested {suggested} "
-        f"(suspicion {row['suspicion']:.0%}). "
-        + ", ".join(f"{name} {row[name]:.3g}" for name in scores.names)
+    return report.Picture(
+        plots.picture(image),
+        (
+            f"labelled {label}, suggested {suggested}",
+            f"id {row['example_id']}, suspicion {row['suspicion']:.0%}",
+        ),
+        {name: f"{row[name]:.3g}" for name in scores.names},
     )
 
 

@@ -33,6 +33,15 @@ Row = Mapping[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)
+class Picture:
+    """A small picture, what it is, and numbers that unfold on a click."""
+
+    png: bytes
+    lines: Sequence[str]
+    details: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
 class Section:
     """A part of the report: what was asked, what came out."""
 
@@ -43,7 +52,7 @@ class Section:
         default_factory=dict
     )  # File name -> caption, PNG.
     percent: bool = True  # Numbers of the table are fractions of 1.
-    pictures: Sequence[tuple[str, bytes]] = ()  # Caption, small PNG.
+    pictures: Sequence[Picture] = ()
     links: Mapping[str, str] = dataclasses.field(
         default_factory=dict
     )  # Words -> path from the page.
@@ -678,12 +687,7 @@ def _section_html(section: Section) -> str:
         )
         for caption, png in section.figures.values()
     )
-    pictures = "\n".join(
-        '<figure><img alt="" src="data:image/png;base64,'
-        f'{base64.b64encode(png).decode("ascii")}">'
-        f"<figcaption>{html.escape(caption)}</figcaption></figure>"
-        for caption, png in section.pictures
-    )
+    pictures = "\n".join(map(_picture_html, section.pictures))
     if pictures:
         figures += f'<div class="pictures">{pictures}</div>'
     links = "\n".join(
@@ -695,6 +699,23 @@ def _section_html(section: Section) -> str:
         f"<section>\n<h2>{html.escape(section.title)}</h2>\n"
         f"<p>{html.escape(section.text)}</p>\n{_table_html(section)}\n"
         f"{links}\n{figures}\n</section>"
+    )
+
+
+def _picture_html(picture: Picture) -> str:
+    lines = "<br>".join(map(html.escape, picture.lines))
+    details = "".join(
+        f"<dt>{html.escape(name)}</dt><dd>{html.escape(value)}</dd>"
+        for name, value in picture.details.items()
+    )
+    if details:
+        lines += (
+            f"<details><summary>scores</summary><dl>{details}</dl></details>"
+        )
+    return (
+        '<figure><img alt="" src="data:image/png;base64,'
+        f'{base64.b64encode(picture.png).decode("ascii")}">'
+        f"<figcaption>{lines}</figcaption></figure>"
     )
 
 
@@ -753,7 +774,11 @@ figcaption { font-size: .9rem; opacity: .8; }
 .pictures figure { margin: 0; }
 .pictures img { width: 100%; image-rendering: pixelated; }
 .pictures figcaption { font-size: .75rem; }
+.pictures dl { display: grid; grid-template-columns: auto auto; margin: 0; }
 dt { font-weight: 600; } dd { margin: 0 0 .5rem; }
+.pictures dt { font-weight: 400; }
+.pictures dd { margin: 0; text-align: right; }
+summary { cursor: pointer; }
 a { color: inherit; }
 @media print { body { max-width: none; } section { break-inside: avoid; } }
 """
