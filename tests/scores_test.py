@@ -472,8 +472,9 @@ def test_files_and_page(scored, digits, tmp_path):
     shown = min(100, len(scored.suspects()))
     assert page.count("data:image/png") == shown
     first = scored.suspects()[0]
-    label = f"labelled &lt;i&gt;class {first['label']}"
-    assert f"id {first['example_id']}: {label}" in page and "<i>" not in page
+    caption = f"labelled &lt;i&gt;class {first['label']}, suggested &lt;i&gt;"
+    assert caption in page and "<i>" not in page
+    assert f"id {first['example_id']}, suspicion" in page
     assert f"<dt>tied_gap</dt><dd>{first['tied_gap']:.3g}</dd>" in page
     with pytest.raises(ValueError, match="expected 10 class names, or none"):
         dataclasses.replace(digits, class_names=("one",))
