@@ -58,7 +58,7 @@ def define_data_flags() -> None:
         "name (mnist, cifar10, svhn_cropped, ...), or an .npz file with "
         "x_train, y_train and, if any, x_test, y_test: images "
         "[N, height, width(, channels)], uint8 or floats in [-1, 1]; labels "
-        "[N], integers from 0.",
+        "[N], integers from 0; class_names, if any, for reports.",
     )
     flags.DEFINE_string(
         "data_dir", None, "TFDS folder; the default is TFDS's own."

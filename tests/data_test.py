@@ -116,6 +116,23 @@ def test_npz_files_load_as_keras_ships_them(tmp_path):
     assert examples.image.shape == (6, 8, 8, 1)
     assert examples.example_id.tolist() == list(range(6))
     assert len(examples.of_subset("noisy")) == 1
+    assert examples.class_name(3) == "3"
+
+
+def test_an_npz_file_may_name_its_classes_but_hold_no_pickles(tmp_path):
+    path = tmp_path / "set.npz"
+    arrays = {
+        "x_train": np.zeros((3, 8, 8), np.uint8),
+        "y_train": np.array([0, 1, 0]),
+    }
+    names = ["cat", "dog", "bird"]  # No bird is among the examples.
+    np.savez(path, **arrays, class_names=names)
+    examples = data.load(DataConfig(dataset=str(path), noise_rate=0.0))
+    assert (examples.classes, examples.class_name(1)) == (3, "dog")
+    arrays["y_train"] = np.array([0, 1, 0], dtype=object)
+    np.savez(path, **arrays)
+    with pytest.raises(ValueError, match="holds an array of Python objects"):
+        data.load(DataConfig(dataset=str(path)))
 
 
 def test_tfds_sets_keep_their_order_and_ids(real_data):

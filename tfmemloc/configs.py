@@ -43,7 +43,7 @@ class DataConfig:
 
     Attributes:
         dataset: `digits`, a TFDS name, or the path of an `.npz` file with
-            `x_train, y_train, x_test, y_test`.
+            `x_train, y_train` and, if any, `x_test, y_test, class_names`.
         data_dir: the TFDS folder; None is TFDS's own default. Not part of a
             run's identity: the same data may lie elsewhere.
         train_examples: use only the first so many, in the data set's order.

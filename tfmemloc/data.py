@@ -477,7 +477,7 @@ def _load_digits() -> Examples:
 
 
 def _load_npz(path: pathlib.Path) -> Examples:
-    arrays = storage.read_arrays(path)
+    arrays = _read_npz(path)
     names = ("x_train", "y_train", "x_test", "y_test")
     if not {"x_test", "y_test"} & set(arrays):
         names = names[:2]
@@ -488,7 +488,26 @@ def _load_npz(path: pathlib.Path) -> Examples:
             "y_train and, where there are test examples, x_test, y_test. "
             f"Received: {', '.join(arrays)}."
         )
-    return from_arrays(*(arrays[name] for name in names), name=path.name)
+    class_names = [str(name) for name in arrays.get("class_names", ())]
+    return from_arrays(
+        *(arrays[name] for name in names),
+        name=path.name,
+        classes=len(class_names) or None,
+        class_names=class_names,
+    )
+
+
+def _read_npz(path: pathlib.Path) -> dict[str, np.ndarray]:
+    try:
+        return storage.read_arrays(path)
+    except storage.DamagedFileError as error:
+        if "allow_pickle" not in str(error.__cause__):
+            raise
+        raise ValueError(
+            f"{path} holds an array of Python objects, which is a pickle, and "
+            "to read one may run any code. Expected numbers and strings. Save "
+            "it anew, for instance with y_train=np.array(labels, dtype=int)."
+        ) from None
 
 
 def count_train(path: str) -> int:
