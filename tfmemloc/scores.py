@@ -126,16 +126,15 @@ def score_examples(
     _check_classes(train)
     for run in runs:
         run.check(examples)
-    networks = [check_scorable(run) for run in runs]
     judges, held_out, values = [], [], []
-    for run, model in zip(runs, networks, strict=True):
+    for run in runs:
+        model = check_scorable(run)
         found = _recorded_scores(run, examples)
-        with surgery.swapped_weights(model.weights, model.get_weights()):
-            if gradient_scores:
-                found |= _gradient_scores(run, model, train, progress)
-            on, off, other = _predictions(
-                run, model, examples, batch_size, progress
-            )
+        if gradient_scores:
+            found |= _gradient_scores(run, model, train, progress)
+        on, off, other = _predictions(
+            run, model, examples, batch_size, progress
+        )
         judges.append(off)
         held_out.append(other)
         values.append(_values(train.label, off, tied=on) | found)
