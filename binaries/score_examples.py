@@ -10,7 +10,8 @@ are known to be wrong). Expect an area under the ROC curve above 0.99 for 10 %
 wrong labels of the digits.
 
 A suspect is an example for which another label is more probable when the
-network's memorization units are off. All scores are oriented so that more is
+network's memorization units are off; its suspicion is the probability that the
+label is wrong, which is small where the network knows too little to tell. All scores are oriented so that more is
 more suspicious; the table is sorted by "combined". The run must be of a
 network with example-tied dropout (binaries.train's default).
 

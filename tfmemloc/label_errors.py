@@ -221,7 +221,9 @@ def suspects_sentence(scores: ExampleScores) -> str:
     text = (
         f"{len(suspects)} of {len(scores.label)} training labels are "
         "suspected: without the memory of the example, and corrected for the "
-        "shares of the classes, another label is more probable."
+        "shares of the classes, another label is more probable. Of "
+        f"{len(scores.suspects(at_least=0.5))} of them the label is wrong with "
+        "a probability of one half or more (suspicion)."
     )
     whole = [
         str(c)

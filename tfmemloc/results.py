@@ -593,7 +593,7 @@ class ExampleScores(Result):
     # the class shares.
     suggested: np.ndarray
     values: np.ndarray  # [N, K] more is more suspicious.
-    suspicion: np.ndarray  # [N] in [0, 1], that the label is wrong.
+    suspicion: np.ndarray  # [N] the probability that the label is wrong.
     pixels: str = ""  # Checksum of the images; empty where it was not kept.
 
     def of(self, name: str) -> np.ndarray:

@@ -36,9 +36,18 @@ network says in the *judging epochs*, the saved ones of the second half of the
 training: one epoch's word on one example is a noisy one, their mean is less so.
 A class with many wrong labels is learned badly by the generalization units,
 too: the dropped network gives it too little everywhere. Each epoch's mean share
-of a class is therefore divided out (logit adjustment; Menon et al., 2021), and
-a temperature, fitted to the test examples, makes the suspicion a calibrated
-one (Guo et al., 2017). The tied gap is not part of the ranking: where the
+of a class is therefore divided out (logit adjustment; Menon et al., 2021).
+
+That the network, asked without its memory, says something else is no proof
+that the label is wrong: where it knows little, it errs more often than the
+labels do. The suspicion weighs both. A temperature, fitted to the test
+examples, makes the network's word a calibrated one (Guo et al., 2017); how
+often each class is labelled as each other is estimated from what it says of
+all examples (Dawid and Skene, 1979); and Bayes' rule gives the probability that
+a label is wrong. It errs on the side of trusting labels, because what they
+teach the generalization units makes them look right.
+
+The tied gap is not part of the ranking: where the
 training ends before all labels are learned, it is small for those that were
 not, right or wrong.
 """
@@ -75,6 +84,8 @@ _BALANCED = 3.0
 PRIORS = ("auto", "equal", "labels")
 # A temperature is fitted to no fewer examples.
 _FEWEST_HELD_OUT = 50
+# When the rates of wrong labels stay, and how long they are waited for.
+_SAME_RATE, _MOST_ROUNDS = 1e-6, 1000
 # Keeps the logarithm of a probability of 0 finite.
 _TINY = 1e-12
 
@@ -321,7 +332,8 @@ def scores_of_logits(
         All scores that these predictions allow. The combined ranking is the
         mean of two ranks, by margin and by probability of the label, of the
         mean of the judging predictions after the adjustment to the prior. The
-        suspicion is 1 - that probability, calibrated.
+        suspicion is the probability that the label is wrong, given that mean
+        and the estimated rates at which classes are labelled as others.
 
     Raises:
         ValueError: a shape does not fit the examples, a number is NaN, a name
@@ -375,7 +387,7 @@ def _ranked(
     temperature = 1.0
     if held_out is not None and len(held_out[1]) >= _FEWEST_HELD_OUT:
         temperature = fit_temperature(judged_held_out, held_out[1])
-    calibrated = evaluation.log_softmax(judged / temperature)
+    chance = np.exp(evaluation.log_softmax(judged / temperature))
     combined = _ranks(-_margin(judged, label)) + _ranks(-judged[own])
     return ExampleScores(
         names=("combined", *values),
@@ -385,7 +397,7 @@ def _ranked(
         true_label=examples.true_label,
         suggested=judged.argmax(axis=1),
         values=np.stack([combined / 2, *values.values()], axis=1),
-        suspicion=1 - np.exp(calibrated[own]),
+        suspicion=1 - _true_classes(chance, label)[own],
         pixels=examples.fingerprint()["train"]["image"],
     )
 
@@ -430,6 +442,33 @@ def _shares(label, classes: int, prior: str | np.ndarray) -> np.ndarray:
             f"for each class. Received: {prior.tolist()}."
         )
     return prior / prior.sum()
+
+
+def _true_classes(chance: np.ndarray, label: np.ndarray) -> np.ndarray:
+    """p(true class | prediction, label): [N, classes].
+
+    Alternates between it and the rates at which each class is labelled as each
+    other, until they stay. One example of each class counts as labelled at
+    random, so that no rate is 0.
+
+    Args:
+        chance: [N, classes] p(true class | prediction), calibrated.
+        label: [N] given.
+
+    Reference: Dawid and Skene, Maximum Likelihood Estimation of Observer
+    Error-Rates Using the EM Algorithm, 1979.
+    """
+    classes = chance.shape[1]
+    given = np.eye(classes)[label]
+    rates = np.where(np.eye(classes, dtype=bool), 0.9, 0.1 / (classes - 1))
+    for _ in range(_MOST_ROUNDS):
+        true = np.maximum(chance, _TINY) * rates[:, label].T
+        true /= true.sum(axis=1, keepdims=True)
+        counts = true.T @ given + 1 / classes
+        before, rates = rates, counts / counts.sum(axis=1, keepdims=True)
+        if np.abs(rates - before).max() < _SAME_RATE:
+            break
+    return true
 
 
 def fit_temperature(logits: np.ndarray, label: np.ndarray) -> float:
