@@ -264,6 +264,8 @@ class Cell:
     def described(self, found: ExampleScores) -> list[dict]:
         """What the scores found, and what they cost."""
         right, _, _ = scores.suggestions_right(found)
+        likely = found.suspicion >= 0.5
+        wrong = found.label != found.true_label
         # What takes the forward passes of the end, and what rides on it.
         costs = dict.fromkeys(found.names, self.seconds["dropped_margin"])
         costs |= dict.fromkeys(("aum", "forgetting", "first_learned"), 0.0)
@@ -278,10 +280,16 @@ class Cell:
                 **row,
                 "suggestion_right": right,
                 "calibration_error": scores.calibration_error(found),
+                "over_half": int(likely.sum()),
+                "over_half_wrong": int((likely & wrong).sum()),
                 "cost": costs[row["score"]] / self.seconds["training"],
             }
             for row in scores.evaluate_scores(found)
         ]
+
+
+def _total(key: str, rows: list[dict]) -> int:
+    return sum(row[key] for row in rows)
 
 
 def _table(rows: list[dict]) -> list[dict]:
@@ -290,6 +298,7 @@ def _table(rows: list[dict]) -> list[dict]:
     for kind in dict.fromkeys(row["noise"] for row in rows):
         for name in dict.fromkeys(row["score"] for row in rows):
             mine = [r for r in rows if (r["noise"], r["score"]) == (kind, name)]
+            is_ranking = name.startswith("combined")
             table.append(
                 {"noise": kind, "score": name}
                 | {
@@ -299,11 +308,15 @@ def _table(rows: list[dict]) -> list[dict]:
                 | {
                     # Of the ranking that makes suggestions, and of no other.
                     key: f"{np.mean([row[key] for row in mine]):.1%}"
-                    if name.startswith("combined")
+                    if is_ranking
                     else ""
                     for key in ("suggestion_right", "calibration_error")
                 }
                 | {
+                    "over_half": f"{_total('over_half_wrong', mine)} of "
+                    f"{_total('over_half', mine)}"
+                    if is_ranking
+                    else "",
                     "cost": f"{np.median([row['cost'] for row in mine]):.2f}",
                     "seeds": str(len(mine)),
                 }

@@ -431,7 +431,7 @@ def test_several_runs_judge_together(tmp_path, small_digits):
             tmp_path / str(seed),
             data=DataConfig(),
             examples=small_digits,
-            model=ModelConfig(width=0.125, p_gen=0.5, seed=seed),
+            model=ModelConfig("lenet", p_gen=0.5, seed=seed),
             training=TrainConfig(
                 epochs=4, batch_size=40, save_every=2, seed=seed
             ),
@@ -460,7 +460,7 @@ def test_several_runs_judge_together(tmp_path, small_digits):
 
     shutil.rmtree(runs[1].directory / "recording")
     with pytest.raises(ValueError, match=r"1 only one has the scores \['aum'"):
-        score_examples(runs, small_digits, progress=False)
+        score_examples(runs, small_digits, **options)
     with pytest.raises(ValueError, match="Received: none"):
         score_examples([], small_digits)
     other = dataclasses.replace(small_digits, label=small_digits.true_label)
