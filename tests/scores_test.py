@@ -439,8 +439,9 @@ def test_several_runs_judge_together(tmp_path, small_digits):
         )
         for seed in (0, 1)
     ]
-    found = score_examples(runs, small_digits, progress=False)
-    alone = [score_examples(run, small_digits, progress=False) for run in runs]
+    options = {"gradient_scores": False, "progress": False}
+    found = score_examples(runs, small_digits, **options)
+    alone = [score_examples(run, small_digits, **options) for run in runs]
     assert found.names == alone[0].names == alone[1].names
     for name in found.names[1:]:
         mean = np.mean([scores.of(name) for scores in alone], axis=0)
