@@ -221,9 +221,9 @@ def suspects_sentence(scores: ExampleScores) -> str:
     text = (
         f"{len(suspects)} of {len(scores.label)} training labels are "
         "suspected: without the memory of the example, and corrected for the "
-        "shares of the classes, another label is more probable. Of "
-        f"{len(scores.suspects(at_least=0.5))} of them the label is wrong with "
-        "a probability of one half or more (suspicion)."
+        "shares of the classes, another label is more probable. "
+        f"{len(scores.suspects(at_least=0.5))} are more likely wrong than "
+        "right (a suspicion of one half or more)."
     )
     whole = [
         str(c)
