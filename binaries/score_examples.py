@@ -11,9 +11,10 @@ wrong labels of the digits.
 
 A suspect is an example for which another label is more probable when the
 network's memorization units are off; its suspicion is the probability that the
-label is wrong, which is small where the network knows too little to tell. All scores are oriented so that more is
-more suspicious; the table is sorted by "combined". The run must be of a
-network with example-tied dropout (binaries.train's default).
+label is wrong, which is small where the network knows too little to tell. All
+scores are oriented so that more is more suspicious; the table is sorted by
+"combined". The run must be of a network with example-tied dropout
+(binaries.train's default).
 
 Several networks rank better than one. Trained on the same data with other
 seeds, they judge together:
