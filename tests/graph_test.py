@@ -102,3 +102,23 @@ def test_subclassed_models_have_no_known_graph():
 
     assert not graph.is_functional(Own())
     assert not graph.is_functional(keras.Sequential([keras.layers.Dense(1)]))
+
+
+@pytest.mark.parametrize(
+    ("end", "expected"),
+    [
+        (lambda x: keras.layers.Dense(3, activation="softmax")(x), True),
+        (lambda x: keras.layers.Activation("softmax")(x), True),
+        (lambda x: keras.layers.Softmax()(x), True),
+        (lambda x: keras.ops.softmax(x), True),
+        (lambda x: keras.Sequential([keras.layers.Softmax()])(x), True),
+        (lambda x: keras.layers.Dense(3)(keras.ops.softmax(x)), False),
+        (lambda x: [keras.ops.softmax(x), x], False),
+    ],
+)
+def test_a_softmax_at_the_end_is_seen(end, expected):
+    inputs = keras.Input((4,))
+    model = keras.Model(inputs, end(keras.layers.Dense(3)(inputs)))
+    assert graph.ends_in_softmax(model) is expected
+    inner = keras.Sequential([keras.Input((4,)), model])
+    assert graph.ends_in_softmax(inner) is expected

@@ -214,8 +214,9 @@ def ends_in_softmax(model: keras.Model) -> bool:
     )
     if isinstance(last, keras.Model):
         return ends_in_softmax(last)
+    # The layer, or the operation of `keras.ops.softmax`.
     return (
-        isinstance(last, keras.layers.Softmax)
+        type(last).__name__ == "Softmax"
         or getattr(last, "activation", None) is keras.activations.softmax
     )
 
