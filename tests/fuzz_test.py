@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 
 import numpy as np
 import pytest
@@ -212,11 +213,24 @@ def test_npz_data_sets(tmp_path, arrays):
         assert len(examples.train) and len(examples.test)
 
 
+class _Trap:
+    """Unpickled, it makes a folder."""
+
+    def __init__(self, path):
+        self.path = str(path)
+
+    def __reduce__(self):
+        return os.mkdir, (self.path,)
+
+
 def test_a_pickle_is_never_run(tmp_path):
-    path = tmp_path / "data.npz"
-    np.savez(path, x_train=np.array([{"a": 1}], dtype=object))
-    with pytest.raises(storage.DamagedFileError, match="data.npz is damaged"):
+    path, folder = tmp_path / "data.npz", tmp_path / "sprung"
+    np.savez(path, x_train=np.array([_Trap(folder)], dtype=object))
+    with pytest.raises(ValueError, match=r"data\.npz holds an array of Python"):
         data.load(configs.DataConfig(dataset=str(path)))
+    with pytest.raises(storage.DamagedFileError, match="data.npz is damaged"):
+        storage.read_arrays(path)
+    assert not folder.exists()
 
 
 @pytest.mark.parametrize(
