@@ -243,9 +243,9 @@ def suspects_sentence(scores: ExampleScores) -> str:
     hits = sum(row["label"] != row["true_label"] for row in suspects)
     right, low, high = suggestions_right(scores)
     return (
-        f"{text} {hits} of them are among the {wrong} that are known to be "
-        f"wrong; for {right:.1%} [{low:.1%}, {high:.1%}] of the wrong labels "
-        "the suggestion is the true one. Calibration error of the suspicion: "
-        f"{calibration_error(scores):.1%} (in ten bins; 0 is perfect). "
+        f"{text} {hits} of the suspects are among the {wrong} that are known "
+        f"to be wrong; for {right:.1%} [{low:.1%}, {high:.1%}] of the wrong "
+        "labels the suggestion is the true one. Calibration error of the "
+        f"suspicion: {calibration_error(scores):.1%} (in ten bins; 0 is perfect). "
         "Brackets are 95% bootstrap intervals over examples."
     )
