@@ -246,6 +246,6 @@ def suspects_sentence(scores: ExampleScores) -> str:
         f"{text} {hits} of the suspects are among the {wrong} that are known "
         f"to be wrong; for {right:.1%} [{low:.1%}, {high:.1%}] of the wrong "
         "labels the suggestion is the true one. Calibration error of the "
-        f"suspicion: {calibration_error(scores):.1%} (in ten bins; 0 is perfect). "
-        "Brackets are 95% bootstrap intervals over examples."
+        f"suspicion: {calibration_error(scores):.1%} (in ten bins; 0 is "
+        "perfect). Brackets are 95% bootstrap intervals over examples."
     )
