@@ -81,10 +81,17 @@ def test_the_tied_gap_finds_what_the_project_wants():
             assert row["suggestion_right"] >= 0.9
 
 
-@pytest.mark.parametrize("name", ["digits", "mnist"])
-def test_the_ranking_is_ahead_of_confident_learning(name):
+@pytest.mark.parametrize("name", ["digits", "mnist", "cifar10"])
+def test_the_ranking_is_ahead_of_all_other_scores(name):
     found = json.loads((RESULTS / f"{name}_label_errors.json").read_text())
-    table = {(row["noise"], row["score"]): row for row in found["table"]}
     for noise in ("uniform", "confusable", "one_class"):
-        combined = table[noise, "combined"]["average_precision"]
-        assert combined >= table[noise, "cleanlab"]["average_precision"]
+        table = {
+            row["score"]: row["average_precision"]
+            for row in found["table"]
+            if row["noise"] == noise
+        }
+        three, one = table.pop("combined_of_3"), table.pop("combined")
+        assert three > one and three > max(table.values())
+        # The exception, of which the text says why.
+        if (name, noise) != ("cifar10", "uniform"):
+            assert one >= table["cleanlab"]
