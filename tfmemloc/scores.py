@@ -47,9 +47,8 @@ all examples (Dawid and Skene, 1979); and Bayes' rule gives the probability that
 a label is wrong. It errs on the side of trusting labels, because what they
 teach the generalization units makes them look right.
 
-The tied gap is not part of the ranking: where the
-training ends before all labels are learned, it is small for those that were
-not, right or wrong.
+The tied gap is not part of the ranking: where the training ends before all
+labels are learned, it is small for those that were not, right or wrong.
 """
 
 from __future__ import annotations
@@ -122,8 +121,8 @@ def score_examples(
 
     Raises:
         ValueError: the data are not those of a run, its network has no tied
-            layers, no epoch was saved, its recording is of other epochs, the
-            runs have no score for each other, or there is only one class.
+            layers, no epoch was saved, its recording is of other epochs, one
+            run has scores that another lacks, or there is only one class.
 
     Example:
         >>> run = Run.open("runs/demo/example_tied")
@@ -380,9 +379,9 @@ def _ranked(
     """The scores, and the ranking that the judges make."""
     label = examples.label
     own = np.arange(len(label)), label
-    values = dict(values)
-    for name, value in (more or {}).items():
-        values[name] = _checked_score(name, value, examples, values)
+    checked: dict[str, np.ndarray] = {}
+    for name, value in [*values.items(), *(more or {}).items()]:
+        checked[name] = _checked_score(name, value, examples, checked)
     judged, judged_held_out = _judged(judges, label, prior, held_out)
     temperature = 1.0
     if held_out is not None and len(held_out[1]) >= _FEWEST_HELD_OUT:
@@ -390,13 +389,13 @@ def _ranked(
     chance = np.exp(evaluation.log_softmax(judged / temperature))
     combined = _ranks(-_margin(judged, label)) + _ranks(-judged[own])
     return ExampleScores(
-        names=("combined", *values),
+        names=("combined", *checked),
         example_id=examples.example_id,
         subset=examples.subset,
         label=label,
         true_label=examples.true_label,
         suggested=judged.argmax(axis=1),
-        values=np.stack([combined / 2, *values.values()], axis=1),
+        values=np.stack([combined / 2, *checked.values()], axis=1),
         suspicion=1 - _true_classes(chance, label)[own],
         pixels=examples.fingerprint()["train"]["image"],
     )
