@@ -11,7 +11,8 @@ wrong labels of the digits.
 
 A suspect is an example for which another label is more probable when the
 network's memorization units are off; its suspicion is the probability that the
-label is wrong, which is small where the network knows too little to tell. All
+label is wrong. Test examples calibrate it: without any, a network that was not
+trained to its end may be sure of nonsense, of which the program warns. All
 scores are oriented so that more is more suspicious; the table is sorted by
 "combined". The run must be of a network with example-tied dropout
 (binaries.train's default).
