@@ -7,6 +7,7 @@ from benchmarks import (
     critical_units,
     gradients,
     layers,
+    memory,
     recording,
     serving,
     tied_layer,
@@ -22,6 +23,7 @@ BENCHMARKS = {
     "serving": serving.run,
     "tied_layer": tied_layer.run,
     "recording": recording.run,
+    "memory": memory.run,
 }
 
 flags.flags.DEFINE_list("only", None, f"Some of {', '.join(BENCHMARKS)}.")

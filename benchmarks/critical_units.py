@@ -11,24 +11,24 @@ import numpy as np
 import tensorflow as tf
 
 from benchmarks.harness import Row
-from tfmemloc import evaluation
-from tfmemloc.batches import scale_pixels
+from tfmemloc import data, evaluation
 from tfmemloc.configs import (
     DataConfig,
     ModelConfig,
-    SearchConfig,
     TrainConfig,
 )
-from tfmemloc.data import Examples, load
-from tfmemloc.gates import UnitGates
-from tfmemloc.gradients import cross_entropy
+from tfmemloc.data.examples import Examples
+from tfmemloc.data.sources import load
+from tfmemloc.graph.inputs import arranged
+from tfmemloc.losses import cross_entropy
 from tfmemloc.models import build
 from tfmemloc.probes.critical_units import (
-    Searcher,
     choose_ids,
     find_critical_units,
 )
-from tfmemloc.training import train
+from tfmemloc.training.loop import train
+from tfmemloc.units import GatedModel, SearchConfig, UnitGates, rankings
+from tfmemloc.units.search import greedy
 
 _POPULATION = 512
 _TRAINED = 128
@@ -101,8 +101,9 @@ def _agreement() -> list[Row]:
         find_critical_units(
             model,
             examples,
-            ids=ids,
-            search=SearchConfig(population_term=term, others=1),
+            SearchConfig(
+                ids=tuple(ids.tolist()), population_term=term, bystanders=1
+            ),
         )
         for term in ("frozen", "exact")
     ]
@@ -134,10 +135,7 @@ def _memorize(model, examples: Examples) -> None:
         keras.optimizers.Adam(1e-3),
         keras.losses.SparseCategoricalCrossentropy(from_logits=True),
     )
-    inputs = {
-        "image": scale_pixels(examples.image),
-        "example_id": examples.example_id,
-    }
+    inputs = data.as_arrays(examples)
     keras.utils.set_random_seed(0)
     model.fit(inputs, examples.label, batch_size=64, epochs=30, verbose=0)
 
@@ -145,14 +143,19 @@ def _memorize(model, examples: Examples) -> None:
 def _timed(model, gates, examples, block, term):
     """Seconds per example of the greedy search, and the sets."""
     search = SearchConfig(
-        population_term=term, population=_POPULATION, others=1, limit=30
+        population_term=term,
+        population=_POPULATION,
+        bystanders=1,
+        limit=30,
     )
-    searcher = Searcher(model, gates, examples, search)
+    gated = GatedModel(model, gates, examples, search)
+    first_order = rankings.named("first_order")
     # Traces, and stops at the first example that is taken for wrong.
     wrong = block.take(np.array([0]))
-    searcher.greedy(dataclasses.replace(wrong, label=(wrong.label + 1) % 10))
+    wrong = dataclasses.replace(wrong, label=(wrong.label + 1) % 10)
+    greedy(gated, wrong, first_order)
     started = time.perf_counter()
-    units, _, _ = searcher.greedy(block)
+    units, _, _ = greedy(gated, block, first_order)
     seconds = (time.perf_counter() - started) / len(block)
     return seconds, [row[row >= 0].tolist() for row in units]
 
@@ -161,11 +164,7 @@ def _one_at_a_time(model, gates, examples, one) -> list[int]:
     """A pass over the population for each removed unit, written plainly."""
 
     def logits(part, gate):
-        inputs = evaluation.model_inputs(
-            model,
-            tf.constant(scale_pixels(part.image)),
-            tf.constant(part.example_id),
-        )
+        inputs = arranged(model, data.as_arrays(part))
         with gates.applied(gate):
             return model(inputs, training=False)
 
@@ -177,9 +176,9 @@ def _one_at_a_time(model, gates, examples, one) -> list[int]:
         variable = tf.Variable(gate)
         with tf.GradientTape() as tape:
             others = cross_entropy(
-                population.label, logits(population, variable)
+                tf.constant(population.label), logits(population, variable)
             )
-            own = cross_entropy(one.label, logits(one, variable))
+            own = cross_entropy(tf.constant(one.label), logits(one, variable))
             objective = tf.reduce_mean(others) - own[0]
         score = tape.gradient(objective, variable).numpy()[0]
         score[removed] = -np.inf

@@ -10,7 +10,8 @@ import tensorflow as tf
 
 from benchmarks.harness import Row, ratios
 from tfmemloc.configs import ModelConfig
-from tfmemloc.gradients import GradientEngine, cross_entropy
+from tfmemloc.gradients.engine import GradientEngine
+from tfmemloc.losses import cross_entropy
 from tfmemloc.models import build
 
 _BATCH = 64
@@ -33,6 +34,7 @@ def _ratios(name: str, config: ModelConfig) -> list[Row]:
     image = tf.constant(rng.uniform(-1, 1, (_BATCH, 32, 32, 3)), tf.float32)
     ids = tf.range(_BATCH, dtype=tf.int64)
     label = ids % 10
+    feed = {"image": image, "example_id": ids}
     engine = GradientEngine(model)
     reference = GradientEngine(model, engine="vectorized_map")
     direction = [tf.constant(v.numpy()) for v in engine.variables]
@@ -40,18 +42,15 @@ def _ratios(name: str, config: ModelConfig) -> list[Row]:
     @tf.function
     def batch_gradient():
         with tf.GradientTape() as tape:
-            feed = {"image": image, "example_id": ids}
             logits = model(feed, training=False)
             loss = tf.reduce_mean(cross_entropy(label, logits))
         return tape.gradient(loss, [v.value for v in engine.variables])
 
     sides = {
         "batch": lambda: batch_gradient()[0].numpy(),
-        "norms": lambda: engine.norms_squared(image, ids, label).numpy(),
-        "dots": lambda: engine.dots(image, ids, label, direction).numpy(),
-        "vectorized": lambda: reference.norms_squared(
-            image, ids, label
-        ).numpy(),
+        "norms": lambda: engine.norms_squared(feed, label).numpy(),
+        "dots": lambda: engine.dots(feed, label, direction).numpy(),
+        "vectorized": lambda: reference.norms_squared(feed, label).numpy(),
     }
     reach = {"resnet9": (1.5, 1.5, 2.0)}.get(name, (None, None, None))
     return ratios(

@@ -28,21 +28,16 @@ import numpy as np
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import cross_val_predict
 
-from binaries import flags
-from tfmemloc import (
-    data,
-    evaluation,
-    masks,
-    memorization,
-    report,
-    scores,
-    storage,
-)
+from binaries import config_flags, flags
+from tfmemloc import data, evaluation, losses, report, scores, storage
 from tfmemloc.configs import DataConfig, ModelConfig
+from tfmemloc.layers import masks
 from tfmemloc.probes.critical_units import find_critical_units
-from tfmemloc.results import ExampleScores
 from tfmemloc.runs import Run
-from tfmemloc.training import train
+from tfmemloc.scores import ScoreConfig
+from tfmemloc.scores.example_scores import ExampleScores
+from tfmemloc.training.loop import train
+from tfmemloc.units import SearchConfig
 
 KINDS = ("uniform", "confusable", "one_class")
 _FOLDS = 5
@@ -77,7 +72,8 @@ def noisy_labels(examples: data.Examples, kind: str, seed: int) -> np.ndarray:
 
 def _confusable(examples: data.Examples) -> np.ndarray:
     """Class -> the one that a linear classifier takes it for most."""
-    pixels = examples.image.reshape(len(examples), -1) / 255.0
+    pixels = np.asarray(examples.inputs["image"])
+    pixels = pixels.reshape(len(examples), -1) / 255.0
     chance = cross_val_predict(
         LogisticRegression(max_iter=100),
         pixels[:, :: max(1, pixels.shape[1] // 800)],
@@ -92,12 +88,15 @@ def _confusable(examples: data.Examples) -> np.ndarray:
     return confusion.argmax(axis=1)
 
 
+_PLAIN_SCORES = ScoreConfig(gradient_scores=False)
+
+
 class Cell:
     """One kind of noise and seed: its data, trainings and times."""
 
     def __init__(self, kind: str, seed: int, folder: pathlib.Path):
         clean = data.load(
-            dataclasses.replace(flags.data_config(), noise_rate=0.0)
+            dataclasses.replace(config_flags.data_config(), noise_rate=0.0)
         )
         label = noisy_labels(clean.train, kind, seed).tolist()
         ids = clean.train.example_id.tolist()
@@ -105,8 +104,12 @@ class Cell:
         self.examples = data.set_labels(
             clean, dict(zip(ids, label, strict=True))
         )
-        self.model = dataclasses.replace(flags.model_config(), seed=seed)
-        self.training = dataclasses.replace(flags.train_config(), seed=seed)
+        self.model = dataclasses.replace(
+            config_flags.model_config("example_tied"), seed=seed
+        )
+        self.training = dataclasses.replace(
+            config_flags.train_config(), seed=seed
+        )
         self.seconds: dict[str, float] = {}
 
     @property
@@ -173,11 +176,11 @@ class Cell:
             more |= self.slow_scores(run)
         with self.timed("dropped_margin"):
             found = scores.score_examples(
-                run, self.examples, gradient_scores=False, progress=False
+                run, self.examples, _PLAIN_SCORES, progress=False
             )
         with self.timed("tracin"):
             found = scores.score_examples(
-                run, self.examples, more=more, progress=False
+                run, self.examples, extra_scores=more, progress=False
             )
         return self.described(found) + self.together([run, *others])
 
@@ -186,7 +189,7 @@ class Cell:
         name = f"combined_of_{len(runs)}"
         with self.timed("judging"):
             found = scores.score_examples(
-                runs, self.examples, gradient_scores=False, progress=False
+                runs, self.examples, _PLAIN_SCORES, progress=False
             )
         self.note(name, runs[1:])
         self.seconds[name] += self.seconds["judging"]
@@ -199,7 +202,7 @@ class Cell:
         run = self.train("plain", self.examples, self.plain)
         self.note("plain_loss", [run])
         logits = evaluation.predict_logits(run.model(), part)
-        return evaluation.cross_entropy(logits, part.label)
+        return losses.measured_losses(part.label, logits)
 
     def slow_scores(self, run: Run) -> dict[str, np.ndarray]:
         """The scores that take searches or trainings of their own."""
@@ -208,13 +211,14 @@ class Cell:
             units = find_critical_units(
                 run,
                 self.examples,
-                ids=part.example_id,
-                inference="tied",
+                SearchConfig(
+                    ids=tuple(part.example_id.tolist()), inference="tied"
+                ),
                 progress=False,
             )
             more["critical_set"] = scores.critical_set_score(units, part)
         folder = self.folder / "second_split"
-        more["second_split"] = -memorization.second_split_times(
+        more["second_split"] = -scores.second_split_times(
             folder,
             self.examples,
             model=self.plain,
@@ -237,7 +241,7 @@ class Cell:
             subset = data.random_subset(self.examples, 0.7, seed=k)
             runs.append(self.train(f"subset{k}", subset, self.plain, config))
         self.note("memorization", runs)
-        found = memorization.estimate_memorization(
+        found = scores.estimate_memorization(
             runs, self.examples, progress=False
         )
         # The chance that all of 8 subsets hold an example is 6 %.
@@ -346,13 +350,11 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    flags.define_data_flags()
-    flags.define_model_flags(with_dropout=False)
-    flags.define_training_flags()
+    config_flags.define_run_configs(with_dropout=False)
+    flags.define_training_options()
     flags.flags.DEFINE_string(
         "run_dir", "runs/label_errors", "Where the trainings are kept."
     )
-    flags.flags.DEFINE_bool("quick", False, "Few epochs and examples.")
     flags.flags.DEFINE_list("noise", list(KINDS), "Kinds of noise.")
     flags.flags.DEFINE_list("seeds", ["1", "2", "3"], "Seeds.")
     flags.flags.DEFINE_bool(

@@ -7,10 +7,11 @@ import dataclasses
 import numpy as np
 
 from benchmarks.harness import Row, ratios
-from tfmemloc import batches, data, evaluation, surgery
+from tfmemloc import data, evaluation, graph
 from tfmemloc.configs import ModelConfig
 from tfmemloc.models import build
-from tfmemloc.probes.layer_retraining import AUTHORS_TRAINING, Learner
+from tfmemloc.probes.group_learner import GroupLearner
+from tfmemloc.probes.layer_retraining import RetrainConfig
 from tfmemloc.probes.layer_rewinding import Sweep
 
 _EPOCHS = 8
@@ -21,7 +22,7 @@ def rewinding() -> list[Row]:
     examples = _examples(64)
     config = ModelConfig(width=0.5, dropout="none")
     model = build(config, (28, 28, 1), 10)
-    groups = surgery.layer_groups(model)
+    groups = graph.layer_groups(model)
     sources = [
         build(
             dataclasses.replace(config, seed=seed), (28, 28, 1), 10
@@ -29,15 +30,15 @@ def rewinding() -> list[Row]:
         for seed in range(1, _EPOCHS + 1)
     ]
     sweep = Sweep(model, groups, "single", True, sources)
-    predict = evaluation.make_predictor(model)
-    variables = surgery.group_variables(groups)
+    predict = evaluation.Predictor(model)
+    variables = graph.group_variables(groups)
     place = {id(v): n for n, v in enumerate(model.weights)}
 
     def plain():
         for source in sources:
             for of_group in variables.values():
                 values = [source[place[id(v)]] for v in of_group]
-                with surgery.swapped_weights(of_group, values):
+                with graph.swapped_weights(of_group, values):
                     evaluation.predict_logits(predict, examples)
 
     return ratios(
@@ -52,7 +53,7 @@ def retraining() -> list[Row]:
     examples = data.add_label_noise(_examples(256), 0.1, seed=0)
     model = build(ModelConfig(width=0.5, dropout="none"), (28, 28, 1), 10)
     rows = []
-    for name, layers in surgery.layer_groups(model).items():
+    for name, layers in graph.layer_groups(model).items():
         sides = {
             side: _epoch_of(model, layers, examples, budget)
             for side, budget in (("reused", 2**30), ("not", 0))
@@ -67,12 +68,10 @@ def retraining() -> list[Row]:
 
 def _epoch_of(model, layers, examples, budget):
     """A function that trains a group for an epoch; traced already."""
-    training = dataclasses.replace(
-        AUTHORS_TRAINING, epochs=1000, batch_size=128, stop_at=None
-    )
+    training = RetrainConfig(epochs=1000, stop_at=None).training(128)
     count = len(examples.of_subset("clean"))
-    steps = batches.steps_per_epoch(count, training.batch_size)
-    learner = Learner(model, layers, model.get_weights(), budget)
+    steps = data.steps_per_epoch(count, training.batch_size)
+    learner = GroupLearner(model, layers, model.get_weights(), budget)
     with learner.alone():
         step, dataset, _ = learner.start(examples, training, "clean")
         iterator = iter(dataset)

@@ -19,7 +19,8 @@ import numpy as np
 
 from tfmemloc import data
 from tfmemloc.configs import ModelConfig
-from tfmemloc.gradients import GradientEngine, per_example_norms
+from tfmemloc.gradients.engine import GradientEngine
+from tfmemloc.gradients.per_example import per_example_norms
 from tfmemloc.models import build
 
 

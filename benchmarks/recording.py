@@ -11,8 +11,10 @@ import tensorflow as tf
 from benchmarks.harness import Row, ratios
 from tfmemloc.configs import ModelConfig, TrainConfig
 from tfmemloc.models import build
-from tfmemloc.recording import ExampleRecorder, RecordExamples
-from tfmemloc.training import make_optimizer, make_train_step
+from tfmemloc.training.optimizer import make_optimizer
+from tfmemloc.training.record_examples import RecordExamples
+from tfmemloc.training.recorder import ExampleRecorder
+from tfmemloc.training.step import make_train_step
 
 _SHAPE = (28, 28, 1)
 _BATCH = 64

@@ -11,9 +11,10 @@ import tensorflow as tf
 from benchmarks.harness import Row, ratios
 from tfmemloc import evaluation
 from tfmemloc.configs import ModelConfig
-from tfmemloc.export import export_saved_model
 from tfmemloc.models import build
-from tfmemloc.pruning import fold_batch_norm, prune_memorization
+from tfmemloc.serving.export import export_saved_model
+from tfmemloc.serving.folding import fold_batch_norm
+from tfmemloc.serving.pruning import prune_memorization
 
 _SHAPE = (32, 32, 3)
 
@@ -35,16 +36,14 @@ def _speed(words, model, batch, reach) -> list[Row]:
     image = tf.constant(
         np.random.default_rng(0).uniform(-1, 1, (batch, *_SHAPE)), tf.float32
     )
-    ids = tf.zeros([batch], tf.int64)
-    whole = evaluation.make_predictor(model)
-    pruned = evaluation.make_predictor(
-        fold_batch_norm(prune_memorization(model))
-    )
+    inputs = {"image": image, "example_id": tf.zeros([batch], tf.int64)}
+    whole = evaluation.Predictor(model)
+    pruned = evaluation.Predictor(fold_batch_norm(prune_memorization(model)))
     return ratios(
         "serving",
         {
-            "whole": lambda: whole(image, ids).numpy(),
-            "pruned": lambda: pruned(image, ids).numpy(),
+            "whole": lambda: whole(inputs).numpy(),
+            "pruned": lambda: pruned(inputs).numpy(),
         },
         [(f"{words}: time whole / pruned", "whole", "pruned", reach, False)],
     )

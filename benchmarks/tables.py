@@ -15,14 +15,8 @@ import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from tfmemloc import report, storage
-from tfmemloc.results import (
-    CriticalUnits,
-    GradientAccounting,
-    LayerRetraining,
-    LayerRewinding,
-    SweepResults,
-)
+from tfmemloc import Result, report, storage
+from tfmemloc.probes.critical_units import critical_table
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "docs" / "results"
@@ -45,21 +39,19 @@ def _main_table(name: str) -> str:
 
 def _critical(rows: list[dict[str, Any]]) -> str:
     """Sizes of critical sets, as `binaries.ablate` prints them."""
-    return _fenced(report.text_table(report.critical_rows(rows), percent=False))
+    return _fenced(report.text_table(critical_table(rows)))
 
 
 def _critical_digits() -> list[dict[str, Any]]:
-    return CriticalUnits.load(RESULTS / "digits_seed0_critical_units").table()
+    return Result.load(RESULTS / "digits_seed0_critical_units").by_subset()
 
 
-def _sentence(name: str, kind, sentence) -> str:
-    return sentence(kind.load(RESULTS / name)) + "\n"
+def _sentence(name: str) -> str:
+    return Result.load(RESULTS / name).sentence() + "\n"
 
 
-def _own_units() -> str:
-    own = CriticalUnits.load(RESULTS / "digits_seed0_own_units_example_tied")
-    section = report.own_units_section({"example_tied": own})
-    return _fenced(report.text_table(section.rows, percent=False))
+def _table(name: str) -> str:
+    return _fenced(report.text_table(Result.load(RESULTS / name).table()))
 
 
 def _dropped(name: str) -> dict[str, float]:
@@ -98,8 +90,7 @@ def _label_errors(dataset: str) -> str:
 
 
 def _sweep() -> str:
-    section = report.sweep_section(SweepResults.load(RESULTS / "digits_sweep"))
-    return _fenced(report.text_table(section.rows)) + section.text + "\n"
+    return _table("digits_sweep") + _sentence("digits_sweep")
 
 
 def _faults() -> str:
@@ -153,7 +144,7 @@ def _medians(rows: list[dict[str, Any]]) -> str:
 def _claims() -> str:
     """One row for each claim: published, measured, how."""
     digits, mnist, cifar = "digits_seed0", "mnist_6000", "cifar10_5000"
-    drop = ("localize", "localize", "training_test")
+    drop = ("localize", "compare_networks", "training_test")
     gradients = (
         "account_gradients",
         "account_gradients",
@@ -290,32 +281,18 @@ BLOCKS: Mapping[str, Callable[[], str]] = {
     "over_seeds": _over_seeds,
     "mnist": lambda: _main_table("mnist_6000"),
     "cifar10": lambda: _main_table("cifar10_5000"),
-    "gradients": lambda: _sentence(
-        "digits_seed0_gradient_accounting",
-        GradientAccounting,
-        report.gradient_sentence,
-    ),
-    "rewinding": lambda: _sentence(
-        "digits_seed0_layer_rewinding",
-        LayerRewinding,
-        report.rewinding_sentence,
-    ),
-    "retraining": lambda: _sentence(
-        "digits_seed0_layer_retraining",
-        LayerRetraining,
-        report.retraining_sentence,
-    ),
+    "gradients": lambda: _sentence("digits_seed0_gradient_accounting"),
+    "rewinding": lambda: _sentence("digits_seed0_layer_rewinding"),
+    "retraining": lambda: _sentence("digits_seed0_layer_retraining"),
     "critical_digits": lambda: _critical(_critical_digits()),
-    "critical_sentence": lambda: _sentence(
-        "digits_seed0_critical_units", CriticalUnits, report.critical_sentence
-    ),
+    "critical_sentence": lambda: _sentence("digits_seed0_critical_units"),
     "critical_mnist": lambda: _critical(
         _read("mnist_10000_critical_units")["table"]
     ),
     "critical_cifar10": lambda: _critical(
         _read("cifar10_5000_critical_units")["table"]
     ),
-    "own_units": _own_units,
+    "own_units": lambda: _table("digits_seed0_own_units_example_tied"),
     "label_errors_digits": lambda: _label_errors("digits"),
     "label_errors_mnist": lambda: _label_errors("mnist"),
     "label_errors_cifar10": lambda: _label_errors("cifar10"),

@@ -8,10 +8,11 @@ import numpy as np
 import tensorflow as tf
 
 from benchmarks.harness import Row, ratios
-from tfmemloc import surgery
+from tfmemloc import graph
 from tfmemloc.configs import ModelConfig, TrainConfig
 from tfmemloc.models import build
-from tfmemloc.training import make_optimizer, make_train_step
+from tfmemloc.training.optimizer import make_optimizer
+from tfmemloc.training.step import make_train_step
 
 _SHAPE = (32, 32, 3)
 _BATCH = 64
@@ -74,7 +75,7 @@ def _step(dropout: str):
 def _mask_bytes() -> list[Row]:
     """What is held for masks, beside a float32 table per layer and pixel."""
     model = build(ModelConfig(), _SHAPE, 10)
-    layers = surgery.tied_layers(model)
+    layers = graph.tied_layers(model)
     held = sum(
         weight.numpy().nbytes for layer in layers for weight in layer.weights
     )

@@ -10,7 +10,7 @@ that were measured on it. It loads wherever TensorFlow is:
 """
 
 from binaries import flags
-from tfmemloc import export, report, storage
+from tfmemloc import report, serving, storage
 from tfmemloc.runs import Run
 
 FLAGS = flags.FLAGS
@@ -21,7 +21,7 @@ flags.flags.DEFINE_string(
 flags.flags.DEFINE_enum(
     "inference",
     "drop",
-    export.INFERENCES,
+    serving.INFERENCES,
     "drop leaves the memorization units out, expected scales them; plain "
     "exports a network without tied layers.",
 )
@@ -43,18 +43,18 @@ flags.flags.DEFINE_bool(
     "Add a signature with the memorization units; they are then in the file.",
 )
 flags.flags.DEFINE_list(
-    "formats", [], f"Further files: {', '.join(export.FORMATS)}."
+    "formats", [], f"Further files: {', '.join(serving.FORMATS)}."
 )
 flags.flags.DEFINE_bool(
     "overwrite", False, "Replace an export that lies at --out_dir."
 )
-flags.flags.DEFINE_bool("download", False, "Let TFDS fetch missing data.")
+flags.define_download()
 
 
 def main() -> None:
     """Exports, and prints the model card's table."""
     run = Run.open(FLAGS.run_dir)
-    path = export.export_saved_model(
+    path = serving.export_saved_model(
         run,
         FLAGS.out_dir,
         examples=run.examples(download=FLAGS.download),
@@ -67,7 +67,7 @@ def main() -> None:
         formats=FLAGS.formats,
         overwrite=FLAGS.overwrite,
     )
-    card = storage.read_json(path / export.CARD)
+    card = storage.read_json(path / serving.CARD)
     print(report.text_table(card["accuracy"]))
     size, speed = card["size"], card["milliseconds_for_64"]
     print(

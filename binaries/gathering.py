@@ -1,70 +1,58 @@
-"""Finds what programs left in a directory, and makes sections of it."""
+"""Finds the results that programs left in a directory, whatever they are."""
 
 from __future__ import annotations
 
 import os
 import pathlib
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
 
-from tfmemloc import label_errors, report, storage
-from tfmemloc.localization import NETWORKS
-from tfmemloc.results import (
-    CriticalUnits,
-    ExampleScores,
-    GradientAccounting,
-    LayerRetraining,
-    LayerRewinding,
-    Localization,
-    Result,
-    SweepResults,
-)
+from tfmemloc import report, storage
+from tfmemloc.removal import NETWORKS, NetworkComparison
+from tfmemloc.result import Result, is_result
 from tfmemloc.runs import Run
+from tfmemloc.scores.suspects import PAGE
+from tfmemloc.training import TrainingHistory
 
-# Name of the files of a probe -> type of the result, its section.
-PROBES: Mapping[str, tuple[type[Result], Callable[[Any], report.Section]]] = {
-    "gradient_accounting": (GradientAccounting, report.gradient_section),
-    "layer_rewinding": (LayerRewinding, report.rewinding_section),
-    "layer_retraining": (LayerRetraining, report.retraining_section),
-    "critical_units": (CriticalUnits, report.critical_section),
-}
-# Networks whose critical units are compared, as `own_units_<name>`.
-OWN_UNITS = ("example_tied", "standard_dropout")
+# The headline of a main job, and how version 1 called it.
+MAIN, _MAIN_1 = "networks", "localization"
+# Which results come first on a page; others follow by their names.
+_HEADLINES = (MAIN, _MAIN_1, "sweep_results")
+_FIRST = (
+    *_HEADLINES,
+    "gradient_accounting",
+    "layer_rewinding",
+    "layer_retraining",
+)
+_LAST = ("example_scores", "memorization")
+
+
+def main_path(directory: pathlib.Path) -> pathlib.Path:
+    """Where the headline of a main job is or will be, without ending."""
+    old = directory / _MAIN_1
+    return old if is_result(old) else directory / MAIN
 
 
 def is_main_job(directory: pathlib.Path) -> bool:
     """Whether `binaries.localize` finished its networks there."""
-    return (directory / "localization.json").exists()
+    return is_result(main_path(directory))
 
 
-def main_job(directory: pathlib.Path) -> Localization:
-    """The headline result of `binaries.localize`."""
-    return Localization.load(directory / "localization")
+def results_of(directory: pathlib.Path) -> dict[str, Result]:
+    """All results in a directory by the name of their files, in order.
 
-
-def probes_of(directory: pathlib.Path) -> dict[str, Result]:
-    """The results of probes in a directory, by name."""
+    Raises:
+        DamagedFileError: a result is not what was written.
+    """
+    names = [
+        path.stem
+        for path in sorted(directory.glob("*.json"))
+        if is_result(path.with_suffix(""))
+    ]
+    others = [name for name in names if name not in (*_FIRST, *_LAST)]
+    ordered = [*_FIRST, *others, *_LAST]
     return {
-        name: kind.load(directory / name)
-        for name, (kind, _) in PROBES.items()
-        if (directory / f"{name}.json").exists()
+        name: Result.load(directory / name) for name in ordered if name in names
     }
-
-
-def own_units_of(directory: pathlib.Path) -> dict[str, CriticalUnits]:
-    """The searches for an example's own units, by network."""
-    return {
-        name: CriticalUnits.load(directory / f"own_units_{name}")
-        for name in OWN_UNITS
-        if (directory / f"own_units_{name}.json").exists()
-    }
-
-
-def scores_of(directory: pathlib.Path) -> ExampleScores | None:
-    """The scores of the training examples, if they were made."""
-    if not (directory / "example_scores.json").exists():
-        return None
-    return ExampleScores.load(directory / "example_scores")
 
 
 def histories_of(directory: pathlib.Path) -> dict[str, Sequence[Mapping]]:
@@ -84,7 +72,7 @@ def sections_of(
     """The sections of all results in a directory, the headline first.
 
     Args:
-        directory: of a main job, a run, a sweep or a probe.
+        directory: of a main job, a run, a sweep or a method.
         page_directory: where the page will lie, for links; None: there.
 
     Raises:
@@ -92,30 +80,20 @@ def sections_of(
     """
     sections = []
     histories = histories_of(directory)
-    if is_main_job(directory):
-        sections.append(
-            report.localization_section(main_job(directory), histories)
-        )
-    elif histories:
-        sections.append(report.history_section(histories))
-    if (directory / "sweep_results.json").exists():
-        sections.append(
-            report.sweep_section(SweepResults.load(directory / "sweep_results"))
-        )
-    sections += [
-        PROBES[name][1](result) for name, result in probes_of(directory).items()
-    ]
-    own = own_units_of(directory)
-    if own:
-        sections.append(report.own_units_section(own))
-    scores = scores_of(directory)
-    if scores is not None:
-        page, links = directory / label_errors.PAGE, {}
-        if page.exists():
-            links["The suspects, with pictures"] = os.path.relpath(
+    found = results_of(directory)
+    if histories:
+        found["history"] = TrainingHistory.of(histories)
+        # Behind the headline, if there is one.
+        order = [name for name in found if name in _HEADLINES]
+        order += ["history", *(n for n in found if n not in order)]
+        found = {name: found[name] for name in dict.fromkeys(order)}
+    for name, result in found.items():
+        links, page = {}, directory / PAGE
+        if name == "example_scores" and page.exists():
+            links["The suspects, one by one"] = os.path.relpath(
                 page, page_directory or directory
             )
-        sections.append(label_errors.suspects_section(scores, links=links))
+        sections.append(report.section_of(result, links=links))
     return sections
 
 
@@ -141,17 +119,13 @@ def seed_and_rest(directory: pathlib.Path) -> tuple[int, dict]:
 
 
 def numbers_of(directory: pathlib.Path) -> dict[str, float]:
-    """The few numbers by which main jobs of different seeds are compared."""
+    """The key numbers of all results of a main job."""
     numbers: dict[str, float] = {}
-    result = main_job(directory)
-    for row in result.rows():
-        for subset, value in row.items():
-            if isinstance(value, float):
-                name = f"{row['model']}, {row['inference']}: {subset}"
-                numbers[name.replace("_", " ")] = value
-    for name, found in probes_of(directory).items():
-        numbers |= report.key_numbers(name, found)
-    scores = scores_of(directory)
-    if scores is not None:
-        numbers |= label_errors.key_numbers(scores)
+    for result in results_of(directory).values():
+        numbers |= result.key_numbers()
     return numbers
+
+
+def headline(directory: pathlib.Path) -> NetworkComparison:
+    """The networks of a main job."""
+    return NetworkComparison.load(main_path(directory))

@@ -9,41 +9,46 @@ and a self-contained report.html into --run_dir. Run again, it reuses what is
 finished.
 """
 
-import dataclasses
 import pathlib
 from collections.abc import Mapping
 
-from binaries import flags, gathering, output
-from tfmemloc import configs, label_errors, storage
-from tfmemloc.data import Examples, load
-from tfmemloc.label_errors import find_label_errors
-from tfmemloc.localization import localize, train_networks
-from tfmemloc.probes.critical_units import choose_ids, find_critical_units
-from tfmemloc.probes.gradient_accounting import account_gradients
-from tfmemloc.probes.layer_retraining import (
-    AUTHORS_TRAINING,
+from binaries import config_flags, flags, gathering, output
+from tfmemloc import (
+    AccountingConfig,
+    ComparisonConfig,
+    OwnUnitsConfig,
+    RetrainConfig,
+    Run,
+    ScoreConfig,
+    account_gradients,
+    compare_networks,
+    configs,
+    find_critical_units,
+    find_label_errors,
+    find_own_units,
+    load,
     retrain_layers,
+    rewind_layers,
+    storage,
+    train_networks,
 )
-from tfmemloc.probes.layer_rewinding import rewind_layers
-from tfmemloc.results import (
-    CriticalUnits,
-    ExampleScores,
-    Localization,
-)
-from tfmemloc.runs import Run
-from tfmemloc.surgery import tied_layers
+from tfmemloc.data import Examples
+from tfmemloc.scores.suspects import PAGE
 
 FLAGS = flags.FLAGS
-ASKED = (*gathering.PROBES, "own_units")
-
-flags.flags.DEFINE_bool(
-    "recalibrate",
-    False,
-    "Also show the drop after BatchNorm statistics were recomputed with the "
-    "memorization units off.",
+PROBES = (
+    "gradient_accounting",
+    "layer_rewinding",
+    "layer_retraining",
+    "critical_units",
+    "own_units",
 )
+# Networks whose critical units are compared with the tied network's masks.
+_OWN_UNITS = ("example_tied", "standard_dropout")
+
+config_flags.define(ComparisonConfig)
 flags.flags.DEFINE_list(
-    "probes", list(ASKED), "What to ask of the networks; may be empty."
+    "probes", list(PROBES), "What to ask of the networks; may be empty."
 )
 flags.flags.DEFINE_integer(
     "own_units_examples", 64, "Examples of each subset that own_units searches."
@@ -55,23 +60,22 @@ flags.flags.DEFINE_integer(
 
 def main() -> None:
     """Trains, measures, probes, and writes summary, figures and report."""
-    unknown = set(FLAGS.probes) - set(ASKED)
+    unknown = set(FLAGS.probes) - set(PROBES)
     if unknown:
         raise ValueError(
-            f"--probes must be among {', '.join(ASKED)}. Received: "
+            f"--probes must be among {', '.join(PROBES)}. Received: "
             f"{', '.join(sorted(unknown))}."
         )
     directory = flags.prepare_directory("settings.json")
-    data, model, training = (
-        flags.data_config(),
-        flags.model_config(),
-        flags.train_config(),
-    )
+    data = config_flags.data_config()
+    model = config_flags.model_config("example_tied")
+    training = config_flags.train_config()
+    comparison = config_flags.read(ComparisonConfig)
     settings = {
         "data": configs.to_json(data),
         "model": configs.to_json(model),
         "training": configs.to_json(training),
-        "recalibrate": FLAGS.recalibrate,
+        **configs.to_json(comparison),
         "probe_epochs": FLAGS.probe_epochs,
         "own_units_examples": FLAGS.own_units_examples,
     }
@@ -88,9 +92,8 @@ def main() -> None:
             tensorboard=FLAGS.tensorboard,
         )
         result = output.reuse(
-            directory / "localization",
-            Localization,
-            lambda: localize(runs, examples, recalibrate=FLAGS.recalibrate),
+            gathering.main_path(directory),
+            lambda: compare_networks(runs, examples, comparison),
         )
         storage.write_json(
             directory / "summary.json",
@@ -110,10 +113,10 @@ def main() -> None:
         sections,
         gathering.facts_of(directory),
     )
-    for section in sections[1:]:
+    for section in sections[2:]:
         output.print_section(section)
     output.print_section(sections[0])
-    print(f"suspected labels: {suspects}, {directory / label_errors.PAGE}")
+    print(f"suspected labels: {suspects}, {directory / PAGE}")
     print(f"report: {page}")
 
 
@@ -121,9 +124,8 @@ def _suspects(directory: pathlib.Path, run: Run, examples: Examples) -> int:
     """Ranks the labels; the number of suspects."""
     scores = output.reuse(
         directory / "example_scores",
-        ExampleScores,
         lambda: find_label_errors(
-            run, examples, directory, gradient_scores=False
+            run, examples, directory, ScoreConfig(gradient_scores=False)
         ),
     )
     return len(scores.suspects())
@@ -146,7 +148,7 @@ def _keep_settings(path: pathlib.Path, settings: dict) -> None:
     if wrong:
         raise ValueError(
             f"{path.parent} holds results of other settings: "
-            f"{'; '.join(wrong)}. Use the settings of then, another "
+            f"{'; '.join(wrong)}. Use its settings, another "
             "--run_dir, or start over with --fresh."
         )
 
@@ -163,16 +165,15 @@ def _probe(
     run = runs["standard"]
     makers = {
         "gradient_accounting": lambda: account_gradients(
-            run, examples, epochs=_spread(run.epochs, FLAGS.probe_epochs)
+            run,
+            examples,
+            AccountingConfig(epochs=_spread(run.epochs, FLAGS.probe_epochs)),
         ),
         "layer_rewinding": lambda: rewind_layers(run, examples),
         "layer_retraining": lambda: retrain_layers(
             run,
             examples,
-            training=dataclasses.replace(
-                AUTHORS_TRAINING, batch_size=run.training.batch_size
-            ),
-            train_on=examples.ordinary,
+            RetrainConfig(),
             directory=directory / "retraining",
         ),
         "critical_units": lambda: find_critical_units(
@@ -185,30 +186,28 @@ def _probe(
         if name in FLAGS.probes and (
             has_memorized or name == "gradient_accounting"
         ):
-            output.reuse(directory / name, gathering.PROBES[name][0], make)
+            output.reuse(directory / name, make)
     if "own_units" in FLAGS.probes and has_memorized:
-        _own_units(directory, runs, examples)
-
-
-def _own_units(directory, runs, examples) -> None:
-    """Do the memorization units hold the memory, beside plain dropout's."""
-    tied_model = runs["example_tied"].model()
-    places = [layer.name for layer in tied_layers(tied_model)]
-    ids = choose_ids(examples, count=FLAGS.own_units_examples)
-    for name in gathering.OWN_UNITS:
-
-        def search(name=name):
-            return find_critical_units(
-                runs[name],
-                examples,
-                ids=ids,
-                layers=places,
-                inference="tied" if name == "example_tied" else None,
-                masks_of=tied_model,
-                directory=directory / f"search_{name}",
+        for name in _OWN_UNITS:
+            output.reuse(
+                directory / f"own_units_{name}",
+                lambda name=name: _own_units(directory, runs, examples, name),
             )
 
-        output.reuse(directory / f"own_units_{name}", CriticalUnits, search)
+
+def _own_units(directory, runs, examples, name: str):
+    """Do the memorization units hold the memory, or those of plain dropout?"""
+    return find_own_units(
+        runs[name],
+        examples,
+        OwnUnitsConfig(
+            count=FLAGS.own_units_examples,
+            inference="tied" if name == "example_tied" else None,
+        ),
+        tied=runs["example_tied"].model(),
+        network=name,
+        directory=directory / f"search_{name}",
+    )
 
 
 def _spread(epochs: tuple[int, ...], count: int) -> tuple[int, ...]:
@@ -220,8 +219,7 @@ def _spread(epochs: tuple[int, ...], count: int) -> tuple[int, ...]:
 
 
 if __name__ == "__main__":
-    flags.define_data_flags()
-    flags.define_model_flags(with_dropout=False)
-    flags.define_training_flags()
+    config_flags.define_run_configs(with_dropout=False)
+    flags.define_training_options()
     flags.define_run_flags("runs/localize")
     flags.run(main)

@@ -15,21 +15,18 @@ import tensorflow as tf
 import tfmemloc
 from binaries import flags
 from tfmemloc import report, storage
-from tfmemloc.results import Result
+from tfmemloc.result import Result, is_result
 
 
-def reuse(
-    path: pathlib.Path, kind: type[Result], make: Callable[[], Result]
-) -> Result:
+def reuse(path: pathlib.Path, make: Callable[[], Result]) -> Result:
     """The result saved at `path`, or else a new one, saved there.
 
     Args:
         path: without ending.
-        kind: type of the result.
         make: computes it.
     """
-    if path.with_name(path.name + ".json").exists():
-        return kind.load(path)
+    if is_result(path):
+        return Result.load(path)
     result = make()
     result.save(path)
     return result
@@ -95,19 +92,17 @@ def facts(module: str) -> dict[str, str]:
     }
 
 
-def write_probe(
+def write_result(
     result: Result,
     name: str,
-    section: report.Section,
     module: str,
     directory: pathlib.Path | None = None,
 ) -> None:
-    """Writes and prints what a probe of the run in --run_dir found.
+    """Writes and prints what a method found, whichever it is.
 
     Args:
-        result: of the probe.
+        result: of the method.
         name: of its files.
-        section: of the report.
         module: of the program.
         directory: where to; None is --out_dir, or else --run_dir.
     """
@@ -116,14 +111,15 @@ def write_probe(
     )
     directory.mkdir(parents=True, exist_ok=True)
     result.save(directory / name)
-    page = write_report(directory, section.title, [section], facts(module))
+    section = report.section_of(result)
+    page = write_report(directory, result.title, [section], facts(module))
     print_section(section)
     print(f"report: {page}")
 
 
 def print_section(section: report.Section) -> None:
     """The section as text: its table and its sentence."""
-    table = report.text_table(section.rows, percent=section.percent)
+    table = report.text_table(section.table)
     print(f"\n{section.title}")
     if table:
         print(table)

@@ -15,7 +15,7 @@ import os
 import pathlib
 
 from binaries import flags, gathering, output
-from tfmemloc import report, storage
+from tfmemloc import report
 
 FLAGS = flags.FLAGS
 flags.flags.DEFINE_list(
@@ -37,7 +37,8 @@ def main() -> None:
     sections, facts = [], {}
     jobs = [path for path in directories if gathering.is_main_job(path)]
     if len(jobs) > 1:
-        sections.append(_over_seeds(jobs))
+        seeds = _over_seeds(jobs)
+        sections.append(report.section_of(seeds))
     # Of many main jobs the first one's figures stand for all.
     shown = [path for path in directories if path not in jobs[1:]]
     for directory in shown:
@@ -58,7 +59,7 @@ def main() -> None:
         )
     if len(jobs) > 1:
         out.mkdir(parents=True, exist_ok=True)
-        storage.write_json(out / "numbers.json", {"rows": sections[0].rows})
+        seeds.save(out / "numbers")
     page = output.write_report(
         out,
         FLAGS.title or f"Where is the memory? {directories[0].name}",
@@ -89,7 +90,7 @@ def _directories(patterns: list[str]) -> list[pathlib.Path]:
     return list(by_place.values())
 
 
-def _over_seeds(jobs: list[pathlib.Path]) -> report.Section:
+def _over_seeds(jobs: list[pathlib.Path]) -> report.SeedSummary:
     """The numbers of several main jobs, which must be of one data set."""
     seeds = [gathering.seed_and_rest(path) for path in jobs]
     if any(rest != seeds[0][1] for _, rest in seeds):
@@ -107,7 +108,7 @@ def _over_seeds(jobs: list[pathlib.Path]) -> report.Section:
             )
             + ". Name each seed once."
         )
-    return report.seeds_section(
+    return report.SeedSummary.of(
         {str(path): gathering.numbers_of(path) for path in jobs}
     )
 

@@ -8,23 +8,12 @@ demo. Writes layer_rewinding.npz and .json, a figure and report.html into
 loss, and one of the first to be the most sensitive.
 """
 
-from binaries import flags, output
-from tfmemloc import report
-from tfmemloc.probes.layer_rewinding import MODES, rewind_layers
-from tfmemloc.runs import Run
+from binaries import config_flags, flags, output
+from tfmemloc import RewindConfig, Run, rewind_layers
 
 FLAGS = flags.FLAGS
 flags.define_probe_flags()
-flags.flags.DEFINE_list(
-    "epochs", None, "Saved epochs; default: those of 0, 2, ..., 14 there are."
-)
-flags.flags.DEFINE_enum(
-    "mode",
-    "single",
-    MODES,
-    "Rewind single groups, all groups up_to one, or all from one on.",
-)
-flags.flags.DEFINE_bool("statistics", True, "Also rewind BatchNorm statistics.")
+config_flags.define(RewindConfig)
 
 
 def main() -> None:
@@ -33,17 +22,9 @@ def main() -> None:
     result = rewind_layers(
         run,
         run.examples(download=FLAGS.download),
-        epochs=flags.integers("epochs"),
-        mode=FLAGS.mode,
-        statistics=FLAGS.statistics,
-        inference=FLAGS.inference,
+        config_flags.read(RewindConfig),
     )
-    output.write_probe(
-        result,
-        "layer_rewinding",
-        report.rewinding_section(result),
-        "binaries.rewind",
-    )
+    output.write_result(result, "layer_rewinding", "binaries.rewind")
 
 
 if __name__ == "__main__":

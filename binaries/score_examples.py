@@ -35,11 +35,19 @@ import pathlib
 
 import numpy as np
 
-from binaries import flags, output
-from tfmemloc import label_errors, memorization, scores
+from binaries import config_flags, flags, output
+from tfmemloc import (
+    Run,
+    ScoreConfig,
+    SearchConfig,
+    find_critical_units,
+    find_label_errors,
+    report,
+    scores,
+    second_split_times,
+)
 from tfmemloc.data import Examples
-from tfmemloc.probes.critical_units import find_critical_units
-from tfmemloc.runs import Run
+from tfmemloc.scores.suspects import PAGE, TABLE
 
 FLAGS = flags.FLAGS
 flags.flags.DEFINE_string(
@@ -54,20 +62,7 @@ flags.flags.DEFINE_string(
     None,
     "Default: the run's folder; that in which the runs lie, if several.",
 )
-flags.flags.DEFINE_bool(
-    "gradient_scores",
-    True,
-    "Also compute GraNd and TracIn, which take a pass of gradients over the "
-    "training data for each saved epoch.",
-)
-flags.flags.DEFINE_enum(
-    "prior",
-    "auto",
-    scores.PRIORS,
-    "True shares of the classes: equal; labels, those of the given labels; "
-    "auto, the latter where the most frequent label is over three times as "
-    "frequent as the rarest, else equal.",
-)
+config_flags.define(ScoreConfig)
 flags.flags.DEFINE_bool(
     "critical_set",
     False,
@@ -89,11 +84,11 @@ flags.flags.DEFINE_string(
 flags.flags.DEFINE_integer(
     "shown",
     None,
-    "Show the pictures of so many examples, suspected or not; the default is "
+    "Show so many examples, suspected or not; the default is "
     "the first 100 suspects.",
     lower_bound=1,
 )
-flags.flags.DEFINE_bool("download", False, "Let TFDS fetch missing data.")
+flags.define_download()
 
 
 def main() -> None:
@@ -111,18 +106,17 @@ def main() -> None:
             "network is your own; see tfmemloc.second_split_times."
         )
     examples = run.examples(download=FLAGS.download)
-    found = label_errors.find_label_errors(
+    found = find_label_errors(
         runs,
         examples,
         directory,
+        config_flags.read(ScoreConfig),
         shown=FLAGS.shown,
-        gradient_scores=FLAGS.gradient_scores,
-        prior=FLAGS.prior,
-        more=_more(run, examples, directory),
+        extra_scores=_extra_scores(run, examples, directory),
     )
-    output.print_section(label_errors.suspects_section(found))
-    print(f"table: {directory / label_errors.TABLE}")
-    print(f"page: {directory / label_errors.PAGE}")
+    output.print_section(report.section_of(found))
+    print(f"table: {directory / TABLE}")
+    print(f"page: {directory / PAGE}")
 
 
 def _runs() -> list[Run]:
@@ -149,33 +143,34 @@ def _matched(pattern: str) -> list[Run]:
     ]
 
 
-def _more(
+def _extra_scores(
     run: Run, examples: Examples, directory: pathlib.Path
 ) -> dict[str, np.ndarray]:
     """The scores that take trainings or searches of their own."""
-    train, more = examples.train, {}
+    train, extra = examples.train, {}
     if FLAGS.critical_set:
-        more["critical_set"] = scores.critical_set_score(
+        extra["critical_set"] = scores.critical_set_score(
             find_critical_units(
                 run,
                 examples,
-                ids=train.example_id,
-                inference="tied",
+                SearchConfig(
+                    ids=tuple(train.example_id.tolist()), inference="tied"
+                ),
                 directory=directory / "search",
             ),
             train,
         )
     if FLAGS.second_split:
-        times = memorization.second_split_times(
+        times = second_split_times(
             directory / "second_split",
             examples,
             model=dataclasses.replace(run.model_config, dropout="none"),
             training=run.training,
         )
-        more["second_split"] = -times
+        extra["second_split"] = -times
     if FLAGS.subset_runs:
-        more["memorization"] = _estimated(directory, examples)
-    return more
+        extra["memorization"] = _estimated(directory, examples)
+    return extra
 
 
 def _estimated(directory: pathlib.Path, examples: Examples) -> np.ndarray:
@@ -186,16 +181,16 @@ def _estimated(directory: pathlib.Path, examples: Examples) -> np.ndarray:
             "--subset_runs matches no folder with a run. Received: "
             f"{FLAGS.subset_runs!r}."
         )
-    found = memorization.estimate_memorization(runs, examples)
+    estimates = scores.estimate_memorization(runs, examples)
     directory.mkdir(parents=True, exist_ok=True)
-    found.save(directory / "memorization")
-    unknown = int(np.isnan(found.memorization).sum())
+    estimates.save(directory / "memorization")
+    unknown = int(np.isnan(estimates.memorization).sum())
     if unknown:
         print(
             f"memorization: {unknown} examples were in all of the "
             f"{len(runs)} subsets, or in none; they count as 0."
         )
-    return np.nan_to_num(found.memorization, nan=0.0)
+    return np.nan_to_num(estimates.memorization, nan=0.0)
 
 
 if __name__ == "__main__":

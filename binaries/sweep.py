@@ -22,7 +22,7 @@ With --engine=ray the cells run on a Ray cluster, whose machines must see
 import shlex
 
 from binaries import flags, output
-from tfmemloc import report, sweeps
+from tfmemloc import sweeps
 
 FLAGS = flags.FLAGS
 # Flags that would undo what a sweep keeps.
@@ -85,11 +85,9 @@ def main() -> None:
         ray_address=FLAGS.ray_address,
         cpus_per_run=FLAGS.cpus_per_run,
         gpus_per_run=FLAGS.gpus_per_run,
+        over=FLAGS.over,
     )
-    section = report.sweep_section(result, FLAGS.over)
-    output.write_probe(
-        result, "sweep_results", section, "binaries.sweep", directory
-    )
+    output.write_result(result, "sweep_results", "binaries.sweep", directory)
 
 
 if __name__ == "__main__":

@@ -7,9 +7,9 @@ takes about 25 seconds on 2 CPU cores and ends near 100 % noisy accuracy with
 the memorization units on (tied), below 2 % with them off (drop).
 """
 
-from binaries import flags
+from binaries import config_flags, flags
 from tfmemloc import report
-from tfmemloc.training import train
+from tfmemloc.training.loop import train
 
 
 def main() -> None:
@@ -17,9 +17,9 @@ def main() -> None:
     directory = flags.prepare_directory("config.json")
     run = train(
         directory,
-        data=flags.data_config(),
-        model=flags.model_config(flags.FLAGS.dropout),
-        training=flags.train_config(),
+        data=config_flags.data_config(),
+        model=config_flags.model_config(),
+        training=config_flags.train_config(),
         strategy=flags.strategy(),
         tensorboard=flags.FLAGS.tensorboard,
         download=flags.FLAGS.download,
@@ -35,8 +35,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    flags.define_data_flags()
-    flags.define_model_flags(with_dropout=True)
-    flags.define_training_flags()
+    config_flags.define_run_configs(with_dropout=True)
+    flags.define_training_options()
     flags.define_run_flags("runs/train")
     flags.run(main)

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tfmemloc import batches, data
+from tfmemloc import data
 
 
 def _colour(count=20):
@@ -25,10 +25,10 @@ def _numpy(dataset):
 @pytest.mark.parametrize("batch_size", [1, 7, 20, 50])
 def test_an_epoch_holds_every_example_once(batch_size):
     examples = _colour()
-    steps = batches.steps_per_epoch(20, batch_size)
+    steps = data.steps_per_epoch(20, batch_size)
     epochs = [
         _numpy(
-            batches.make_batches(
+            data.make_batches(
                 examples,
                 batch_size,
                 seed=1,
@@ -44,7 +44,9 @@ def test_an_epoch_holds_every_example_once(batch_size):
     assert (orders[0] != orders[1]).any()
     for image, ids, label in epochs[0]:
         mine = examples.of_ids(ids)
-        np.testing.assert_array_equal(image, batches.scale_pixels(mine.image))
+        np.testing.assert_array_equal(
+            image, data.scale_pixels(mine.inputs["image"])
+        )
         np.testing.assert_array_equal(label, mine.label)
 
 
@@ -54,7 +56,7 @@ def test_a_batch_is_a_function_of_seed_and_step(augment):
 
     def make(seed, start, stop):
         return _numpy(
-            batches.make_batches(
+            data.make_batches(
                 examples,
                 6,
                 seed=seed,
@@ -82,13 +84,13 @@ def _windows(image):
 def test_standard_augmentation_is_a_crop_and_a_flip_by_example():
     examples = _colour()
     places = []
-    dataset = batches.make_batches(
+    dataset = data.make_batches(
         examples, 20, seed=0, augment="standard", stop_step=30
     )
     for image, ids, _ in _numpy(dataset):
         for one, example_id in zip(image, ids, strict=True):
-            original = examples.of_ids([example_id]).image
-            windows = _windows(batches.scale_pixels(original)[0])
+            original = examples.of_ids([example_id]).inputs["image"]
+            windows = _windows(data.scale_pixels(original)[0])
             match = (windows == one).all(axis=(1, 2, 3))
             assert match.sum() >= 1
             places.append(match.argmax())
@@ -101,9 +103,9 @@ def test_augmentation_follows_the_id_not_the_place():
     examples = _colour()
     shuffled = examples.take(np.arange(20)[::-1])
     one, other = (
-        _numpy(
-            batches.make_batches(e, 20, seed=0, augment="strong", stop_step=1)
-        )[0]
+        _numpy(data.make_batches(e, 20, seed=0, augment="strong", stop_step=1))[
+            0
+        ]
         for e in (examples, shuffled)
     )
     order, other_order = np.argsort(one[1]), np.argsort(other[1])
@@ -111,14 +113,12 @@ def test_augmentation_follows_the_id_not_the_place():
 
 
 def test_strong_augmentation_changes_colours_and_differs_by_example():
-    images = np.repeat(_colour().image[:1], 20, axis=0)
+    images = np.repeat(_colour().inputs["image"][:1], 20, axis=0)
     examples = data.from_arrays(
         images, np.zeros(20, int), images[:1], np.array([0])
     ).train
     batch = _numpy(
-        batches.make_batches(
-            examples, 20, seed=0, augment="strong", stop_step=1
-        )
+        data.make_batches(examples, 20, seed=0, augment="strong", stop_step=1)
     )[0][0]
     assert len(np.unique(batch.reshape(20, -1), axis=0)) > 15
     assert np.abs(batch).max() <= 1
@@ -126,7 +126,7 @@ def test_strong_augmentation_changes_colours_and_differs_by_example():
 
 def test_strong_augmentation_refuses_grey_images(digits):
     with pytest.raises(ValueError, match="Expected 3 channels. Received: 1"):
-        batches.make_batches(digits.train, 8, seed=0, augment="strong")
+        data.make_batches(digits.train, 8, seed=0, augment="strong")
 
 
 @pytest.mark.parametrize("batched", [False, True])
@@ -134,9 +134,9 @@ def test_attach_ids_to_any_dataset(batched):
     x, y = np.arange(10.0), np.arange(10) % 3
     pairs = tf.data.Dataset.from_tensor_slices((x, y))
     if batched:
-        dataset = batches.attach_ids(pairs.batch(4), batched=True)
+        dataset = data.attach_ids(pairs.batch(4), batched=True)
     else:
-        dataset = batches.attach_ids(pairs).batch(4)
+        dataset = data.attach_ids(pairs).batch(4)
     for inputs, label in dataset:
         ids = inputs["example_id"].numpy()
         assert inputs["example_id"].dtype == tf.int64
@@ -151,15 +151,15 @@ def test_attach_ids_streams():
 
     signature = (tf.TensorSpec([], tf.float32), tf.TensorSpec([], tf.int32))
     stream = tf.data.Dataset.from_generator(endless, output_signature=signature)
-    inputs, _ = next(iter(batches.attach_ids(stream).skip(5)))
+    inputs, _ = next(iter(data.attach_ids(stream).skip(5)))
     assert inputs["example_id"] == 5
 
 
 def test_attach_ids_refuses_other_elements():
     with pytest.raises(ValueError, match="Expected a dataset of"):
-        batches.attach_ids(tf.data.Dataset.range(3))
+        data.attach_ids(tf.data.Dataset.range(3))
 
 
 def test_no_examples_are_refused():
     with pytest.raises(ValueError, match="at least one example"):
-        batches.make_batches(_colour().take(np.arange(0)), 4, seed=0)
+        data.make_batches(_colour().take(np.arange(0)), 4, seed=0)

@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
-from tfmemloc import label_errors, report
-from tfmemloc.results import Localization
-from tfmemloc.scores import scores_of_logits
+from tfmemloc import report
+from tfmemloc.removal.drop import NetworkComparison
+from tfmemloc.scores.of_predictions import scores_of_logits
+from tfmemloc.training import TrainingHistory
 
 BROWSER = next(
     filter(
@@ -99,9 +100,9 @@ def pages(tmp_path_factory, digits):
     )
     part = named.train
     scores = scores_of_logits(part, dropped=4 * np.eye(10)[part.true_label])
-    label_errors.find_label_errors(scores, named, directory)
+    scores.find_label_errors(scores, named, directory)
     table = np.linspace(0, 1, 24).reshape(6, 4)
-    result = Localization(
+    result = NetworkComparison(
         dataset=named.name,
         models=(
             "standard",
@@ -120,13 +121,14 @@ def pages(tmp_path_factory, digits):
         {"epoch": e, "accuracy": {"plain": {"clean": e / 5, "noisy": 0.1}}}
         for e in range(5)
     ]
-    section = report.localization_section(
-        result, dict.fromkeys(("standard", "example_tied"), history)
-    )
+    histories = dict.fromkeys(("standard", "example_tied"), history)
     report.write_html(
         directory / "report.html",
         f"Where is the memory? {named.name}",
-        [section],
+        [
+            report.section_of(result),
+            report.section_of(TrainingHistory.of(histories)),
+        ],
         {"Command": "python -m binaries.localize " + 9 * "--run_dir=runs/x "},
     )
     return directory

@@ -5,9 +5,10 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tfmemloc import batches, models, training
+from tfmemloc import data, models, training
 from tfmemloc.configs import ModelConfig, TrainConfig
-from tfmemloc.layers import ExampleTiedDropout, SparseDropout
+from tfmemloc.layers.sparse_dropout import SparseDropout
+from tfmemloc.layers.tied_dropout import ExampleTiedDropout
 from tfmemloc.models import vit
 
 SHAPE = (8, 8, 1)
@@ -138,7 +139,7 @@ def test_a_step_on_two_devices(name, digits, two_devices):
         optimizer = training.make_optimizer(TrainConfig(), 2)
         optimizer.build(model.trainable_variables)
     dataset = two_devices.experimental_distribute_dataset(
-        batches.make_batches(digits.train, 8, seed=0, stop_step=2)
+        data.make_batches(digits.train, 8, seed=0, stop_step=2)
     )
     step = training.make_train_step(
         model,

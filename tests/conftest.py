@@ -23,8 +23,8 @@ tf.config.set_logical_device_configuration(
 import keras
 
 from tfmemloc import data, models
-from tfmemloc.batches import scale_pixels
 from tfmemloc.configs import DataConfig, ModelConfig
+from tfmemloc.data.kinds import scale_pixels
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 REAL_DATA = ROOT.parent / "shared" / "tfds"
@@ -65,7 +65,7 @@ def small_network(small_digits):
     model = models.build(config, (8, 8, 1), 10)
     train = small_digits.train
     inputs = {
-        "image": scale_pixels(train.image),
+        "image": scale_pixels(train.inputs["image"]),
         "example_id": train.example_id,
     }
     model.compile(

@@ -9,27 +9,43 @@ import pytest
 import tensorflow as tf
 
 from tests import oracles, toys
-from tfmemloc import surgery
-from tfmemloc.batches import scale_pixels
-from tfmemloc.configs import ModelConfig, SearchConfig
-from tfmemloc.data import Examples
-from tfmemloc.gates import UnitGates
+from tfmemloc import graph
+from tfmemloc.configs import ModelConfig
+from tfmemloc.data.examples import Examples
+from tfmemloc.data.kinds import scale_pixels
 from tfmemloc.models import build
-from tfmemloc.probes import critical_units as module
+from tfmemloc.probes import search_blocks as module
 from tfmemloc.probes.critical_units import (
-    Searcher,
+    CriticalUnits,
     choose_ids,
     find_critical_units,
-    perturbed,
 )
-from tfmemloc.results import CriticalUnits
+from tfmemloc.probes.own_units import OwnUnitsConfig, find_own_units
+from tfmemloc.statistics import row_ranks
+from tfmemloc.units import (
+    GatedModel,
+    SearchConfig,
+    UnitGates,
+    drawn,
+    rankings,
+)
+from tfmemloc.units import search as searching
+from tfmemloc.units.perturbation import perturbed
 
 
-def _find(model, examples, **options):
-    search = SearchConfig(**options.pop("search", {}))
+def _find(model, examples, *, ids=None, layers=None, search=None, **options):
+    fields = dict(search or {})
+    if ids is not None:
+        fields["ids"] = tuple(int(i) for i in ids)
+    if layers is not None:
+        fields["layers"] = tuple(layers)
     return find_critical_units(
-        model, examples, search=search, progress=False, **options
+        model, examples, SearchConfig(**fields), progress=False, **options
     )
+
+
+def _gated(model, examples, **fields):
+    return GatedModel(model, UnitGates(model), examples, SearchConfig(**fields))
 
 
 @pytest.mark.parametrize("place", ["unit", "weights"])
@@ -56,7 +72,7 @@ def test_a_planted_memory_is_found(tmp_path, term, place):
 
 def test_a_run_comes_back_unchanged(small_network, small_digits):
     before = [w.copy() for w in small_network.get_weights()]
-    _find(small_network, small_digits, ids=[0, 1], search={"others": 5})
+    _find(small_network, small_digits, ids=[0, 1], search={"bystanders": 5})
     for old, new in zip(before, small_network.get_weights(), strict=True):
         np.testing.assert_array_equal(old, new)
     assert not any("call" in vars(layer) for layer in small_network.layers)
@@ -68,7 +84,13 @@ def _tiny_network(rng):
     x = np.clip(x / 4, -1, 1)
     label = rng.integers(0, 3, 30)
     examples = Examples(
-        x, label, label, np.arange(30), np.full(30, "clean"), 3, "random"
+        {"image": x},
+        label,
+        label,
+        np.arange(30),
+        np.full(30, "clean"),
+        3,
+        "random",
     )
     inputs = keras.Input((4, 4, 1))
     hidden = keras.layers.Flatten()(inputs)
@@ -103,7 +125,9 @@ def test_all_subsets_bound_the_greedy_answer(rng):
     equal = []
     for n, example_id in enumerate(result.example_id):
         smallest = _smallest_flipping_set(
-            model, examples.image[example_id], examples.label[example_id]
+            model,
+            examples.inputs["image"][example_id],
+            examples.label[example_id],
         )
         assert result.flipped[n] == (smallest is not None)
         if smallest is not None:
@@ -121,7 +145,7 @@ def _twin(model, examples, ids, gates, population, **options):
 
     def inputs(part):
         return {
-            "image": tf.constant(scale_pixels(part.image)),
+            "image": tf.constant(scale_pixels(part.inputs["image"])),
             "example_id": tf.constant(part.example_id),
         }
 
@@ -148,13 +172,11 @@ def test_the_same_units_as_one_example_at_a_time(
         "population_term": term,
         "population": 40,
         "limit": 12,
-        "others": 1,
+        "bystanders": 1,
     }
     result = _find(small_network, small_digits, ids=ids, search=search)
     gates = UnitGates(small_network)
-    population = module._drawn(
-        small_digits.train.example_id, 40, 0, "population"
-    )
+    population = drawn(small_digits.train.example_id, 40, 0, "population")
     twins = _twin(
         small_network,
         small_digits,
@@ -176,68 +198,59 @@ def test_the_same_units_as_one_example_at_a_time(
     assert np.mean(same) >= 0.99
 
 
-def _flips(searcher, part, units):
+def _flips(gated, part, units):
     """Whether removing a set of units flips one example's prediction."""
-    gate = np.ones((1, searcher.gates.units), np.float32)
+    gate = gated.open_gates(1)
     gate[0, list(units)] = 0
-    return searcher.predict(part, gate)[0] != part.label[0]
+    return gated.predicted(part, gate)[0] != part.label[0]
 
 
 def test_each_unit_of_a_set_is_needed(small_network, small_digits):
-    result = _find(small_network, small_digits, search={"others": 1})
-    searcher = Searcher(
-        small_network,
-        UnitGates(small_network),
-        small_digits,
-        SearchConfig(others=1),
-    )
+    result = _find(small_network, small_digits, search={"bystanders": 1})
+    gated = _gated(small_network, small_digits, bystanders=1)
     assert np.any(result.size < result.greedy_size)
     for n in range(0, len(result.example_id), 4):
         one = small_digits.of_ids([result.example_id[n]])
-        units = result.units[n, result.kept[n]]
-        assert _flips(searcher, one, units) == result.flipped[n]
+        units = result.units[n, result.critical[n]]
+        assert _flips(gated, one, units) == result.flipped[n]
         for unit in units:
-            assert not _flips(searcher, one, set(units) - {unit})
+            assert not _flips(gated, one, set(units) - {unit})
 
 
 def test_controls_cross_where_they_say(small_network, small_digits):
-    result = _find(small_network, small_digits, search={"others": 1})
-    searcher = Searcher(
-        small_network,
-        UnitGates(small_network),
-        small_digits,
-        SearchConfig(others=1),
-    )
+    result = _find(small_network, small_digits, search={"bystanders": 1})
+    gated = _gated(small_network, small_digits, bystanders=1)
     part = small_digits.of_ids(result.example_id)
     for size, rank in (
-        (result.random_size, searcher._random_rank(part)),
-        (result.activation_size, searcher._activation_rank(part)),
+        (result.random_size, row_ranks(gated.hashes(part))),
+        (result.activation_size, row_ranks(-gated.activity(part))),
     ):
         assert np.isfinite(size).any()
         for n in range(0, len(part), 4):
             one = part.take(np.array([n]))
             if np.isnan(size[n]):
-                assert not _flips(searcher, one, range(rank.shape[1]))
+                assert not _flips(gated, one, range(rank.shape[1]))
                 continue
             first = np.argsort(rank[n])[: int(size[n])]
-            assert _flips(searcher, one, first)
-            assert not _flips(searcher, one, first[:-1])
+            assert _flips(gated, one, first)
+            assert not _flips(gated, one, first[:-1])
 
 
 def test_units_are_ranked_by_their_mean_activation(small_network, small_digits):
     gates = UnitGates(small_network)
-    searcher = Searcher(
-        small_network, gates, small_digits, SearchConfig(others=1)
-    )
+    gated = _gated(small_network, small_digits, bystanders=1)
     part = small_digits.take(np.arange(3))
     view = keras.Model(
         small_network.input,
         small_network.get_layer("conv1.relu").output,
     )
     units = view(
-        {"image": scale_pixels(part.image), "example_id": part.example_id}
+        {
+            "image": scale_pixels(part.inputs["image"]),
+            "example_id": part.example_id,
+        }
     )
-    (activity,) = searcher._in_chunks("activity", part)
+    activity = gated.activity(part)
     np.testing.assert_allclose(
         activity[:, : gates.sizes[0]],
         np.abs(units).mean(axis=(1, 2)),
@@ -250,18 +263,18 @@ def test_accuracy_after_the_removal_is_of_all_others(
     small_network, small_digits
 ):
     result = _find(
-        small_network, small_digits, ids=[0, 1, 2], search={"others": None}
+        small_network, small_digits, ids=[0, 1, 2], search={"bystanders": None}
     )
     gates = UnitGates(small_network)
     after = [f"{name.split('.')[0]}.relu" for name in gates.names]
     copy, variables = oracles.gated_copy(small_network, after)
     inputs = {
-        "image": scale_pixels(small_digits.image),
+        "image": scale_pixels(small_digits.inputs["image"]),
         "example_id": small_digits.example_id,
     }
     for n, example_id in enumerate(result.example_id):
         gate = np.ones(gates.units)
-        gate[result.units[n, result.kept[n]]] = 0
+        gate[result.units[n, result.critical[n]]] = 0
         for variable, start in zip(variables, gates.starts, strict=True):
             variable.assign(gate[start : start + variable.shape[0]])
         right = np.argmax(copy(inputs), axis=1) == small_digits.label
@@ -275,33 +288,35 @@ def test_accuracy_after_the_removal_is_of_all_others(
 
 
 def test_removed_units_may_give_their_mean(small_network, small_digits):
-    searcher = Searcher(
+    gated = _gated(
         small_network,
-        UnitGates(small_network),
         small_digits,
-        SearchConfig(removed_value="mean", population=50, others=1),
-        memory_budget=2**21,  # Several chunks, the last one filled up.
+        removed_value="mean",
+        population=50,
+        bystanders=1,
+        memory_budget_mib=2,  # Several chunks, the last one filled up.
     )
-    ids = module._drawn(small_digits.train.example_id, 50, 0, "population")
+    ids = drawn(small_digits.train.example_id, 50, 0, "population")
     chosen = small_digits.of_ids(ids)
     view = keras.Model(
         small_network.input, small_network.get_layer("conv2.relu").output
     )
     units = view(
-        {"image": scale_pixels(chosen.image), "example_id": chosen.example_id}
+        {
+            "image": scale_pixels(chosen.inputs["image"]),
+            "example_id": chosen.example_id,
+        }
     )
     np.testing.assert_allclose(
-        searcher._fill[8:24], np.mean(units, axis=(0, 1, 2)), rtol=1e-4
+        gated._fill[8:24], np.mean(units, axis=(0, 1, 2)), rtol=1e-4
     )
 
 
 def test_chunks_do_not_change_what_is_found(small_network, small_digits):
     ids = choose_ids(small_digits, count=6)
-    search = {"others": 5, "population_term": "exact", "population": 20}
+    search = {"bystanders": 5, "population_term": "exact", "population": 20}
     whole = _find(small_network, small_digits, ids=ids, search=search)
-    parts = _find(
-        small_network, small_digits, ids=ids, search=search, memory_budget=2**20
-    )
+    parts = _find(small_network, small_digits, ids=ids, search=search)
     np.testing.assert_array_equal(whole.units, parts.units)
     np.testing.assert_array_equal(whole.accuracy_after, parts.accuracy_after)
 
@@ -309,22 +324,19 @@ def test_chunks_do_not_change_what_is_found(small_network, small_digits):
 def test_nothing_is_traced_again_as_examples_finish(
     small_network, small_digits
 ):
-    searcher = Searcher(
-        small_network,
-        UnitGates(small_network),
-        small_digits,
-        SearchConfig(others=3),
-    )
-    searcher.search(small_digits.take(np.arange(40)))
-    traces = searcher.trace_count()
-    assert traces == 5
-    searcher.search(small_digits.take(np.arange(7)))
-    assert searcher.trace_count() == traces
+    gated = _gated(small_network, small_digits, bystanders=3)
+    first_order = rankings.named("first_order")
+    for count in (40, 7):
+        block = small_digits.take(np.arange(count))
+        searching.search(gated, block, first_order)
+        searching.sizes_in_order(gated, block, rankings.named("activations"))
+        # own gradient, predicted, activity, population, bystanders
+        assert gated.trace_count() == 5
 
 
 def test_the_limit_is_recorded(small_network, small_digits):
     result = _find(
-        small_network, small_digits, search={"limit": 1, "others": 1}
+        small_network, small_digits, search={"limit": 1, "bystanders": 1}
     )
     assert not result.flipped.all()
     np.testing.assert_array_equal(result.greedy_size, 1)
@@ -340,12 +352,16 @@ def test_misclassified_examples_are_skipped_and_listed(
         small_digits,
         label=np.where(small_digits.example_id < 3, wrong, small_digits.label),
     )
-    result = _find(small_network, examples, ids=range(8), search={"others": 1})
+    result = _find(
+        small_network, examples, ids=range(8), search={"bystanders": 1}
+    )
     assert result.skipped.tolist() == [0, 1, 2]
     assert result.example_id.tolist() == [3, 4, 5, 6, 7]
-    nothing = _find(small_network, examples, ids=[0, 1], search={"others": 1})
+    nothing = _find(
+        small_network, examples, ids=[0, 1], search={"bystanders": 1}
+    )
     assert nothing.skipped.tolist() == [0, 1]
-    assert nothing.table() == [] and nothing.rows() == []
+    assert nothing.by_subset() == [] and nothing.rows() == []
 
 
 @pytest.mark.parametrize(
@@ -366,8 +382,8 @@ def test_bad_ids_are_refused(small_network, small_digits, ids, words):
     [
         ("limit", 0),
         ("population", 0),
-        ("others", 0),
-        ("copies", -1),
+        ("bystanders", 0),
+        ("perturbations", -1),
         ("place", "unti"),
         ("objective", "best"),
     ],
@@ -377,9 +393,13 @@ def test_bad_settings_are_refused(field, value):
         SearchConfig(**{field: value})
 
 
-def test_a_budget_too_small_for_one_example(small_network, small_digits):
+def test_a_budget_too_small_for_one_example(small_digits):
+    image = keras.Input((8, 8, 1))
+    x = keras.layers.Dense(10**4, activation="relu")(image)
+    x = keras.layers.GlobalAveragePooling2D()(x)
+    wide = keras.Model(image, keras.layers.Dense(10)(x))
     with pytest.raises(ValueError, match="One example takes up to"):
-        _find(small_network, small_digits, memory_budget=1000)
+        _find(wide, small_digits, ids=[0], search={"memory_budget_mib": 1})
 
 
 def test_data_without_memorized_examples_need_ids(small_digits):
@@ -393,27 +413,27 @@ def test_a_killed_search_goes_on(
 ):
     monkeypatch.setattr(module, "_BLOCK", 5)
     ids = choose_ids(small_digits, count=6)
-    search = {"others": 2}
+    search = {"bystanders": 2}
     whole = _find(small_network, small_digits, ids=ids, search=search)
-    real, calls = Searcher.search, []
+    real, calls = searching.search, []
 
-    def killed(self, block):
+    def killed(gated, block, ranking):
         calls.append(len(block))
         if len(calls) == 2:
             raise KeyboardInterrupt
-        return real(self, block)
+        return real(gated, block, ranking)
 
-    monkeypatch.setattr(Searcher, "search", killed)
+    monkeypatch.setattr(searching, "search", killed)
     options = {"ids": ids, "search": search, "directory": tmp_path / "search"}
     with pytest.raises(KeyboardInterrupt):
         _find(small_network, small_digits, **options)
     result = _find(small_network, small_digits, **options)
     assert calls == [5, 5, 5, 2]
-    for field in ("units", "kept", "accuracy_after", "random_size"):
+    for field in ("units", "critical", "accuracy_after", "random_size"):
         np.testing.assert_array_equal(
             getattr(whole, field), getattr(result, field)
         )
-    options["search"] = {"others": 2, "seed": 1}
+    options["search"] = {"bystanders": 2, "seed": 1}
     with pytest.raises(ValueError, match="holds a search with other search"):
         _find(small_network, small_digits, **options)
 
@@ -421,12 +441,12 @@ def test_a_killed_search_goes_on(
 def test_the_result_comes_back_from_its_files(
     small_network, small_digits, tmp_path
 ):
-    result = _find(small_network, small_digits, search={"others": 2})
+    result = _find(small_network, small_digits, search={"bystanders": 2})
     result.save(tmp_path / "critical_units")
     again = CriticalUnits.load(tmp_path / "critical_units")
     assert again.rows() == result.rows()
-    assert again.table() == result.table()
-    row = result.table()[0]
+    assert again.by_subset() == result.by_subset()
+    row = result.by_subset()[0]
     assert row["median_low"] <= row["median"] <= row["median_high"]
 
 
@@ -450,28 +470,29 @@ def test_perturbed_copies_are_a_function_of_seed_and_id(rng):
 
 def test_own_units_are_the_examples_designated_ones(small_digits):
     model = build(ModelConfig(width=0.25), (8, 8, 1), 10)
-    tied = surgery.with_inference(model, "tied")
-    image = scale_pixels(small_digits.image)
+    tied = graph.with_inference(model, "tied")
+    image = scale_pixels(small_digits.inputs["image"])
     logits = tied.predict(
         {"image": image, "example_id": small_digits.example_id}, verbose=0
     )
     examples = dataclasses.replace(small_digits, label=logits.argmax(axis=1))
-    layers = [layer.name for layer in surgery.tied_layers(tied)]
-    result = _find(
+    config = OwnUnitsConfig(ids=tuple(range(6)), bystanders=1, limit=5)
+    result = find_own_units(tied, examples, config, progress=False)
+    layers = tuple(layer.name for layer in graph.tied_layers(tied))
+    found = _find(
         tied,
         examples,
         ids=range(6),
         layers=layers,
-        search={"others": 1, "limit": 5},
+        search={"bystanders": 1, "limit": 5},
     )
-    starts = np.concatenate([[0], np.cumsum(result.sizes)])
+    np.testing.assert_array_equal(result.size, found.size)
+    starts = np.concatenate([[0], np.cumsum(found.sizes)])
     gates = UnitGates(tied, layers=layers)
-    searcher = Searcher(tied, gates, examples, SearchConfig(others=1))
+    gated = GatedModel(tied, gates, examples, SearchConfig(bystanders=1))
     for n, example_id in enumerate(result.example_id):
         designated, on = set(), 0
-        for start, layer in zip(
-            starts, surgery.tied_layers(tied), strict=False
-        ):
+        for start, layer in zip(starts, graph.tied_layers(tied), strict=False):
             units = layer.example_units(np.array([example_id]))[0]
             on += units.sum()
             designated |= {
@@ -479,15 +500,11 @@ def test_own_units_are_the_examples_designated_ones(small_digits):
                 for c in range(layer.generalization_units, layer.units)
                 if units[c]
             }
-        assert result.own_chance[n] == pytest.approx(len(designated) / on)
-        for unit, own in zip(result.units[n], result.own[n], strict=True):
-            assert own == (unit in designated)
+        assert result.chance[n] == pytest.approx(len(designated) / on)
+        critical = found.units[n, found.critical[n]].tolist()
+        assert result.own[n] == len(designated.intersection(critical))
         one = examples.of_ids([example_id])
-        assert result.own_flips[n] == _flips(searcher, one, designated)
-    plain = _find(
-        build(ModelConfig(width=0.25, dropout="none"), (8, 8, 1), 10),
-        dataclasses.replace(examples, label=np.zeros(len(examples), int)),
-        ids=range(6),
-        search={"others": 1, "limit": 2},
-    )
-    assert np.isnan(plain.own_chance).all() and plain.own_shares() == []
+        assert result.own_flips[n] == _flips(gated, one, designated)
+    plain = build(ModelConfig(width=0.25, dropout="none"), (8, 8, 1), 10)
+    with pytest.raises(ValueError, match="has no ExampleTiedDropout layer"):
+        find_own_units(plain, examples, config, progress=False)

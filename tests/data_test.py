@@ -20,8 +20,8 @@ def _plain(count=200, classes=10, seed=0):
 def test_digits_are_split_alike_for_ever(digits):
     assert len(digits.train) == 1437
     assert len(digits.test) == 360
-    assert digits.image.dtype == np.uint8
-    assert digits.image.max() == 255
+    assert digits.inputs["image"].dtype == np.uint8
+    assert np.asarray(digits.inputs["image"]).max() == 255
     assert set(digits.example_id) == set(range(1797))
     # The first test ids of the fixed split.
     assert digits.test.example_id[:5].tolist() == [2, 12, 13, 20, 28]
@@ -69,7 +69,9 @@ def test_ids_stay_through_slicing(digits):
     noisy = digits.of_subset("noisy")
     one = digits.of_ids(noisy.example_id[[7]])
     assert one.example_id[0] == noisy.example_id[7]
-    np.testing.assert_array_equal(one.image[0], noisy.image[7])
+    np.testing.assert_array_equal(
+        one.inputs["image"][0], noisy.inputs["image"][7]
+    )
     few = digits.take(np.array([5, 3]))
     assert few.example_id.tolist() == digits.example_id[[5, 3]].tolist()
 
@@ -77,9 +79,9 @@ def test_ids_stay_through_slicing(digits):
 def test_examples_are_frozen(digits):
     with pytest.raises(dataclasses.FrozenInstanceError):
         digits.label = digits.true_label
-    for field in ("image", "label", "example_id"):
+    for array in (digits.inputs["image"], digits.label, digits.example_id):
         with pytest.raises(ValueError, match="read-only"):
-            getattr(digits, field)[0] = 0
+            array[0] = 0
 
 
 def test_labels_given_by_the_user(tmp_path):
@@ -113,7 +115,7 @@ def test_npz_files_load_as_keras_ships_them(tmp_path):
         y_test=np.array([0, 1]),
     )
     examples = data.load(DataConfig(dataset=str(path), noise_rate=0.25))
-    assert examples.image.shape == (6, 8, 8, 1)
+    assert examples.inputs["image"].shape == (6, 8, 8, 1)
     assert examples.example_id.tolist() == list(range(6))
     assert len(examples.of_subset("noisy")) == 1
     assert examples.class_name(3) == "3"
@@ -143,11 +145,15 @@ def test_tfds_sets_keep_their_order_and_ids(real_data):
     more = data.load(
         dataclasses.replace(config, train_examples=80, test_examples=20)
     )
-    assert few.image.shape == (70, 28, 28, 1)
+    assert few.inputs["image"].shape == (70, 28, 28, 1)
     # Test ids follow all 60,000 training ids, however few are used.
     assert few.test.example_id.tolist() == list(range(60_000, 60_020))
-    np.testing.assert_array_equal(few.train.image, more.train.image[:50])
-    np.testing.assert_array_equal(few.test.image, more.test.image)
+    np.testing.assert_array_equal(
+        few.train.inputs["image"], more.train.inputs["image"][:50]
+    )
+    np.testing.assert_array_equal(
+        few.test.inputs["image"], more.test.inputs["image"]
+    )
 
 
 def test_a_missing_set_is_not_downloaded(tmp_path):
@@ -168,11 +174,11 @@ def test_fingerprint_says_which_set_and_what_differs(digits):
         data.check_fingerprint(other, expected)
     assert "train label" in str(error.value)
     assert "test" not in str(error.value).replace("true_label", "")
-    image = digits.image.copy()
+    image = np.array(digits.inputs["image"])
     image[np.flatnonzero(digits.subset == "test")[0], 0, 0, 0] ^= 1
     with pytest.raises(ValueError, match="test image"):
         data.check_fingerprint(
-            dataclasses.replace(digits, image=image), expected
+            dataclasses.replace(digits, inputs={"image": image}), expected
         )
 
 
@@ -190,7 +196,7 @@ def test_stable_ids():
 
 def _fields(**changes):
     fields = {
-        "image": np.zeros((3, 8, 8, 1), np.uint8),
+        "inputs": {"image": np.zeros((3, 8, 8, 1), np.uint8)},
         "label": np.array([0, 1, 2]),
         "true_label": np.array([0, 1, 2]),
         "example_id": np.array([0, 1, 2]),
@@ -203,9 +209,12 @@ def _fields(**changes):
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"image": np.zeros((3, 8, 8), np.uint8)}, "[N, height, width, chan"),
-        ({"image": np.full((3, 8, 8, 1), 7.0)}, "values from 7.0 to 7.0"),
-        ({"image": np.zeros((3, 8, 8, 1), int)}, "Received: dtype int64"),
+        ({"inputs": {}}, "expected inputs by name"),
+        ({"inputs": {"x": np.zeros(3, "U2")}}, "numbers. Received: dtype <U2"),
+        (
+            {"inputs": {"a": np.zeros((3, 1)), "b": np.zeros((4, 1))}},
+            "{'a': 3, 'b': 4}",
+        ),
         ({"label": np.array([0, 1])}, "Received: shape (2,)"),
         ({"label": np.array([0, 1, 3])}, "from 0 to 2. Received: 3"),
         ({"label": np.array([0.0, 1.0, 2.0])}, "label to be integers"),
@@ -260,5 +269,5 @@ def test_arrays_without_test_examples_and_labels_that_are_names():
     assert found.train.label.tolist() == [0, 2, 1, 0]
     with pytest.raises(ValueError, match="makes integers of names"):
         data.from_arrays(images, np.array(["a", "b", "a", "c"]))
-    with pytest.raises(ValueError, match="x_test expected images"):
+    with pytest.raises(ValueError, match="x_test expected the test examples"):
         data.from_arrays(images, np.zeros(4, int), None, np.zeros(1, int))

@@ -15,7 +15,7 @@ from tests import programs
 from tests.conftest import ROOT
 from tfmemloc import data, models, sweeps
 from tfmemloc.configs import DataConfig, ModelConfig
-from tfmemloc.results import Localization
+from tfmemloc.removal.drop import NetworkComparison
 from tfmemloc.runs import Run
 
 QUICK = ("binaries.localize", "--quick", "--width=0.125", "--recalibrate")
@@ -225,7 +225,7 @@ def test_errors_are_one_line_without_a_traceback(tmp_path, arguments, words):
 def test_an_npz_file_keeps_its_labels(tmp_path, small_digits):
     part = small_digits.train
     path = tmp_path / "mine.npz"
-    np.savez(path, x_train=part.image, y_train=part.true_label)
+    np.savez(path, x_train=part.inputs["image"], y_train=part.true_label)
     run = f"--run_dir={tmp_path / 'run'}"
     # Fewer examples than --quick would take, and none to test on.
     _run(
@@ -328,7 +328,7 @@ def test_a_report_of_one_and_of_many(localized, tmp_path):
     assert (tmp_path / link).resolve() == directory / "suspects.html"
 
     numbers = sweeps.numbers_of(directory)
-    found = Localization.load(directory / "localization")
+    found = NetworkComparison.load(directory / "networks")
     dropped = found.row("example_tied", "drop")
     assert numbers["example_tied_drop_noisy"] == dropped["noisy"]
 
@@ -336,7 +336,7 @@ def test_a_report_of_one_and_of_many(localized, tmp_path):
     second = tmp_path / "second"
     shutil.copytree(directory, second)
     other = dataclasses.replace(found, accuracy=found.accuracy / 2)
-    other.save(second / "localization")
+    other.save(second / "networks")
     both = ("binaries.report", f"--run_dirs={directory},{second}")
     same = _run(*both, check=False)
     assert same.returncode == 1 and "have the same seed" in same.stderr

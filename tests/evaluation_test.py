@@ -3,10 +3,11 @@ import numpy as np
 import pytest
 
 from tests import oracles
-from tfmemloc import batches, data, evaluation, models, surgery
+from tfmemloc import data, evaluation, graph, models
 from tfmemloc.configs import ModelConfig
+from tfmemloc.data.kinds import scale_pixels
+from tfmemloc.evaluation import SubsetMetrics
 from tfmemloc.models.factory import Logits
-from tfmemloc.results import SubsetMetrics
 
 
 @pytest.fixture(scope="module")
@@ -20,7 +21,7 @@ def test_metrics_equal_a_count_one_by_one(model, small_digits):
         part = small_digits.of_subset(subset)
         logits = []
         for i in range(len(part)):
-            image = part.image[i : i + 1].astype(np.float32) / 127.5 - 1
+            image = scale_pixels(part.inputs["image"][i : i + 1])
             feed = {"image": image, "example_id": part.example_id[i : i + 1]}
             logits.append(model(feed, training=False).numpy()[0])
         logits = np.array(logits)
@@ -37,10 +38,10 @@ def test_metrics_equal_a_count_one_by_one(model, small_digits):
 
 
 def test_one_trace_however_many_batches(model, small_digits):
-    predict = evaluation.make_predictor(model)
+    predict = evaluation.Predictor(model)
     for batch_size in (7, 16, 120):
         evaluation.predict_logits(predict, small_digits, batch_size=batch_size)
-    assert predict.experimental_get_tracing_count() == 1
+    assert predict.trace_count() == 1
 
 
 def test_evaluation_leaves_batch_norm_alone(model, small_digits):
@@ -76,7 +77,7 @@ def test_recalibration_gives_the_statistics_of_the_dropped_network(
     model, small_digits
 ):
     before = model.get_weights()
-    dropped = surgery.with_inference(model, "drop")
+    dropped = graph.with_inference(model, "drop")
     train = small_digits.train
     result = evaluation.recalibrate_batch_norm(
         dropped, train, batch_size=len(train)
@@ -84,7 +85,7 @@ def test_recalibration_gives_the_statistics_of_the_dropped_network(
     for a, b in zip(before, model.get_weights(), strict=True):
         np.testing.assert_array_equal(a, b)
     # Of the first normalization, whose input no other one changes: ...
-    image = batches.scale_pixels(train.image)
+    image = data.scale_pixels(train.inputs["image"])
     x = model.get_layer("conv1.conv")(image).numpy()
     norm = result.get_layer("conv1.norm")
     np.testing.assert_allclose(

@@ -16,13 +16,14 @@ import tensorflow as tf
 from packaging.version import Version
 
 from tests.tying_test import _nested_and_shared, _two_in_two_out
-from tfmemloc import evaluation, export, surgery
-from tfmemloc.batches import scale_pixels
+from tfmemloc import evaluation, graph, serving
 from tfmemloc.configs import DataConfig, ModelConfig, TrainConfig
-from tfmemloc.export import ExportError, export_saved_model
+from tfmemloc.data.kinds import scale_pixels
+from tfmemloc.graph.tying import tie_dropout
 from tfmemloc.models import build
-from tfmemloc.surgery import tie_dropout
-from tfmemloc.training import train
+from tfmemloc.serving.endpoint import ExportError
+from tfmemloc.serving.export import export_saved_model
+from tfmemloc.training.loop import train
 
 HAS_LITERT = Version(keras.__version__) >= Version("3.13")
 
@@ -70,7 +71,7 @@ print(json.dumps(np.argmax(found["logits"], 1).tolist()))
 def test_a_fresh_process_with_tensorflow_alone(
     served, tied_run, digits, tmp_path
 ):
-    np.save(tmp_path / "images.npy", digits.image)
+    np.save(tmp_path / "images.npy", digits.inputs["image"])
     done = subprocess.run(
         [sys.executable, "-c", _ALONE, served, tmp_path / "images.npy"],
         cwd=tmp_path,
@@ -142,17 +143,17 @@ def test_the_keras_file_holds_keras_alone(served, digits):
     model = keras.models.load_model(served / "model.keras", safe_mode=True)
     assert all(
         type(layer).__module__.startswith("keras")
-        for layer in surgery.flat_layers(model)
+        for layer in graph.flat_layers(model)
     )
-    logits = model(scale_pixels(digits.image[:20]))
+    logits = model(scale_pixels(digits.inputs["image"][:20]))
     serve = tf.saved_model.load(str(served)).signatures["serving_default"]
-    found = serve(image=tf.constant(digits.image[:20]))["logits"]
+    found = serve(image=tf.constant(digits.inputs["image"][:20]))["logits"]
     np.testing.assert_allclose(logits, found, atol=1e-4)
 
 
 @pytest.mark.skipif(not HAS_LITERT, reason="needs Keras 3.13 or newer")
 def test_the_litert_file_says_the_same(served, digits):
-    images = scale_pixels(digits.image[:4])
+    images = scale_pixels(digits.inputs["image"][:4])
     model = keras.models.load_model(served / "model.keras")
     with pytest.warns(UserWarning, match="deprecated"):
         interpreter = tf.lite.Interpreter(str(served / "model.tflite"))
@@ -171,7 +172,7 @@ def test_the_onnx_file_says_the_same(served, digits):
     onnx = pytest.importorskip("onnx")
     from onnx.reference import ReferenceEvaluator
 
-    images = scale_pixels(digits.image[:4])
+    images = scale_pixels(digits.inputs["image"][:4])
     model = keras.models.load_model(served / "model.keras")
     session = ReferenceEvaluator(onnx.load(served / "model.onnx"))
     (name,) = session.input_names
@@ -197,7 +198,7 @@ def test_recalibrated_and_remembering(tied_run, digits, tmp_path):
         with_memorization=True,
     )
     loaded = tf.saved_model.load(str(path))
-    image = tf.constant(scale_pixels(digits.image[:16]))
+    image = tf.constant(scale_pixels(digits.inputs["image"][:16]))
     drop = tied_run.model(inference="drop")
     recalibrated = evaluation.recalibrate_batch_norm(drop, digits.train)
     for signature, model in (
@@ -287,7 +288,8 @@ def test_a_model_without_tied_layers(tmp_path):
 
 def test_raw_pixels_need_such_examples(tied, small_digits, tmp_path):
     scaled = dataclasses.replace(
-        small_digits, image=scale_pixels(small_digits.image)
+        small_digits,
+        inputs={"image": scale_pixels(small_digits.inputs["image"])},
     )
     with pytest.raises(ValueError, match="has float32 ones|have float32 ones"):
         export_saved_model(
@@ -314,9 +316,8 @@ def test_nothing_is_overwritten_unless_told(tied, tmp_path):
 
 
 def test_an_export_that_differs_is_refused(tied, tmp_path, monkeypatch):
-    from tfmemloc import pruning
 
-    real = pruning.prune_memorization
+    real = serving.prune_memorization
 
     def damaged(model):
         small = real(model)
@@ -324,7 +325,7 @@ def test_an_export_that_differs_is_refused(tied, tmp_path, monkeypatch):
         kernel.assign(kernel + 0.1)
         return small
 
-    monkeypatch.setattr(pruning, "prune_memorization", damaged)
+    monkeypatch.setattr(serving.export, "prune_memorization", damaged)
     before = export_saved_model(tied, tmp_path / "export", prune=False)
     files = _bytes_of(before)
     with pytest.raises(ExportError, match="differ from its model's by"):
@@ -336,7 +337,7 @@ def test_an_export_that_differs_is_refused(tied, tmp_path, monkeypatch):
 _FULL = """
 import sys
 from tfmemloc.configs import ModelConfig
-from tfmemloc.export import export_saved_model
+from tfmemloc.serving.export import export_saved_model
 from tfmemloc.models import build
 
 tied = build(ModelConfig(), (8, 8, 1), 10)
@@ -379,10 +380,10 @@ def test_leftovers_of_killed_exports_go(tmp_path):
         folder.mkdir()
         (folder / "file").write_text("x")
     with open_locked(live):
-        export._clear_leftovers(path)
+        serving._clear_leftovers(path)
         # The killed one had moved the old export out of the way.
         assert (path / "file").read_text() == "x"
-        with export._beside(path, overwrite=True) as folder:
+        with serving.beside(path, overwrite=True) as folder:
             (folder / "new").write_text("y")
         assert live.exists() and other.exists()
     assert not dead.exists() and not old.exists()

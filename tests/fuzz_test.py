@@ -11,9 +11,22 @@ from hypothesis import strategies as st
 
 from tests import programs, toys
 from tests.faults import SMALL
-from tfmemloc import configs, data, results, storage, sweeps
-from tfmemloc.recording import ExampleRecorder, Recording
+from tfmemloc import (
+    AccountingConfig,
+    OwnUnitsConfig,
+    RetrainConfig,
+    RewindConfig,
+    ScoreConfig,
+    SearchConfig,
+    configs,
+    data,
+    storage,
+    sweeps,
+)
 from tfmemloc.runs import Run
+from tfmemloc.sweeps import SweepResults
+from tfmemloc.training.recorder import ExampleRecorder
+from tfmemloc.training.recording import Recording
 
 FUZZ = settings(
     max_examples=60,
@@ -37,7 +50,12 @@ CONFIGS = (
     configs.DataConfig,
     configs.ModelConfig,
     configs.TrainConfig,
-    configs.SearchConfig,
+    AccountingConfig,
+    OwnUnitsConfig,
+    RetrainConfig,
+    RewindConfig,
+    ScoreConfig,
+    SearchConfig,
 )
 
 
@@ -143,7 +161,7 @@ def test_weight_files(planted, drawn):
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
     directory = tmp_path_factory.mktemp("result")
-    result = results.SweepResults(
+    result = SweepResults(
         flags=("seed",),
         settings=np.array([["0"], ["1"]]),
         names=("drop_test",),
@@ -163,7 +181,7 @@ def test_result_files(saved, drawn):
     try:
         file.write_bytes(_damaged(drawn, good))
         try:
-            loaded = results.SweepResults.load(path)
+            loaded = SweepResults.load(path)
         except ValueError as error:
             assert path.name in str(error)
         else:

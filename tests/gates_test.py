@@ -7,8 +7,8 @@ import tensorflow as tf
 
 from tests import oracles
 from tfmemloc.configs import ModelConfig
-from tfmemloc.gates import UnitGates
 from tfmemloc.models import build
+from tfmemloc.units.gates import UnitGates
 
 
 def _random_gates(gates, count, rng):

@@ -5,8 +5,10 @@ import tensorflow as tf
 
 from tfmemloc import data, models, report, training
 from tfmemloc.configs import DataConfig, ModelConfig, TrainConfig
+from tfmemloc.data.kinds import scale_pixels
 from tfmemloc.probes import gradient_accounting as accounting
-from tfmemloc.results import GradientAccounting
+from tfmemloc.probes.gradient_accounting import GradientAccounting
+from tfmemloc.snapshots import Snapshots
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +25,7 @@ def run(tmp_path_factory):
 def _plain_gradients(model, part, whole, batch_statistics):
     """The slow twin: a tape on the subset (or, coupled, on the whole)."""
     feed = whole if batch_statistics else part
-    image = feed.image.astype(np.float32) / 127.5 - 1
+    image = scale_pixels(feed.inputs["image"])
     before = model.get_weights()
     with tf.GradientTape() as tape:
         logits = model(
@@ -50,7 +52,10 @@ def test_every_number_equals_its_slow_twin(run, batch_statistics):
     examples = run.examples()
     before = {epoch: run.weights(epoch) for epoch in run.epochs}
     result = accounting.account_gradients(
-        run, examples, batch_statistics=batch_statistics, progress=False
+        run,
+        examples,
+        accounting.AccountingConfig(batch_statistics=batch_statistics),
+        progress=False,
     )
     assert result.epochs == (0, 1, 2)
     assert result.groups[0] == "conv1"
@@ -104,7 +109,10 @@ def test_every_number_equals_its_slow_twin(run, batch_statistics):
 def test_shares_and_quantiles_are_of_per_example_norms(run):
     examples = run.examples()
     result = accounting.account_gradients(
-        run, examples, epochs=[2], progress=False
+        run,
+        examples,
+        accounting.AccountingConfig(epochs=(2,)),
+        progress=False,
     )
     model = run.model(2)
     squares = []
@@ -135,7 +143,7 @@ def test_a_planted_opposition_is_found():
     pixels = np.full((4, 8, 8, 1), 200, np.uint8)
     label = np.array([0, 1, 0, 0])
     examples = data.Examples(
-        image=pixels,
+        inputs={"image": pixels},
         label=label,
         true_label=np.zeros(4, int),
         example_id=np.arange(4),
@@ -147,8 +155,8 @@ def test_a_planted_opposition_is_found():
     model = keras.Model(
         inputs, keras.layers.Dense(2, kernel_initializer="zeros")(x)
     )
-    result = accounting.account_weights(
-        model, [(0, model.get_weights())], examples, progress=False
+    result = accounting.account_gradients(
+        Snapshots(model, {0: model.get_weights()}), examples, progress=False
     )
     np.testing.assert_allclose(result.cosine, [[-1.0]], atol=1e-6)
     np.testing.assert_allclose(result.share, [[0.5]], atol=1e-6)
@@ -158,14 +166,17 @@ def test_a_planted_opposition_is_found():
 
 def test_result_saves_loads_and_lists(run, tmp_path):
     result = accounting.account_gradients(
-        run, run.examples(), epochs=[0, 2], progress=False
+        run,
+        run.examples(),
+        accounting.AccountingConfig(epochs=(0, 2)),
+        progress=False,
     )
     result.save(tmp_path / "accounting")
     loaded = GradientAccounting.load(tmp_path / "accounting")
     assert loaded.rows() == result.rows()
     assert len(result.rows()) == 2 * 9 * 3
     assert loaded.epochs == (0, 2)
-    section = report.gradient_section(loaded)
+    section = report.section_of(loaded)
     assert set(section.figures) == {
         "gradient_norms",
         "gradient_cosines",
@@ -198,7 +209,7 @@ def test_while_memorizing_takes_the_epochs_between():
         "share": 0.5,
         "epochs": 2,
     }
-    assert "2 accounted epochs" in report.gradient_sentence(result)
+    assert "2 accounted epochs" in result.sentence()
 
 
 def test_callback_in_somebodys_fit(small_digits):
@@ -211,32 +222,36 @@ def test_callback_in_somebodys_fit(small_digits):
     callback = accounting.AccountGradients(small_digits, every=2)
     train = small_digits.train
     feed = {
-        "image": train.image.astype(np.float32) / 127.5 - 1,
+        "image": scale_pixels(train.inputs["image"]),
         "example_id": train.example_id,
     }
     model.fit(feed, train.label, epochs=4, verbose=0, callbacks=[callback])
     result = callback.result()
     assert result.epochs == (0, 2, 4)
-    again = accounting.account_weights(
-        model, [(4, model.get_weights())], small_digits, progress=False
+    again = accounting.account_gradients(
+        Snapshots(model, {4: model.get_weights()}), small_digits, progress=False
     )
     np.testing.assert_allclose(result.norm[2], again.norm[0], rtol=1e-5)
 
 
 def test_without_noise_there_is_nothing_to_compare(run):
     examples = data.add_label_noise(run.examples(), 0.0, seed=0)
-    result = accounting.account_weights(
-        run.model(0), [(0, run.weights(0))], examples, progress=False
+    result = accounting.account_gradients(
+        Snapshots(run.model(0), {0: run.weights(0)}), examples, progress=False
     )
     assert np.isnan(result.cosine).all()
     assert result.while_memorizing() == []
-    assert "nothing to say" in report.gradient_sentence(result)
-    assert set(report.gradient_section(result).figures) == {"gradient_norms"}
+    assert "nothing to say" in result.sentence()
+    assert set(report.section_of(result).figures) == {"gradient_norms"}
 
 
 def test_bad_input_is_refused(run):
     with pytest.raises(ValueError, match="epoch 9. Saved epochs: 0, 1, 2"):
-        accounting.account_gradients(run, run.examples(), epochs=[1, 9])
+        accounting.account_gradients(
+            run,
+            run.examples(),
+            accounting.AccountingConfig(epochs=(1, 9)),
+        )
     other = data.add_label_noise(run.examples(), 0.1, seed=7)
     with pytest.raises(ValueError, match="train label"):
         accounting.account_gradients(run, other)

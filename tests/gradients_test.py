@@ -5,9 +5,11 @@ import tensorflow as tf
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tfmemloc import data, evaluation, gradients, models, surgery
+from tfmemloc import data, gradients, graph, losses, models
 from tfmemloc.configs import ModelConfig
-from tfmemloc.gradients import GradientEngine
+from tfmemloc.data.kinds import scale_pixels
+from tfmemloc.gradients.engine import GradientEngine
+from tfmemloc.graph.inputs import arranged
 
 layers = keras.layers
 
@@ -161,13 +163,15 @@ def _batch(model, count=5, seed=0):
     image = rng.normal(size=(count, *shape[1:])).astype(np.float32)
     if any(isinstance(layer, layers.Embedding) for layer in model.layers):
         image = rng.integers(0, 4, (count, *shape[1:])).astype(np.float32)
-    return image, np.arange(count), rng.integers(0, 5, count)
+    inputs = {"image": image, "example_id": np.arange(count)}
+    return inputs, rng.integers(0, 5, count)
 
 
 def _images(count, shape):
     rng = np.random.default_rng(0)
     image = rng.uniform(-1, 1, (count, *shape)).astype(np.float32)
-    return image, np.arange(count), np.arange(count) % 5
+    inputs = {"image": image, "example_id": np.arange(count)}
+    return inputs, np.arange(count) % 5
 
 
 def _randomize(model, seed=1):
@@ -192,11 +196,10 @@ def _one_by_one(model, batch, weight_decay=0.0):
     variables = model.trainable_variables
 
     @tf.function
-    def tape_of_one(image, example_id, label):
+    def tape_of_one(inputs, label):
         with tf.GradientTape() as tape:
-            inputs = evaluation.model_inputs(model, image, example_id)
-            logits = model(inputs, training=False)
-            loss = gradients.cross_entropy(label, logits)[0]
+            logits = model(arranged(model, inputs), training=False)
+            loss = losses.cross_entropy(label, logits)[0]
         return [
             tf.convert_to_tensor(g)
             for g in tape.gradient(
@@ -206,10 +209,12 @@ def _one_by_one(model, batch, weight_decay=0.0):
             )
         ]
 
-    result = [
-        tape_of_one(*(tf.constant(part[[i, i]]) for part in batch))
-        for i in range(len(batch[0]))
-    ]
+    def pair(i):
+        return tf.nest.map_structure(
+            lambda part: tf.constant(part[[i, i]]), batch
+        )
+
+    result = [tape_of_one(*pair(i)) for i in range(len(batch[1]))]
     stacked = [np.stack(parts) for parts in zip(*result, strict=True)]
     return [
         g + weight_decay * v.numpy()
@@ -298,8 +303,8 @@ def test_weight_decay_is_part_of_each_gradient(name, engine):
 def test_networks_are_exact(config, shape):
     model = models.build(config, shape, 5)
     model = (
-        surgery.with_inference(model, "tied")
-        if (surgery.tied_layers(model))
+        graph.with_inference(model, "tied")
+        if (graph.tied_layers(model))
         else model
     )
     _assert_exact(model, _images(4, shape))
@@ -359,15 +364,13 @@ def test_the_layers_are_left_as_they_were(jit_compile):
     before = {layer: dict(vars(layer)) for layer in model.layers}
     weights = model.get_weights()
     engine = GradientEngine(model)
-    image, ids, label = _batch(model)
+    batch = _batch(model)
     if jit_compile:
         function = tf.function(engine._norms_squared_of, jit_compile=True)
-        norms = function(
-            tf.constant(image), tf.constant(ids), tf.constant(label)
-        )
-        _assert_close(norms, engine.norms_squared(image, ids, label))
+        norms = function(*engine.as_batch(*batch))
+        _assert_close(norms, engine.norms_squared(*batch))
     else:
-        engine.norms_squared(image, ids, label)
+        engine.norms_squared(*batch)
     for layer, attributes in before.items():
         assert set(vars(layer)) == set(attributes)
         assert vars(layer).get("activation") is attributes.get("activation")
@@ -412,7 +415,7 @@ def network():
 
 def test_streams_with_one_trace_in_any_chunks(network, small_digits):
     engine = GradientEngine(network)
-    groups = surgery.layer_groups(network)
+    groups = graph.layer_groups(network)
     bytes_each = gradients.bytes_per_example(engine, small_digits)
     chunked = gradients.per_example_norms(
         engine, small_digits, groups=groups, memory_budget=7 * bytes_each
@@ -461,12 +464,14 @@ def test_subsets_add_up_to_the_gradient_of_the_whole(
     with tf.GradientTape() as tape:
         logits = network(
             {
-                "image": train.image.astype(np.float32) / 127.5 - 1,
+                "image": scale_pixels(train.inputs["image"]),
                 "example_id": train.example_id,
             },
             training=batch_statistics,
         )
-        loss = tf.reduce_mean(gradients.cross_entropy(train.label, logits))
+        loss = tf.reduce_mean(
+            losses.cross_entropy(tf.constant(train.label), logits)
+        )
     whole = tape.gradient(loss, [v.value for v in engine.variables])
     network.set_weights(before)
     for clean, noisy, expected in zip(
@@ -495,9 +500,7 @@ def test_bad_input_is_refused(network, small_digits):
         network, loss=keras.losses.SparseCategoricalCrossentropy(True)
     )
     with pytest.raises(ValueError, match="loss of each example"):
-        mean_loss.norms_squared(
-            np.zeros((2, 8, 8, 1)), np.arange(2), np.arange(2)
-        )
+        mean_loss.norms_squared(*_images(2, (8, 8, 1)))
     engine = GradientEngine(network)
     with pytest.raises(ValueError, match="Received: 1,000 bytes"):
         gradients.per_example_norms(engine, small_digits, memory_budget=1000)
@@ -531,7 +534,10 @@ def test_weights_used_outside_of_their_layer_are_refused():
     model = Tied()
     model.dense.build((None, 4))
     model(tf.zeros([1, 4]))
-    batch = (np.ones((2, 4), np.float32), np.arange(2), np.arange(2))
+    batch = (
+        {"image": np.ones((2, 4), np.float32), "example_id": np.arange(2)},
+        np.arange(2),
+    )
     with pytest.raises(ValueError, match='engine="vectorized_map"'):
         GradientEngine(model).norms_squared(*batch)
     norms = GradientEngine(model, engine="vectorized_map").norms_squared(*batch)

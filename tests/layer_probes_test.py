@@ -8,17 +8,25 @@ import pytest
 import tensorflow as tf
 
 from tests import toys
-from tfmemloc import cuts, data, evaluation, models, report, surgery, training
+from tfmemloc import data, evaluation, graph, models, report, training
 from tfmemloc.configs import DataConfig, ModelConfig, TrainConfig
-from tfmemloc.probes import layer_retraining, layer_rewinding
-from tfmemloc.probes.layer_retraining import retrain_layers
-from tfmemloc.probes.layer_rewinding import rewind_layers, rewind_weights
-from tfmemloc.results import LayerRetraining, LayerRewinding
-from tfmemloc.runs import Run
-
-SHORT = TrainConfig(
-    epochs=2, batch_size=32, schedule="triangle", stop_at=1.0, patience=3
+from tfmemloc.graph.inputs import arranged
+from tfmemloc.probes import layer_rewinding
+from tfmemloc.probes.group_learner import GroupFeed, GroupLearner
+from tfmemloc.probes.layer_retraining import (
+    LayerRetraining,
+    RetrainConfig,
+    retrain_layers,
 )
+from tfmemloc.probes.layer_rewinding import (
+    LayerRewinding,
+    RewindConfig,
+    rewind_layers,
+)
+from tfmemloc.runs import Run
+from tfmemloc.snapshots import Snapshots
+
+SHORT = RetrainConfig(epochs=2, batch_size=32)
 
 
 @pytest.fixture(scope="module")
@@ -44,8 +52,8 @@ def test_a_cut_network_computes_the_same(name, dropout):
     model = models.build(
         ModelConfig(name, width=width, dropout=dropout), (8, 8, 1), 10
     )
-    groups = surgery.layer_groups(model)
-    found = cuts.cuts_before(model, groups)
+    groups = graph.layer_groups(model)
+    found = graph.cuts_before(model, groups)
     # In a residual block two tensors cross; there the cut is before it.
     assert len({cut.place for cut in found.values()}) >= 4
     rng = np.random.default_rng(0)
@@ -55,13 +63,14 @@ def test_a_cut_network_computes_the_same(name, dropout):
     }
     expected = model(feed, training=False)
     reached, x = {}, feed["image"]
-    for place, stage in cuts.stages(model, list(found.values())):
-        inputs = evaluation.model_inputs(stage, x, feed["example_id"])
+    for place, stage in graph.stages(model, list(found.values())):
+        inputs = arranged(stage, {"x": x, "example_id": feed["example_id"]})
         reached[place] = x = stage(inputs, training=False)
     for group, cut in found.items():
         if cut.place:
-            inputs = evaluation.model_inputs(
-                cut.suffix, reached[cut.place], feed["example_id"]
+            inputs = arranged(
+                cut.suffix,
+                {"x": reached[cut.place], "example_id": feed["example_id"]},
             )
             logits = cut.suffix(inputs, training=False)
             np.testing.assert_array_equal(logits, expected)
@@ -80,10 +89,10 @@ def test_what_cannot_be_cut_is_one_suffix():
 
     model = Subclassed()
     model(tf.zeros([1, 3]))
-    cut = cuts.cuts_before(model, {"dense": [model.dense]})["dense"]
+    cut = graph.cuts_before(model, {"dense": [model.dense]})["dense"]
     assert cut.place == 0
     assert cut.suffix is model
-    assert cuts.stages(model, [cut]) == []
+    assert graph.stages(model, [cut]) == []
 
 
 def _rewound_plainly(run, examples, epoch, group_names, statistics):
@@ -101,14 +110,12 @@ def _rewound_plainly(run, examples, epoch, group_names, statistics):
 
 
 @pytest.mark.parametrize("statistics", [True, False])
-@pytest.mark.parametrize("mode", layer_rewinding.MODES)
+@pytest.mark.parametrize("mode", ["single", "up_to", "from"])
 def test_rewinding_equals_its_slow_twin(run, examples, mode, statistics):
     result = rewind_layers(
         run,
         examples,
-        epochs=[0, 2],
-        mode=mode,
-        statistics=statistics,
+        RewindConfig(epochs=(0, 2), mode=mode, statistics=statistics),
         progress=False,
     )
     assert len(result.groups) == 9
@@ -129,23 +136,30 @@ def test_rewinding_equals_its_slow_twin(run, examples, mode, statistics):
 def test_statistics_are_rewound_too(run, examples):
     # The authors' code leaves the trained statistics in the rewound group.
     ours, authors = (
-        rewind_layers(run, examples, epochs=[0], statistics=s, progress=False)
+        rewind_layers(
+            run,
+            examples,
+            RewindConfig(epochs=(0,), statistics=s),
+            progress=False,
+        )
         for s in (True, False)
     )
     assert (ours.loss != authors.loss).any()
 
 
 def test_fresh_is_another_initialization(run, examples):
-    result = rewind_layers(run, examples, epochs=[0], progress=False)
+    result = rewind_layers(
+        run, examples, RewindConfig(epochs=(0,)), progress=False
+    )
     fresh = layer_rewinding._fresh_weights(run, examples)
     assert any(
         (a != b).any() for a, b in zip(fresh, run.weights(0), strict=True)
     )
     model = run.model()
-    variables = surgery.group_variables(surgery.layer_groups(model))["conv3"]
+    variables = graph.group_variables(graph.layer_groups(model))["conv3"]
     place = {id(v): n for n, v in enumerate(model.weights)}
     values = [fresh[place[id(v)]] for v in variables]
-    with surgery.swapped_weights(variables, values):
+    with graph.swapped_weights(variables, values):
         twin = evaluation.evaluate(model, examples)
     g = result.groups.index("conv3")
     np.testing.assert_array_equal(result.fresh_accuracy[g], twin.accuracy)
@@ -154,12 +168,12 @@ def test_fresh_is_another_initialization(run, examples):
 def test_each_suffix_is_traced_once_and_weights_stay(run, examples):
     model = run.model()
     before = model.get_weights()
-    groups = surgery.layer_groups(model)
+    groups = graph.layer_groups(model)
     sources = [run.weights(epoch) for epoch in (0, 1, 2)]
     sweep = layer_rewinding.Sweep(model, groups, "single", True, sources)
     sweep.run(examples, 50, False)
     for predict in [*sweep.suffixes.values(), *dict(sweep.stages).values()]:
-        assert predict.experimental_get_tracing_count() == 1
+        assert predict.trace_count() == 1
     for a, b in zip(before, model.get_weights(), strict=True):
         assert a.tobytes() == b.tobytes()
 
@@ -172,24 +186,30 @@ def planted(tmp_path_factory):
 
 def test_both_probes_name_the_planted_layer(planted):
     run, examples = planted
-    rewinding = rewind_layers(run, examples, epochs=[0], progress=False)
+    rewinding = rewind_layers(
+        run, examples, RewindConfig(epochs=(0,)), progress=False
+    )
     noisy = rewinding.subsets.index("noisy")
     assert rewinding.baseline.tolist() == [1.0, 1.0, 1.0]
     assert rewinding.accuracy[0, :, noisy].tolist() == [1.0, 0.0, 1.0]
     assert rewinding.most_sensitive(0) == "memory"
     assert rewinding.robust_share(0) == pytest.approx(2 / 3)
-    retraining = retrain_layers(run, examples, training=SHORT, progress=False)
+    retraining = retrain_layers(run, examples, SHORT, progress=False)
     assert retraining.final[:, noisy].tolist() == [1.0, 0.0, 1.0]
     assert retraining.most_sensitive() == "memory"
-    sentence = report.retraining_sentence(retraining)
+    sentence = retraining.sentence()
     assert "most sensitive is memory, number 2 of 3" in sentence
     # The opposite question: shown the noisy examples, it learns them.
     learned = retrain_layers(
         run,
         examples,
-        training=dataclasses.replace(SHORT, epochs=40, learning_rate=0.3),
-        train_on="noisy",
-        only=["memory"],
+        dataclasses.replace(
+            SHORT,
+            epochs=40,
+            learning_rate=0.3,
+            train_on="noisy",
+            groups=("memory",),
+        ),
         progress=False,
     )
     assert learned.final[0, noisy] == 1.0
@@ -201,8 +221,8 @@ def test_only_the_group_changes_and_sees_only_clean_examples(
     model = run.model()
     trained = {w.path: w.numpy() for w in model.weights}
     snapshots, seen = {}, []
-    learn = layer_retraining.Learner._curve
-    train_batches = layer_retraining._Feed.train_batches
+    learn = GroupLearner._curve
+    train_batches = GroupFeed.train_batches
 
     def spying_learn(self, *arguments):
         curve = learn(self, *arguments)
@@ -218,9 +238,9 @@ def test_only_the_group_changes_and_sees_only_clean_examples(
         seen.extend(i for x, _ in dataset for i in x["example_id"].numpy())
         return dataset
 
-    monkeypatch.setattr(layer_retraining.Learner, "_curve", spying_learn)
-    monkeypatch.setattr(layer_retraining._Feed, "train_batches", spying_batches)
-    retrain_layers(run, examples, training=SHORT, progress=False)
+    monkeypatch.setattr(GroupLearner, "_curve", spying_learn)
+    monkeypatch.setattr(GroupFeed, "train_batches", spying_batches)
+    retrain_layers(run, examples, SHORT, progress=False)
     assert len(snapshots) == 9
     for own, after in snapshots.values():
         for path, value in after.items():
@@ -245,13 +265,15 @@ def test_reused_prefixes_change_nothing(tmp_path, dropout):
         retrain_layers(
             run,
             examples,
-            training=SHORT,
-            only=["conv1", "res2a"],
-            inference=inference,
-            memory_budget=budget,
+            dataclasses.replace(
+                SHORT,
+                groups=("conv1", "res2a"),
+                inference=inference,
+                memory_budget_mib=budget,
+            ),
             progress=False,
         )
-        for budget in (2**30, 0)
+        for budget in (1024, 0)
     ]
     # The last bits of a gathered and a fresh activation are the same, but
     # dropout draws anew where it is part of the suffix.
@@ -263,8 +285,8 @@ def test_reused_prefixes_change_nothing(tmp_path, dropout):
 def test_retraining_goes_on_where_it_was_stopped(
     run, examples, tmp_path, monkeypatch
 ):
-    whole = retrain_layers(run, examples, training=SHORT, progress=False)
-    learn = layer_retraining.Learner.learn
+    whole = retrain_layers(run, examples, SHORT, progress=False)
+    learn = GroupLearner.learn
     calls = []
 
     def counting(self, *arguments):
@@ -273,9 +295,9 @@ def test_retraining_goes_on_where_it_was_stopped(
             raise KeyboardInterrupt
         return learn(self, *arguments)
 
-    monkeypatch.setattr(layer_retraining.Learner, "learn", counting)
+    monkeypatch.setattr(GroupLearner, "learn", counting)
     options = {
-        "training": SHORT,
+        "config": SHORT,
         "directory": tmp_path / "retraining",
         "progress": False,
     }
@@ -286,7 +308,7 @@ def test_retraining_goes_on_where_it_was_stopped(
     np.testing.assert_array_equal(resumed.accuracy, whole.accuracy)
     other = dataclasses.replace(SHORT, learning_rate=0.5)
     with pytest.raises(ValueError, match="holds a retraining with other"):
-        retrain_layers(run, examples, **{**options, "training": other})
+        retrain_layers(run, examples, **{**options, "config": other})
 
 
 def test_the_stopping_rule(planted):
@@ -294,8 +316,7 @@ def test_the_stopping_rule(planted):
     result = retrain_layers(
         run,
         examples,
-        training=dataclasses.replace(SHORT, epochs=9, patience=3),
-        only=["first"],
+        dataclasses.replace(SHORT, epochs=9, groups=("first",)),
         progress=False,
     )
     # Clean accuracy is 100 % from the start, so three epochs are enough.
@@ -305,38 +326,44 @@ def test_the_stopping_rule(planted):
 
 def test_results_save_load_and_list(planted, tmp_path):
     run, examples = planted
-    rewinding = rewind_layers(run, examples, epochs=[0], progress=False)
+    rewinding = rewind_layers(
+        run, examples, RewindConfig(epochs=(0,)), progress=False
+    )
     rewinding.save(tmp_path / "rewinding")
     loaded = LayerRewinding.load(tmp_path / "rewinding")
     assert loaded.rows() == rewinding.rows()
     assert len(loaded.rows()) == 3 * 3
     assert loaded.fresh_accuracy.shape == (0, 3)  # Not a network of ours.
-    retraining = retrain_layers(run, examples, training=SHORT, progress=False)
+    retraining = retrain_layers(run, examples, SHORT, progress=False)
     retraining.save(tmp_path / "retraining")
     again = LayerRetraining.load(tmp_path / "retraining")
     assert again.rows() == retraining.rows()
     for section in (
-        report.rewinding_section(loaded),
-        report.retraining_section(again),
+        report.section_of(loaded),
+        report.section_of(again),
     ):
-        assert len(section.rows) == 3
+        assert len(section.table.rows) == 3
         assert len(section.figures) == 1
 
 
 def test_bad_input_is_refused(run, examples, planted):
     with pytest.raises(ValueError, match="epoch 9. Saved epochs: 0, 1, 2, 3"):
-        rewind_layers(run, examples, epochs=[9])
+        rewind_layers(run, examples, RewindConfig(epochs=(9,)))
     with pytest.raises(ValueError, match="epoch 9. Saved epochs: 0, 1, 2, 3"):
-        retrain_layers(run, examples, reset_to=9)
+        retrain_layers(run, examples, RetrainConfig(reset_to=9))
     with pytest.raises(ValueError, match="'single', 'up_to', 'from'"):
-        rewind_layers(run, examples, mode="double")
+        RewindConfig(mode="double")
     with pytest.raises(ValueError, match="no group 'conv9'. Expected some"):
-        retrain_layers(run, examples, only=["conv9"])
+        retrain_layers(run, examples, RetrainConfig(groups=("conv9",)))
     with pytest.raises(ValueError, match="no subset 'typical'"):
-        retrain_layers(run, examples, train_on="typical")
+        retrain_layers(run, examples, RetrainConfig(train_on="typical"))
     clean = data.add_label_noise(examples, 0.0, seed=0)
-    with pytest.raises(ValueError, match="no noisy or atypical examples"):
-        rewind_weights(run.model(), {0: run.weights(0)}, clean)
+    snapshots = Snapshots(run.model(), {0: run.weights(0)})
+    result = rewind_layers(snapshots, clean, progress=False)
+    # Without wrong labels the table is of the first subset.
+    assert result.focus == "clean" and "clean examples" in result.sentence()
+    with pytest.raises(TypeError, match="Expected a Run, a Keras model"):
+        rewind_layers("runs/mine", clean)
     other_run, _ = planted
     model = run.model()
     with pytest.raises(ValueError, match="is of another model"):

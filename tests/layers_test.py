@@ -3,12 +3,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tfmemloc import masks
-from tfmemloc.layers import (
-    ExampleTiedDropout,
-    SparseDropout,
-    dropped_fraction,
-)
+from tfmemloc.layers import masks
+from tfmemloc.layers.sparse_dropout import SparseDropout
+from tfmemloc.layers.tied_dropout import ExampleTiedDropout, dropped_fraction
 
 IDS = np.array([3, 0, 2**40])
 

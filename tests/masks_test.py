@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tfmemloc import masks
+from tfmemloc.layers import masks
 
 IDS = np.array([0, 1, 5, 2**31, 2**32, 2**40 + 3, 2**63 - 1])
 SEEDS = (0, 1, 2**32, 2**62 + 5)

@@ -9,11 +9,14 @@ import pytest
 from tests import toys
 from tfmemloc import data, evaluation
 from tfmemloc.configs import DataConfig, ModelConfig, TrainConfig
-from tfmemloc.memorization import estimate_memorization, second_split_times
-from tfmemloc.recording import Recording
-from tfmemloc.results import MemorizationEstimates
 from tfmemloc.runs import Run
-from tfmemloc.training import train
+from tfmemloc.scores.memorization import (
+    MemorizationEstimates,
+    estimate_memorization,
+)
+from tfmemloc.scores.second_split import second_split_times
+from tfmemloc.training.loop import train
+from tfmemloc.training.recording import Recording
 
 
 def _run_that_saw(directory, examples, seed):

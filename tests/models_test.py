@@ -3,9 +3,10 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tfmemloc import models, surgery
+from tfmemloc import graph, models
 from tfmemloc.configs import ModelConfig
-from tfmemloc.layers import ExampleTiedDropout, SparseDropout
+from tfmemloc.layers.sparse_dropout import SparseDropout
+from tfmemloc.layers.tied_dropout import ExampleTiedDropout
 
 
 def _narrow(name, dropout="example_tied"):
@@ -104,9 +105,9 @@ def test_trainable_parameters_counted_by_hand(config, shape, count):
 )
 def test_layer_groups_hold_every_variable_once(name, groups):
     model = models.build(_narrow(name), (32, 32, 3), 10)
-    found = surgery.layer_groups(model)
+    found = graph.layer_groups(model)
     assert len(found) == groups
-    variables = sum(surgery.group_variables(found).values(), [])
+    variables = sum(graph.group_variables(found).values(), [])
     assert len(variables) == len(model.weights)
     assert {id(v) for v in variables} == {id(v) for v in model.weights}
 
@@ -136,10 +137,10 @@ def test_dropout_stands_at_the_papers_places(name, places):
         ]
         assert found == places
     tied = models.build(_narrow(name), (16, 16, 1), 10)
-    seeds = [layer.seed for layer in surgery.tied_layers(tied)]
+    seeds = [layer.seed for layer in graph.tied_layers(tied)]
     assert len(set(seeds)) == len(places)
     none = models.build(_narrow(name, "none"), (16, 16, 1), 10)
-    assert not surgery.tied_layers(none)
+    assert not graph.tied_layers(none)
 
 
 @pytest.mark.parametrize("shape", [(8, 8, 1), (28, 28, 1), (32, 32, 3)])

@@ -5,8 +5,9 @@ import sys
 import numpy as np
 import tensorflow as tf
 
-from tfmemloc import batches, data, masks, storage
+from tfmemloc import data, storage
 from tfmemloc.configs import DataConfig
+from tfmemloc.layers import masks
 
 
 def main() -> None:
@@ -15,7 +16,7 @@ def main() -> None:
         tf.config.run_functions_eagerly(True)
     examples = data.load(DataConfig(train_examples=300))
     found = []
-    for inputs, label in batches.make_batches(
+    for inputs, label in data.make_batches(
         examples.train, 64, seed=3, augment="standard", stop_step=12
     ):
         mask = tf.function(masks.example_mask)(7, inputs["example_id"], 33, 0.2)

@@ -5,16 +5,13 @@ import numpy as np
 import pytest
 
 from tests.tying_test import MODELS, _feed
-from tfmemloc import graph, surgery
+from tfmemloc import graph
 from tfmemloc.configs import ModelConfig
-from tfmemloc.layers import ExampleTiedDropout
+from tfmemloc.graph.tying import tie_dropout
+from tfmemloc.layers.tied_dropout import ExampleTiedDropout
 from tfmemloc.models import build
-from tfmemloc.pruning import (
-    fold_batch_norm,
-    prune_memorization,
-    pruning_plan,
-)
-from tfmemloc.surgery import tie_dropout
+from tfmemloc.serving.folding import fold_batch_norm
+from tfmemloc.serving.pruning import prune_memorization, pruning_plan
 
 
 def _shake(model, rng):
@@ -45,7 +42,7 @@ def _check_same(model, rng):
         np.testing.assert_allclose(a / scale, b / scale, atol=1e-5)
 
     keras.tree.map_structure(close, expected, found)
-    assert not surgery.tied_layers(small)
+    assert not graph.tied_layers(small)
     return small
 
 
@@ -72,7 +69,7 @@ def test_our_networks_become_plain_keras_ones(name, rescale, rng, tmp_path):
     small = _check_same(model, rng)
     assert all(
         type(layer).__module__.startswith("keras")
-        for layer in surgery.flat_layers(small)
+        for layer in graph.flat_layers(small)
     )
     small.save(tmp_path / "small.keras")
     again = keras.models.load_model(tmp_path / "small.keras", safe_mode=True)
@@ -254,7 +251,7 @@ def test_models_that_cannot_be_pruned():
     plain = build(ModelConfig(dropout="none"), (8, 8, 1), 10)
     with pytest.raises(ValueError, match="no memorization units to prune"):
         prune_memorization(plain)
-    tied = surgery.with_inference(build(ModelConfig(), (8, 8, 1), 10), "tied")
+    tied = graph.with_inference(build(ModelConfig(), (8, 8, 1), 10), "tied")
     with pytest.raises(ValueError, match='Expected "drop"'):
         prune_memorization(tied)
 
@@ -262,7 +259,7 @@ def test_models_that_cannot_be_pruned():
 def _norms(model):
     return [
         layer
-        for layer in surgery.flat_layers(model)
+        for layer in graph.flat_layers(model)
         if isinstance(layer, L.BatchNormalization)
     ]
 

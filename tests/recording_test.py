@@ -8,12 +8,14 @@ import pytest
 import tensorflow as tf
 
 from tests import oracles
-from tfmemloc import batches, storage
+from tfmemloc import data, storage
 from tfmemloc.configs import DataConfig, ModelConfig, TrainConfig
-from tfmemloc.layers import ExampleTiedDropout
-from tfmemloc.recording import ExampleRecorder, RecordExamples, Recording
-from tfmemloc.scores import scores_of_recording
-from tfmemloc.training import train
+from tfmemloc.layers.tied_dropout import ExampleTiedDropout
+from tfmemloc.scores.of_training import scores_of_recording
+from tfmemloc.training.loop import train
+from tfmemloc.training.record_examples import RecordExamples
+from tfmemloc.training.recorder import ExampleRecorder
+from tfmemloc.training.recording import Recording
 
 CLASSES = 4
 
@@ -262,7 +264,7 @@ def test_our_training_records_what_its_steps_saw(tmp_path, digits):
     part = examples.train
     logits = run.model(0)(
         {
-            "image": batches.scale_pixels(part.image),
+            "image": data.scale_pixels(part.inputs["image"]),
             "example_id": part.example_id,
         },
         training=True,
@@ -302,7 +304,9 @@ def test_a_recording_knows_images_and_labels(tmp_path, small_digits):
     recorder.begin_epoch(2)
     found = Recording.open(tmp_path)
     assert found.of(part).epochs == (1,)
-    turned = dataclasses.replace(part, image=part.image[:, ::-1])
+    turned = dataclasses.replace(
+        part, inputs={"image": part.inputs["image"][:, ::-1]}
+    )
     with pytest.raises(ValueError, match="of other images than those"):
         found.of(turned)
     other = dataclasses.replace(small_digits, label=small_digits.true_label)

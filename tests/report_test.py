@@ -3,8 +3,9 @@ import re
 import numpy as np
 import pytest
 
-from tfmemloc import plots, report
-from tfmemloc.results import Localization
+from tfmemloc import report
+from tfmemloc.removal.drop import NetworkComparison
+from tfmemloc.training import TrainingHistory
 
 HISTORY = [
     {
@@ -20,7 +21,7 @@ HISTORY = [
 
 @pytest.fixture
 def result():
-    return Localization(
+    return NetworkComparison(
         dataset="<digits>",
         models=("standard", "example_tied", "example_tied"),
         inferences=("plain", "tied", "drop"),
@@ -45,11 +46,14 @@ def test_rows_are_those_of_the_summary(result):
 
 def test_result_saves_and_loads(result, tmp_path):
     result.save(tmp_path / "localization")
-    loaded = Localization.load(tmp_path / "localization")
+    loaded = NetworkComparison.load(tmp_path / "localization")
     assert loaded.rows() == result.rows()
     (tmp_path / "localization.json").write_text('{"type": "Other"}')
-    with pytest.raises(ValueError, match="type Localization. Received: 'O"):
-        Localization.load(tmp_path / "localization")
+    with pytest.raises(
+        ValueError,
+        match="name of its module and class. Received: module None, type",
+    ):
+        NetworkComparison.load(tmp_path / "localization")
 
 
 def test_text_table(result):
@@ -80,17 +84,17 @@ def test_text_table(result):
 
 
 def test_sentence_tells_the_numbers(result):
-    sentence = report.localization_sentence(result)
+    sentence = result.sentence()
     for number in ("99.0%", "1.0%", "90.0%", "95.0%"):
         assert number in sentence
 
 
 def test_page_is_self_contained_and_escaped(result, tmp_path):
-    section = report.localization_section(result, {"example_tied": HISTORY})
+    history = TrainingHistory.of({"example_tied": HISTORY})
     report.write_html(
         tmp_path / "report.html",
         "<script>alert(1)</script>",
-        [section],
+        [report.section_of(result), report.section_of(history)],
         {"Command": "a & b <c>"},
     )
     page = (tmp_path / "report.html").read_text()
@@ -104,14 +108,16 @@ def test_page_is_self_contained_and_escaped(result, tmp_path):
 
 
 def test_figures_repeat_byte_for_byte(result):
-    first = plots.to_png(plots.accuracy_before_after(result))
-    again = plots.to_png(plots.accuracy_before_after(result))
+    first, again = (
+        report.to_png(result.figures()["accuracy"]) for _ in range(2)
+    )
     assert first[:8] == b"\x89PNG\r\n\x1a\n"
     assert first == again
 
 
 def test_curves_show_the_history():
-    figure = plots.learning_curves({"example_tied": HISTORY})
+    history = TrainingHistory.of({"example_tied": HISTORY})
+    figure = history.figures()["learning_curves"].drawing
     lines = {line.get_label(): line for line in figure.axes[0].get_lines()}
     assert set(lines) == {
         f"{subset} {word}"

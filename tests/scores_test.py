@@ -12,26 +12,28 @@ from scipy import stats
 from sklearn import metrics
 
 from tests import oracles
-from tfmemloc import batches, data, evaluation, models, storage, surgery
+from tfmemloc import data, evaluation, graph, models, storage
 from tfmemloc.configs import DataConfig, ModelConfig, TrainConfig
-from tfmemloc.gradients import GradientEngine, per_example_gradients
-from tfmemloc.label_errors import find_label_errors, suspects_sentence
+from tfmemloc.gradients.engine import GradientEngine
+from tfmemloc.gradients.per_example import per_example_gradients
 from tfmemloc.probes.critical_units import find_critical_units
-from tfmemloc.recording import RecordExamples, Recording
-from tfmemloc.results import ExampleScores
 from tfmemloc.runs import Run
-from tfmemloc.scores import (
-    _dynamics,
-    _rate,
+from tfmemloc.scores.example_scores import ExampleScores
+from tfmemloc.scores.of_predictions import scores_of_logits
+from tfmemloc.scores.of_runs import ScoreConfig, _rate, score_examples
+from tfmemloc.scores.of_training import dynamics
+from tfmemloc.scores.quality import (
     _retrieval,
     calibration_error,
     evaluate_scores,
-    fit_temperature,
-    score_examples,
-    scores_of_logits,
     suggestions_right,
 )
-from tfmemloc.training import RecordRun, train
+from tfmemloc.scores.ranking import fit_temperature
+from tfmemloc.scores.suspects import find_label_errors
+from tfmemloc.training.loop import train
+from tfmemloc.training.record_examples import RecordExamples
+from tfmemloc.training.record_run import RecordRun
+from tfmemloc.training.recording import Recording
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +74,7 @@ def test_wrong_labels_are_found_on_digits(scored):
 def _dropped_by_epoch(run, model, examples):
     for epoch in run.epochs[1:]:
         run.load_weights(model, epoch)
-        dropped = surgery.with_inference(model, "drop")
+        dropped = graph.with_inference(model, "drop")
         yield evaluation.predict_logits(dropped, examples)
 
 
@@ -82,7 +84,7 @@ def test_scores_are_their_slow_twins(tied_run, scored, digits):
     by_epoch = list(_dropped_by_epoch(tied_run, model, train_part))[-3:]
     dropped = by_epoch[-1]
     tied = evaluation.predict_logits(
-        surgery.with_inference(model, "tied"), train_part
+        graph.with_inference(model, "tied"), train_part
     )
     recording = Recording.open(tied_run.directory / "recording").of(train_part)
     assert recording.epochs == tuple(range(1, 16))
@@ -254,7 +256,7 @@ def test_the_temperature_undoes_a_factor(rng):
 
 def test_examples_that_some_epochs_did_not_see():
     margin = np.array([[1.0, -1, np.nan], [np.nan, 2, -1], [-1, np.nan, 3]])
-    found = _dynamics(margin, np.abs(margin))
+    found = dynamics(margin, np.abs(margin))
     np.testing.assert_allclose(found["aum"], [0, -0.5, -1])
     np.testing.assert_allclose(found["forgetting"], [1, 0, 0])
     np.testing.assert_allclose(found["first_learned"], [0, 1, 2])
@@ -264,7 +266,7 @@ def test_examples_that_some_epochs_did_not_see():
 def test_gradient_scores_are_their_slow_twins(tied_run, scored, digits):
     few = digits.train.take(np.arange(0, 1400, 350))
     model = tied_run.model()
-    tied = surgery.with_inference(model, "tied")
+    tied = graph.with_inference(model, "tied")
     rates = {line["epoch"]: line["learning_rate"] for line in tied_run.history}
     norms, influence = [], np.zeros(len(few))
     for epoch in tied_run.epochs[1:]:
@@ -285,7 +287,7 @@ def test_gradient_scores_are_their_slow_twins(tied_run, scored, digits):
 
 
 def test_scores_of_the_callers_own_predictions(rng):
-    from tfmemloc.data import from_arrays
+    from tfmemloc.data.arrays import from_arrays
 
     label = np.arange(40) % 4
     examples = from_arrays(
@@ -302,7 +304,7 @@ def test_scores_of_the_callers_own_predictions(rng):
     assert suspect["example_id"] == examples.example_id[7]
     assert suspect["suggested"] == (label[7] + 1) % 4
     assert evaluate_scores(scores) == []  # No label is known to be wrong.
-    assert "known to be" not in suspects_sentence(scores)
+    assert "known to be" not in scores.sentence()
     # What is not known is not said.
     assert not {"true_label", "subset"} & set(suspect)
 
@@ -402,7 +404,7 @@ def test_a_recording_beside_anybodys_run_is_used(tmp_path, small_digits):
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     model.compile(keras.optimizers.SGD(0.125), loss)
     inputs = {
-        "image": batches.scale_pixels(part.image),
+        "image": data.scale_pixels(part.inputs["image"]),
         "example_id": part.example_id,
     }
     model.fit(
@@ -439,7 +441,10 @@ def test_several_runs_judge_together(tmp_path, small_digits):
         )
         for seed in (0, 1)
     ]
-    options = {"gradient_scores": False, "progress": False}
+    options = {
+        "config": ScoreConfig(gradient_scores=False),
+        "progress": False,
+    }
     found = score_examples(runs, small_digits, **options)
     alone = [score_examples(run, small_digits, **options) for run in runs]
     assert found.names == alone[0].names == alone[1].names
@@ -528,11 +533,13 @@ def test_scores_of_other_labels_are_refused(scored, digits, tmp_path):
     other = dataclasses.replace(digits, label=digits.true_label)
     with pytest.raises(ValueError, match="of other labels than those"):
         find_label_errors(scored, other, tmp_path)
-    turned = dataclasses.replace(digits, image=digits.image[:, ::-1])
-    with pytest.raises(ValueError, match="of other images than those"):
+    turned = dataclasses.replace(
+        digits, inputs={"image": digits.inputs["image"][:, ::-1]}
+    )
+    with pytest.raises(ValueError, match="of other inputs than those"):
         find_label_errors(scored, turned, tmp_path)
     with pytest.raises(TypeError, match="Received: ExampleScores, options"):
-        find_label_errors(scored, digits, tmp_path, prior="equal")
+        find_label_errors(scored, digits, tmp_path, prior=np.ones(10))
     with pytest.raises(TypeError, match="Received: str, options"):
         find_label_errors("runs/demo", digits, tmp_path)
     assert not list(tmp_path.iterdir())
@@ -569,7 +576,9 @@ def test_bad_predictions_are_refused(digits):
         scores_of_logits(part, dropped=good, by_epoch=good)
     for name in ("combined", "label", "dropped_margin"):
         with pytest.raises(ValueError, match=f"called {name!r}, as a column"):
-            scores_of_logits(part, dropped=good, more={name: good[:, 0]})
+            scores_of_logits(
+                part, dropped=good, extra_scores={name: good[:, 0]}
+            )
     for logits, label, words in (
         (good[:60], np.zeros(59, int), r"shapes \(59, 10\) and \(59,\)"),
         (good[:60, :9], np.zeros(60, int), "in the form of `dropped`"),

@@ -3,9 +3,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tfmemloc import models, surgery
+from tfmemloc import graph, models
 from tfmemloc.configs import ModelConfig
-from tfmemloc.layers import ExampleTiedDropout
+from tfmemloc.layers.tied_dropout import ExampleTiedDropout
 
 
 @pytest.fixture(scope="module")
@@ -23,8 +23,8 @@ def _feed(count=4):
 
 def test_with_inference_shares_weights_and_changes_nothing(tied_model):
     before = tied_model.predict(_feed(), verbose=0)
-    tied = surgery.with_inference(tied_model, "tied")
-    expected = surgery.with_inference(tied_model, "expected")
+    tied = graph.with_inference(tied_model, "tied")
+    expected = graph.with_inference(tied_model, "expected")
     assert [w.path for w in tied.weights] == [
         w.path for w in tied_model.weights
     ]
@@ -37,7 +37,7 @@ def test_with_inference_shares_weights_and_changes_nothing(tied_model):
     np.testing.assert_array_equal(
         tied_model.predict(_feed(), verbose=0), before
     )
-    back = surgery.with_inference(tied, "drop")
+    back = graph.with_inference(tied, "drop")
     np.testing.assert_array_equal(back.predict(_feed(), verbose=0), before)
 
 
@@ -49,10 +49,10 @@ def test_with_inference_reaches_nested_models():
     x = keras.Input((6,), name="image")
     ids = keras.Input((), dtype="int64", name="example_id")
     model = keras.Model({"image": x, "example_id": ids}, inner([x, ids]))
-    changed = surgery.with_inference(model, "tied")
-    layer = surgery.tied_layers(changed)[0]
+    changed = graph.with_inference(model, "tied")
+    layer = graph.tied_layers(changed)[0]
     assert layer.inference == "tied"
-    assert surgery.tied_layers(model)[0].inference == "drop"
+    assert graph.tied_layers(model)[0].inference == "drop"
     feed = {"image": np.ones((3, 6), "float32"), "example_id": np.arange(3)}
     np.testing.assert_array_equal(
         changed.predict(feed, verbose=0), layer.example_units(np.arange(3))
@@ -62,7 +62,7 @@ def test_with_inference_reaches_nested_models():
 def test_with_inference_refuses_what_it_cannot_edit():
     plain = keras.Sequential([keras.Input((2,)), keras.layers.Dense(2)])
     with pytest.raises(ValueError, match="no ExampleTiedDropout layer"):
-        surgery.with_inference(plain, "drop")
+        graph.with_inference(plain, "drop")
 
     class Subclassed(keras.Model):
         def __init__(self):
@@ -75,7 +75,7 @@ def test_with_inference_refuses_what_it_cannot_edit():
     model = Subclassed()
     model(tf.ones([2, 4]), tf.range(2))
     with pytest.raises(ValueError, match="In a subclassed model make"):
-        surgery.with_inference(model, "tied")
+        graph.with_inference(model, "tied")
 
 
 def _branched():
@@ -91,7 +91,7 @@ def _branched():
 
 
 def test_groups_of_any_model_follow_the_graph():
-    groups = surgery.layer_groups(_branched())
+    groups = graph.layer_groups(_branched())
     names = {
         name: [layer.name for layer in layers]
         for name, layers in groups.items()
@@ -108,14 +108,14 @@ def test_groups_of_keras_applications():
     model = keras.applications.MobileNetV3Small(
         input_shape=(32, 32, 3), weights=None, classes=10
     )
-    groups = surgery.layer_groups(model)
-    variables = sum(surgery.group_variables(groups).values(), [])
+    groups = graph.layer_groups(model)
+    variables = sum(graph.group_variables(groups).values(), [])
     assert {id(v) for v in variables} == {id(v) for v in model.weights}
     assert len(variables) == len(model.weights)
 
 
 def test_groups_by_the_user_are_taken():
-    groups = surgery.layer_groups(
+    groups = graph.layer_groups(
         _branched(),
         {
             "front": ["shared", "left", "right"],
@@ -140,7 +140,7 @@ def test_groups_by_the_user_are_taken():
 )
 def test_bad_groups_are_refused(groups, words):
     with pytest.raises(ValueError) as error:
-        surgery.layer_groups(_branched(), groups)
+        graph.layer_groups(_branched(), groups)
     assert words in str(error.value)
     assert "left_norm" in str(error.value)  # The choices are listed.
 
@@ -148,7 +148,7 @@ def test_bad_groups_are_refused(groups, words):
 def test_a_model_without_weights_has_no_groups():
     model = keras.Sequential([keras.Input((2,)), keras.layers.ReLU()])
     with pytest.raises(ValueError, match="no layer with weights"):
-        surgery.layer_groups(model)
+        graph.layer_groups(model)
 
 
 def test_swapped_weights_come_back_bit_for_bit(tied_model):
@@ -156,20 +156,20 @@ def test_swapped_weights_come_back_bit_for_bit(tied_model):
     before = [v.numpy() for v in variables]
     logits = tied_model.predict(_feed(), verbose=0)
     zeros = [np.zeros_like(value) for value in before]
-    with surgery.swapped_weights(variables, zeros):
+    with graph.swapped_weights(variables, zeros):
         assert all((v.numpy() == 0).all() for v in variables)
         # The function that predict traced before sees the lent weights.
         swapped = tied_model.predict(_feed(), verbose=0)
     assert not np.allclose(swapped, logits)
     with (
         pytest.raises(RuntimeError, match="body"),
-        surgery.swapped_weights(variables, zeros),
+        graph.swapped_weights(variables, zeros),
     ):
         raise RuntimeError("body")
     for variable, value in zip(variables, before, strict=True):
         assert variable.numpy().tobytes() == value.tobytes()
     with (
         pytest.raises(ValueError, match="Expected values of shapes"),
-        surgery.swapped_weights(variables, zeros[1:]),
+        graph.swapped_weights(variables, zeros[1:]),
     ):
         pass

@@ -11,8 +11,8 @@ import pytest
 
 from tests.conftest import ROOT
 from tfmemloc import report, storage, sweeps
-from tfmemloc.results import SweepResults
 from tfmemloc.runs import Run
+from tfmemloc.sweeps.results import SweepResults
 
 BASE = [
     "--model=lenet",
@@ -192,9 +192,9 @@ def test_means_and_deviations_are_over_seeds(results, tmp_path):
 
 
 def test_the_section_of_a_sweep(results):
-    section = report.sweep_section(results)
-    assert section.title == "What p_gen and p_mem change"
-    assert section.rows[1] == {
+    section = report.section_of(results)
+    assert section.title == "What the flags change"
+    assert section.table.rows[1] == {
         "p_gen": "0.1",
         "p_mem": "0.3",
         "runs": 3,
@@ -209,5 +209,5 @@ def test_the_section_of_a_sweep(results):
         names=("drop_test",),
         values=np.array([[0.5], [0.25]]),
     )
-    section = report.sweep_section(models)
-    assert not section.figures and section.rows[0]["drop_test"] == "50.0%"
+    section = report.section_of(models)
+    assert not section.figures and section.table.rows[0]["drop_test"] == "50.0%"

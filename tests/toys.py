@@ -3,7 +3,7 @@
 import keras
 import numpy as np
 
-from tfmemloc.data import Examples
+from tfmemloc.data.examples import Examples
 from tfmemloc.runs import Run
 
 CLASSES = 4
@@ -23,11 +23,11 @@ def marked_examples() -> Examples:
     pixels[noisy, CLASSES + noisy] = 1
     label = true_label.copy()
     label[noisy] = (label[noisy] + 1) % CLASSES
-    subset = np.full(count, "clean", "U8")
+    subset = np.full(count, "clean")
     subset[noisy] = "noisy"
     subset[-4:] = "test"
     return Examples(
-        image=pixels.reshape(count, 8, 8, 1),
+        inputs={"image": pixels.reshape(count, 8, 8, 1)},
         label=label,
         true_label=true_label,
         example_id=100 + np.arange(count),

@@ -9,7 +9,7 @@ import pytest
 import tensorflow as tf
 
 from tests import oracles, programs
-from tfmemloc import batches, data, evaluation, models, storage, training
+from tfmemloc import data, evaluation, models, storage, training
 from tfmemloc.configs import DataConfig, ModelConfig, TrainConfig
 from tfmemloc.runs import Run
 
@@ -94,7 +94,7 @@ def test_one_trace_and_the_same_steps_with_xla(dropout, jit_compile, digits):
     optimizer = training.make_optimizer(TRAIN, 100)
     optimizer.build(model.trainable_variables)
     # Two whole batches and a short one.
-    dataset = batches.make_batches(
+    dataset = data.make_batches(
         digits.train.take(np.arange(40)), 16, seed=0, stop_step=6
     )
     step = training.make_train_step(
@@ -356,7 +356,7 @@ def test_evaluate_every_changes_nothing_but_what_is_measured(
 
 
 def test_one_class_is_nothing_to_learn(tmp_path, small_digits):
-    images = small_digits.train.image
+    images = small_digits.train.inputs["image"]
     examples = data.from_arrays(images, np.zeros(len(images), int))
     with pytest.raises(ValueError, match="has 1 class. Expected two or more"):
         _train(tmp_path / "run", examples=examples)
@@ -402,7 +402,7 @@ def test_recording_somebody_elses_fit(tmp_path, small_digits):
     )
     train = small_digits.train
     model.fit(
-        batches.scale_pixels(train.image),
+        data.scale_pixels(train.inputs["image"]),
         train.label,
         epochs=3,
         verbose=0,
@@ -421,7 +421,7 @@ def test_recording_somebody_elses_fit(tmp_path, small_digits):
     assert "loss" in run.history[-1]["logs"]
     with pytest.raises(ValueError, match="already holds a run"):
         model.fit(
-            batches.scale_pixels(train.image),
+            data.scale_pixels(train.inputs["image"]),
             train.label,
             verbose=0,
             callbacks=[training.RecordRun(tmp_path / "run")],

@@ -4,12 +4,12 @@ import keras
 import numpy as np
 import pytest
 
-from tfmemloc import graph, surgery
+from tfmemloc import graph
 from tfmemloc.configs import ModelConfig
-from tfmemloc.layers import ExampleTiedDropout
+from tfmemloc.graph.tying import tie_dropout, tie_plan, untie
+from tfmemloc.layers.tied_dropout import ExampleTiedDropout
 from tfmemloc.models import build
 from tfmemloc.report import text_table
-from tfmemloc.surgery import tie_dropout, tie_plan, untie
 
 
 def _feed(model, rng, count=3):
@@ -108,7 +108,7 @@ def test_tied_models_fit_save_and_come_apart(name, rng, tmp_path):
     plain_feed = _own(model, feed)
     expected = model(plain_feed, training=False)
     tied = tie_dropout(model, after, p_gen=0.5, p_mem=0.5)
-    layers = surgery.tied_layers(tied)
+    layers = graph.tied_layers(tied)
     assert len({layer.seed for layer in layers}) == len(layers) > 0
     # All weights are those of the model.
     assert {id(w) for w in tied.weights} == {id(w) for w in model.weights}
@@ -157,7 +157,7 @@ def test_ids_are_put_beside_any_inputs():
 
 def test_blocks_of_a_transformer_end_after_its_sums():
     tied = tie_dropout(_text_classifier(), p_gen=0.5)
-    names = [layer.name for layer in surgery.tied_layers(tied)]
+    names = [layer.name for layer in graph.tied_layers(tied)]
     assert len(names) == 4
     assert names[-1] == "norm1b_tied"
 
@@ -190,16 +190,16 @@ def test_a_predicate_chooses_layers():
         _two_in_two_out(),
         lambda layer: isinstance(layer, keras.layers.Concatenate),
     )
-    (layer,) = surgery.tied_layers(tied)
+    (layer,) = graph.tied_layers(tied)
     assert layer.units == 20
 
 
 def test_a_shared_nested_model_has_one_mask(rng):
     model = _nested_and_shared()
-    tied = surgery.with_inference(
+    tied = graph.with_inference(
         tie_dropout(model, ["inner1"], p_gen=0.5, p_mem=0.5), "tied"
     )
-    (layer,) = surgery.tied_layers(tied)
+    (layer,) = graph.tied_layers(tied)
     image = rng.normal(size=(3, 8)).astype(np.float32)
     ids = np.arange(3)
     inner = model.get_layer("inner")

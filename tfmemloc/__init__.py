@@ -5,32 +5,30 @@ Neural Network Memorization Be Localized?" (Maini et al., ICML 2023).
 """
 
 # What a run is made from.
-from tfmemloc.configs import (
-    DataConfig,
-    ModelConfig,
-    SearchConfig,
-    TrainConfig,
-)
+from tfmemloc.configs import DataConfig, ModelConfig, TrainConfig
 
 # Examples that carry ids, and batches of them.
 from tfmemloc.data import (
     Examples,
     add_label_noise,
+    as_arrays,
+    attach_ids,
     from_arrays,
     load,
+    make_batches,
     set_labels,
     split_by_score,
     stable_ids,
 )
-from tfmemloc.batches import attach_ids, make_batches
 
 # Layers, and the masks behind them.
-from tfmemloc.layers import ExampleTiedDropout, SparseDropout
-from tfmemloc.masks import example_mask, example_mask_numpy, fold_seed
+from tfmemloc.layers.masks import example_mask, example_mask_numpy, fold_seed
+from tfmemloc.layers.sparse_dropout import SparseDropout
+from tfmemloc.layers.tied_dropout import ExampleTiedDropout
 
 # Networks, and editing them.
 from tfmemloc.models import build
-from tfmemloc.surgery import (
+from tfmemloc.graph import (
     layer_groups,
     swapped_weights,
     tie_dropout,
@@ -40,18 +38,32 @@ from tfmemloc.surgery import (
 )
 
 # Training, and what it leaves behind.
-from tfmemloc.training import RecordRun, train
+from tfmemloc.training import (
+    ExampleRecorder,
+    RecordExamples,
+    Recording,
+    RecordRun,
+    TrainingHistory,
+    train,
+)
 from tfmemloc.runs import Run
+from tfmemloc.snapshots import Snapshots
 
 # Measuring.
 from tfmemloc.evaluation import (
+    SubsetMetrics,
     evaluate,
     predict_logits,
     recalibrate_batch_norm,
 )
 
 # The main job.
-from tfmemloc.localization import localize, train_networks
+from tfmemloc.removal import (
+    ComparisonConfig,
+    NetworkComparison,
+    compare_networks,
+    train_networks,
+)
 
 # Gradients by example and by subset.
 from tfmemloc.gradients import (
@@ -65,48 +77,59 @@ from tfmemloc.gradients import (
 # Probes: where does the memory sit?
 from tfmemloc.probes.gradient_accounting import (
     AccountGradients,
+    AccountingConfig,
+    GradientAccounting,
     account_gradients,
-    account_weights,
 )
-from tfmemloc.probes.layer_rewinding import rewind_layers, rewind_weights
-from tfmemloc.probes.layer_retraining import retrain_layers
-from tfmemloc.probes.critical_units import choose_ids, find_critical_units
+from tfmemloc.probes.layer_rewinding import (
+    LayerRewinding,
+    RewindConfig,
+    rewind_layers,
+)
+from tfmemloc.probes.layer_retraining import (
+    LayerRetraining,
+    RetrainConfig,
+    retrain_layers,
+)
+from tfmemloc.probes.critical_units import (
+    CriticalUnits,
+    choose_ids,
+    find_critical_units,
+)
+from tfmemloc.units import SearchConfig
+from tfmemloc.probes.own_units import OwnUnits, OwnUnitsConfig, find_own_units
 
 # Which examples are memorized, and which labels are wrong?
-from tfmemloc.recording import ExampleRecorder, RecordExamples, Recording
-from tfmemloc.memorization import estimate_memorization, second_split_times
 from tfmemloc.scores import (
+    ExampleScores,
+    MemorizationEstimates,
+    ScoreConfig,
+    estimate_memorization,
     evaluate_scores,
+    find_label_errors,
     score_examples,
     scores_of_logits,
     scores_of_recording,
+    second_split_times,
 )
-from tfmemloc.label_errors import find_label_errors
 
 # Serving what is left.
-from tfmemloc.pruning import (
+from tfmemloc.serving import (
+    export_saved_model,
     fold_batch_norm,
     prune_memorization,
     pruning_plan,
 )
-from tfmemloc.export import export_saved_model
 
-# Results.
-from tfmemloc.results import (
-    CriticalUnits,
-    ExampleScores,
-    GradientAccounting,
-    LayerRetraining,
-    LayerRewinding,
-    Localization,
-    MemorizationEstimates,
-    SubsetMetrics,
-)
+# Results: what every method gives back.
+from tfmemloc.result import Result, Table
 
 __version__ = "0.1.0"
 
 __all__ = [
     "AccountGradients",
+    "AccountingConfig",
+    "ComparisonConfig",
     "CriticalUnits",
     "DataConfig",
     "ExampleRecorder",
@@ -117,23 +140,33 @@ __all__ = [
     "GradientEngine",
     "LayerRetraining",
     "LayerRewinding",
-    "Localization",
     "MemorizationEstimates",
     "ModelConfig",
+    "NetworkComparison",
+    "OwnUnits",
+    "OwnUnitsConfig",
     "RecordExamples",
     "RecordRun",
     "Recording",
+    "Result",
+    "RetrainConfig",
+    "RewindConfig",
     "Run",
+    "ScoreConfig",
     "SearchConfig",
+    "Snapshots",
     "SparseDropout",
     "SubsetMetrics",
+    "Table",
     "TrainConfig",
+    "TrainingHistory",
     "account_gradients",
-    "account_weights",
     "add_label_noise",
+    "as_arrays",
     "attach_ids",
     "build",
     "choose_ids",
+    "compare_networks",
     "estimate_memorization",
     "evaluate",
     "evaluate_scores",
@@ -142,12 +175,12 @@ __all__ = [
     "export_saved_model",
     "find_critical_units",
     "find_label_errors",
+    "find_own_units",
     "fold_batch_norm",
     "fold_seed",
     "from_arrays",
     "layer_groups",
     "load",
-    "localize",
     "make_batches",
     "per_example_dots",
     "per_example_gradients",
@@ -158,7 +191,6 @@ __all__ = [
     "recalibrate_batch_norm",
     "retrain_layers",
     "rewind_layers",
-    "rewind_weights",
     "score_examples",
     "scores_of_logits",
     "scores_of_recording",

@@ -1,6 +1,8 @@
 """What a run is made from: frozen dataclasses with the paper's defaults.
 
-Each is checked when it is made, prints as JSON and comes back from it.
+The config of a method stands in the method's file. Each is checked when it is
+made, prints as JSON and comes back from it.
+
 `PRESETS` holds, for each embedded or well-known data set, the settings with
 which the programs were measured; everything else keeps the paper's values.
 """
@@ -8,22 +10,21 @@ which the programs were measured; everything else keeps the paper's values.
 from __future__ import annotations
 
 import dataclasses
+import functools
+import types
+import typing
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
-MODELS = ("lenet", "resnet9", "resnet18", "resnet50", "vit")
-DROPOUTS = ("none", "standard", "sparse", "example_tied")
-INFERENCES = ("drop", "expected", "tied")
-RESCALES = ("none", "mass")
-STEMS = ("small", "imagenet")
-SCHEDULES = ("warmup_cosine", "triangle", "constant")
-OPTIMIZERS = ("sgd", "adam")
-AUGMENTATIONS = ("none", "standard", "strong")
-PLACES = ("unit", "block", "weights")
-OBJECTIVES = ("zero", "step")
-POPULATION_TERMS = ("frozen", "exact", "none")
-REMOVED_VALUES = ("zero", "mean")
-DTYPES = ("float32", "mixed_bfloat16", "mixed_float16")
+ModelName = Literal["lenet", "resnet9", "resnet18", "resnet50", "vit"]
+Dropout = Literal["none", "standard", "sparse", "example_tied"]
+Inference = Literal["drop", "expected", "tied"]
+Rescale = Literal["none", "mass"]
+Stem = Literal["small", "imagenet"]
+Schedule = Literal["warmup_cosine", "triangle", "constant"]
+Optimizer = Literal["sgd", "adam"]
+Augmentation = Literal["none", "standard", "strong"]
+Dtype = Literal["float32", "mixed_bfloat16", "mixed_float16"]
 
 # p_gen and p_mem of the authors' code: for ResNet-9, and for the deeper nets.
 _PAPER_TIES = {
@@ -42,8 +43,13 @@ class DataConfig:
     """Which examples, and which of their labels are made wrong.
 
     Attributes:
-        dataset: `digits`, a TFDS name, or the path of an `.npz` file with
-            `x_train, y_train` and, if any, `x_test, y_test, class_names`.
+        dataset: `digits` (comes with scikit-learn); the name of a TFDS
+            image-classification set (`mnist`, `cifar10`, `svhn_cropped`); or
+            an `.npz` file, or a folder of `.npy` files that stay on disk, with
+            `x_train`, `y_train` and, if any, `x_test`, `y_test`: uint8
+            pictures, integer tokens or floats [N, ...]; labels [N], integers
+            from 0; `class_names`, `example_id`, `subset`, `group`, if any.
+            Several inputs are called `x_train_<input>`.
         data_dir: the TFDS folder; None is TFDS's own default. Not part of a
             run's identity: the same data may lie elsewhere.
         train_examples: use only the first so many, in the data set's order.
@@ -72,11 +78,12 @@ class DataConfig:
     subset_seed: int = 0
 
     def __post_init__(self):
-        _check_range("noise_rate", self.noise_rate, 0.0, 1.0)
-        _check_range("subset_ratio", self.subset_ratio, 1e-6, 1.0)
+        check_choices(self)
+        check_range("noise_rate", self.noise_rate, 0.0, 1.0)
+        check_range("subset_ratio", self.subset_ratio, 1e-6, 1.0)
         for name in ("train_examples", "test_examples"):
             if getattr(self, name) is not None:
-                _check_range(name, getattr(self, name), 1, None)
+                check_range(name, getattr(self, name), 1, None)
         if self.noise_file and self.score_file:
             raise ValueError(
                 "`noise_file` and `score_file` exclude each other: a training "
@@ -105,25 +112,22 @@ class ModelConfig:
         seed: of the initialization and of the dropout.
     """
 
-    name: str = "resnet9"
+    name: ModelName = "resnet9"
     width: float = 1.0
-    dropout: str = "example_tied"
+    dropout: Dropout = "example_tied"
     p_gen: float | None = None
     p_mem: float | None = None
-    rescale: str = "none"
-    stem: str = "small"
+    rescale: Rescale = "none"
+    stem: Stem = "small"
     seed: int = 0
 
     def __post_init__(self):
-        _check_choice("name", self.name, MODELS)
-        _check_choice("dropout", self.dropout, DROPOUTS)
-        _check_choice("rescale", self.rescale, RESCALES)
-        _check_choice("stem", self.stem, STEMS)
-        _check_range("width", self.width, 0.01, 16.0)
+        check_choices(self)
+        check_range("width", self.width, 0.01, 16.0)
         for index, name in enumerate(("p_gen", "p_mem")):
             if getattr(self, name) is None:
                 object.__setattr__(self, name, _PAPER_TIES[self.name][index])
-            _check_range(name, getattr(self, name), 1e-6, 1.0)
+            check_range(name, getattr(self, name), 1e-6, 1.0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,6 +136,9 @@ class TrainConfig:
 
     Attributes:
         epochs: passes over the training examples.
+        rule: what a step minimizes: the name of a module in
+            `tfmemloc.training.rules`; `<module>:<function>` of a function that
+            is passed to `train`.
         batch_size: examples in a step; the last step of an epoch may be short.
         optimizer: `sgd` (with `momentum`) or `adam`.
         learning_rate: the schedule's peak.
@@ -144,9 +151,9 @@ class TrainConfig:
             (RandAugment).
         dtype: `float32`, `mixed_bfloat16` or `mixed_float16`.
         jit_compile: compile the training step with XLA (slower on a CPU).
-        save_every: keep the weights of every so-manieth epoch, and of the
+        save_every: keep the weights of every n-th epoch, and of the
             first and the last.
-        evaluate_every: measure the accuracies of every so-manieth epoch, and
+        evaluate_every: measure the accuracies of every n-th epoch, and
             of the last. Measuring takes a forward pass over all examples for
             each behaviour of the network, about a third of the time of a
             tied network's epoch.
@@ -157,14 +164,15 @@ class TrainConfig:
     """
 
     epochs: int = 50
+    rule: str = "cross_entropy"
     batch_size: int = 512
-    optimizer: str = "sgd"
+    optimizer: Optimizer = "sgd"
     learning_rate: float = 0.01
-    schedule: str = "warmup_cosine"
+    schedule: Schedule = "warmup_cosine"
     momentum: float = 0.9
     weight_decay: float = 5e-4
-    augment: str = "none"
-    dtype: str = "float32"
+    augment: Augmentation = "none"
+    dtype: Dtype = "float32"
     jit_compile: bool = False
     save_every: int = 1
     evaluate_every: int = 1
@@ -173,10 +181,7 @@ class TrainConfig:
     seed: int = 0
 
     def __post_init__(self):
-        _check_choice("optimizer", self.optimizer, OPTIMIZERS)
-        _check_choice("schedule", self.schedule, SCHEDULES)
-        _check_choice("augment", self.augment, AUGMENTATIONS)
-        _check_choice("dtype", self.dtype, DTYPES)
+        check_choices(self)
         for name in (
             "epochs",
             "batch_size",
@@ -184,70 +189,18 @@ class TrainConfig:
             "evaluate_every",
             "patience",
         ):
-            _check_range(name, getattr(self, name), 1, None)
-        _check_range("learning_rate", self.learning_rate, 0.0, None)
-        _check_range("momentum", self.momentum, 0.0, 1.0)
-        _check_range("weight_decay", self.weight_decay, 0.0, None)
+            check_range(name, getattr(self, name), 1, None)
+        check_range("learning_rate", self.learning_rate, 0.0, None)
+        check_range("momentum", self.momentum, 0.0, 1.0)
+        check_range("weight_decay", self.weight_decay, 0.0, None)
         if self.stop_at is not None:
-            _check_range("stop_at", self.stop_at, 0.0, 1.0)
+            check_range("stop_at", self.stop_at, 0.0, 1.0)
             if self.evaluate_every > 1:
                 raise ValueError(
                     "`stop_at` looks at the accuracy of each epoch. Expected "
                     "evaluate_every=1 with it. Received: "
                     f"evaluate_every={self.evaluate_every}."
                 )
-
-
-@dataclasses.dataclass(frozen=True)
-class SearchConfig:
-    """How critical units are searched for (see `find_critical_units`).
-
-    Attributes:
-        place: where a unit is gated: `unit`, its output after normalization
-            and activation; `block`, the outputs of blocks; `weights`, the
-            kernel's output before normalization, as the authors did.
-        objective: `zero` removes the unit that lowers the objective most;
-            `step` moves the gate with the largest |gradient| by 1 against
-            it, so that a unit may also be doubled.
-        population_term: gradient of the population's mean loss: `exact`
-            (anew under each example's own gates, at every step), `frozen`
-            (once, of the whole network) or `none`.
-        population: number of training examples, drawn by `seed`, over which
-            that mean is taken.
-        copies: take the example's gradient of the logits averaged over so
-            many perturbed copies of its image; 0 takes the image itself. The
-            authors took 5.
-        noise: norm of the Gaussian perturbation relative to the image's.
-        removed_value: what a removed unit gives: `zero`, or its `mean` over
-            the population.
-        limit: remove at most so many units.
-        others: accuracy after the removal is measured on so many examples of
-            each subset, drawn by `seed`; None takes all.
-        seed: of population, others, perturbations and random controls.
-    """
-
-    place: str = "unit"
-    objective: str = "zero"
-    population_term: str = "frozen"
-    population: int = 512
-    copies: int = 0
-    noise: float = 0.01
-    removed_value: str = "zero"
-    limit: int = 100
-    others: int | None = 200
-    seed: int = 0
-
-    def __post_init__(self):
-        _check_choice("place", self.place, PLACES)
-        _check_choice("objective", self.objective, OBJECTIVES)
-        _check_choice("population_term", self.population_term, POPULATION_TERMS)
-        _check_choice("removed_value", self.removed_value, REMOVED_VALUES)
-        for name in ("population", "limit"):
-            _check_range(name, getattr(self, name), 1, None)
-        _check_range("copies", self.copies, 0, None)
-        _check_range("noise", self.noise, 0.0, None)
-        if self.others is not None:
-            _check_range("others", self.others, 1, None)
 
 
 # What the programs use where no flag says otherwise: (model, training).
@@ -281,16 +234,35 @@ def from_json(cls: type[Config], fields: Mapping[str, Any]) -> Config:
             f"{cls.__name__} expected a mapping of its fields. Received: "
             f"{type(fields).__name__}."
         )
-    known = {field.name: field for field in dataclasses.fields(cls)}
+    known = hints(cls)
     unknown = sorted(set(fields) - set(known))
     if unknown:
         raise ValueError(
             f"{cls.__name__} has no field {', '.join(map(repr, unknown))}. "
             f"Expected some of: {', '.join(known)}."
         )
-    for name, value in fields.items():
-        _check_type(cls.__name__, name, known[name].type, value)
-    return cls(**fields)
+    values = {
+        name: tuple(value) if isinstance(value, list) else value
+        for name, value in fields.items()
+    }
+    for name, value in values.items():
+        _check_type(cls.__name__, name, known[name], value)
+    return cls(**values)
+
+
+@functools.cache
+def hints(cls: type) -> Mapping[str, Any]:
+    """The types of the fields of a config."""
+    found = typing.get_type_hints(cls)
+    return {field.name: found[field.name] for field in dataclasses.fields(cls)}
+
+
+def without_none(hint: Any) -> tuple[Any, bool]:
+    """A type without `| None`, and whether it had that."""
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        members = [m for m in typing.get_args(hint) if m is not type(None)]
+        return members[0], True
+    return hint, False
 
 
 def differences(old: Any, new: Any, ignore: tuple[str, ...] = ()) -> list[str]:
@@ -304,15 +276,41 @@ def differences(old: Any, new: Any, ignore: tuple[str, ...] = ()) -> list[str]:
     ]
 
 
-def _check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
+def check_choices(config: Any) -> None:
+    """Refuses a field that is none of the choices of its type.
+
+    Raises:
+        ValueError: says which ones there are.
+    """
+    for name, hint in hints(type(config)).items():
+        value = getattr(config, name)
+        hint, may_be_none = without_none(hint)
+        if value is None and may_be_none:
+            continue
+        if typing.get_origin(hint) is Literal:
+            check_choice(name, value, typing.get_args(hint))
+
+
+def check_choice(name: str, value: Any, choices: tuple[str, ...]) -> Any:
+    """The value, refused if it is not one of the choices.
+
+    Raises:
+        ValueError: says which ones there are.
+    """
     if value not in choices:
         raise ValueError(
             f"`{name}` must be one of {', '.join(map(repr, choices))}. "
             f"Received: {name}={value!r}."
         )
+    return value
 
 
-def _check_range(name: str, value: Any, low: Any, high: Any) -> None:
+def check_range(name: str, value: Any, low: Any, high: Any) -> None:
+    """Refuses a number outside of [low, high]; `high` may be None.
+
+    Raises:
+        ValueError: says the limits.
+    """
     inside = value >= low and (high is None or value <= high)
     if not inside:  # Also refuses NaN.
         limits = f"at least {low}" + (
@@ -323,18 +321,27 @@ def _check_range(name: str, value: Any, low: Any, high: Any) -> None:
         )
 
 
-_TYPES = {"str": str, "int": int, "float": (int, float), "bool": bool}
-
-
-def _check_type(owner: str, name: str, annotation: str, value: Any) -> None:
-    """Checks a value against an annotation such as `float | None`."""
-    allowed = [part.strip() for part in annotation.split("|")]
-    if value is None and "None" in allowed:
+def _check_type(owner: str, name: str, hint: Any, value: Any) -> None:
+    """Checks a value against a type such as `float | None`."""
+    wanted, may_be_none = without_none(hint)
+    if value is None and may_be_none:
         return
-    expected = _TYPES[allowed[0]]
-    is_stray_bool = isinstance(value, bool) and allowed[0] != "bool"
-    if is_stray_bool or not isinstance(value, expected):
+    if not _is_of(value, wanted):
+        words = getattr(hint, "__name__", str(hint).replace("typing.", ""))
         raise ValueError(
-            f"{owner}.{name} expected {annotation}. Received: {value!r} of "
-            f"type {type(value).__name__}."
+            f"{owner}.{name} expected {words}. Received: {value!r} of type "
+            f"{type(value).__name__}."
         )
+
+
+def _is_of(value: Any, wanted: Any) -> bool:
+    if typing.get_origin(wanted) is Literal:
+        return value in typing.get_args(wanted)
+    if typing.get_origin(wanted) is tuple:
+        member = typing.get_args(wanted)[0]
+        return isinstance(value, tuple) and all(
+            _is_of(item, member) for item in value
+        )
+    if isinstance(value, bool) and wanted is not bool:
+        return False
+    return isinstance(value, (int, float) if wanted is float else wanted)

@@ -1,4 +1,4 @@
-"""Accuracy, loss and predictions per subset.
+"""Predictions, and accuracy and loss by subset.
 
 Everything here runs with `training=False`: BatchNorm uses its moving
 statistics, and tied layers do what their `inference` says.
@@ -6,34 +6,76 @@ statistics, and tied layers do what their `inference` says.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
 
 import keras
 import numpy as np
 import tensorflow as tf
 
-from tfmemloc import graph, surgery
-from tfmemloc.batches import scale_pixels
-from tfmemloc.data import Examples
-from tfmemloc.results import SubsetMetrics
+from tfmemloc import graph, losses, subsets
+from tfmemloc.data.chunks import chunks
+from tfmemloc.data.examples import Examples
+from tfmemloc.graph.inputs import arranged
+from tfmemloc.result import Result
 
-# (images [B, H, W, C], ids [B]) -> logits [B, classes]
-Predictor = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
+BY = ("subset", "group")
 
 
-def model_inputs(model: keras.Model, image, example_id):
-    """Arranges images and ids as the model's inputs.
+@dataclasses.dataclass(frozen=True, eq=False)
+class SubsetMetrics(Result):
+    """How well a network does on each subset, or each group."""
 
-    An input named `example_id` gets the ids; each other one, the images. A
-    subclassed model, whose inputs are not known, gets
-    `{"image", "example_id"}`.
+    title: ClassVar[str] = "Accuracy and loss"
+
+    subsets: tuple[str, ...]  # S names.
+    count: np.ndarray  # [S] examples.
+    accuracy: np.ndarray  # [S] in [0, 1], of the labels trained on.
+    true_accuracy: np.ndarray  # [S] in [0, 1], of the true labels.
+    loss: np.ndarray  # [S] mean cross-entropy in nats, labels trained on.
+
+    def of(self, subset: str) -> dict[str, float]:
+        """The numbers of one subset."""
+        s = self.subsets.index(subset)
+        return {
+            name: float(getattr(self, name)[s])
+            for name in ("accuracy", "true_accuracy", "loss")
+        }
+
+    def rows(self) -> list[dict[str, Any]]:
+        """A row for each subset."""
+        return [
+            {"subset": subset, "count": int(self.count[s]), **self.of(subset)}
+            for s, subset in enumerate(self.subsets)
+        ]
+
+
+class Predictor:
+    """A function from inputs to logits, traced once.
+
+    Weights that are assigned to the model later are seen by it.
+
+    Args:
+        model: any Keras model.
     """
-    if not graph.is_functional(model):
-        return {"image": image, "example_id": example_id}
-    return keras.tree.map_structure(
-        lambda tensor: example_id if tensor.name == graph.IDS else image,
-        graph.inputs_of(model),
-    )
+
+    def __init__(self, model: keras.Model):
+        self.model = model
+        signature = _input_signature(model)
+        self._function = tf.function(
+            lambda inputs: as_logits(model, model(inputs, training=False)),
+            input_signature=signature,
+            reduce_retracing=signature is None,
+        )
+
+    def __call__(self, inputs: Mapping[str, Any]) -> tf.Tensor:
+        """The logits of inputs by name [B, ...]; ids under `example_id`."""
+        return self._function(arranged(self.model, inputs))
+
+    def trace_count(self) -> int:
+        """How often it was traced."""
+        return self._function.experimental_get_tracing_count()
 
 
 def as_logits(model: keras.Model, outputs: tf.Tensor) -> tf.Tensor:
@@ -49,39 +91,22 @@ def as_logits(model: keras.Model, outputs: tf.Tensor) -> tf.Tensor:
     return tf.math.log(chance)
 
 
-def make_predictor(model: keras.Model) -> Predictor:
-    """A function from images and ids to logits, traced once.
-
-    Weights that are assigned later are seen by it.
-    """
-
-    def predict(image, example_id):
-        outputs = model(model_inputs(model, image, example_id), training=False)
-        return as_logits(model, outputs)
-
-    signature = _input_signature(model)
-    return tf.function(
-        predict,
-        input_signature=signature,
-        reduce_retracing=signature is None,
-    )
-
-
-def _input_signature(model: keras.Model) -> list[tf.TensorSpec] | None:
-    """Any number of images of the model's size, and their ids.
-
-    None where the model does not tell, or takes several kinds of images.
-    """
+def _input_signature(model: keras.Model) -> list[Any] | None:
+    """Any number of inputs of the model's sizes; None where not known."""
     if not graph.is_functional(model):
         return None
-    specs = {
-        tf.TensorSpec([None, *tensor.shape[1:]], tensor.dtype)
-        for tensor in keras.tree.flatten(graph.inputs_of(model))
-        if tensor.name != graph.IDS
-    }
-    if len(specs) != 1:
-        return None
-    return [specs.pop(), tf.TensorSpec([None], tf.int64)]
+    return [
+        keras.tree.map_structure(
+            lambda tensor: tf.TensorSpec(
+                [None, *tensor.shape[1:]], tensor.dtype
+            ),
+            graph.inputs_of(model),
+        )
+    ]
+
+
+def _as_predictor(model: keras.Model | Predictor) -> Predictor:
+    return Predictor(model) if isinstance(model, keras.Model) else model
 
 
 def predict_logits(
@@ -90,39 +115,31 @@ def predict_logits(
     *,
     batch_size: int = 512,
 ) -> np.ndarray:
-    """The logits of all examples: float32 [N, classes].
+    """The logits of all examples: float32 [N, classes] or [N, T, tokens].
 
     Args:
         model: a model, or the predictor of one (which saves a trace where
             this is called often).
         examples: N examples.
         batch_size: how many go through the network at once.
+
+    Example:
+        >>> predict_logits(model, examples.test).shape
+        (360, 10)
     """
-    is_model = isinstance(model, keras.Model)
-    predict = make_predictor(model) if is_model else model
+    predict = _as_predictor(model)
     logits = [
-        predict(image, example_id).numpy()
-        for image, example_id in _slices(examples, batch_size)
+        predict(chunk.inputs).numpy() for chunk in chunks(examples, batch_size)
     ]
     return np.concatenate(logits).astype(np.float32)
-
-
-def _slices(
-    examples: Examples, batch_size: int
-) -> Iterator[tuple[tf.Tensor, tf.Tensor]]:
-    """The examples in order, a batch at a time."""
-    for start in range(0, len(examples), batch_size):
-        part = slice(start, start + batch_size)
-        yield (
-            tf.constant(scale_pixels(examples.image[part])),
-            tf.constant(examples.example_id[part]),
-        )
 
 
 def evaluate(
     model: keras.Model | Predictor,
     examples: Examples,
     *,
+    by: str = "subset",
+    count: str = "share",
     batch_size: int = 512,
 ) -> SubsetMetrics:
     """Accuracy and loss of each subset, also against the true labels.
@@ -131,45 +148,88 @@ def evaluate(
         model: a model with its tied layers in the behaviour to be measured
             (see `tfmemloc.with_inference`), or its predictor.
         examples: any mixture of subsets.
+        by: `subset`, or `group`.
+        count: of next tokens: the `share` of positions that are right, or
+            `all` of them.
         batch_size: how many go through the network at once.
 
+    Raises:
+        ValueError: the examples have no groups, or the outputs are no logits
+            for their labels.
+
     Example:
-        >>> evaluate(with_inference(model, "tied"), examples).of("noisy")
-        {'accuracy': 1.0, 'true_accuracy': 0.0, 'loss': 0.01}
+        >>> metrics = evaluate(with_inference(model, "tied"), examples)
+        >>> sorted(metrics.of("noisy"))
+        ['accuracy', 'loss', 'true_accuracy']
     """
-    logits = predict_logits(model, examples, batch_size=batch_size)
-    return metrics_of_logits(logits, examples)
+    predict = _as_predictor(model)
+    parts = [
+        measured(predict(chunk.inputs).numpy(), examples, chunk.places, count)
+        for chunk in chunks(examples, batch_size)
+    ]
+    return joined_metrics(parts, examples, by=by)
 
 
-def metrics_of_logits(logits: np.ndarray, examples: Examples) -> SubsetMetrics:
+def measured(
+    logits: np.ndarray,
+    examples: Examples,
+    places: np.ndarray,
+    count: str = "share",
+) -> dict[str, np.ndarray]:
+    """What logits say of the examples at these places: [B] each."""
+    logits = logits.astype(np.float32)
+    label, true = examples.label[places], examples.true_label[places]
+    return {
+        "accuracy": losses.correct(label, logits, count=count),
+        "true_accuracy": losses.correct(true, logits, count=count),
+        "loss": losses.measured_losses(label, logits),
+    }
+
+
+def joined_metrics(
+    parts: Sequence[Mapping[str, np.ndarray]],
+    examples: Examples,
+    *,
+    by: str = "subset",
+) -> SubsetMetrics:
+    """The metrics of what `measured` gave of all chunks, in order."""
+    values = {
+        name: np.concatenate([part[name] for part in parts])
+        for name in parts[0]
+    }
+    return _metrics(values, examples, by)
+
+
+def metrics_of_logits(
+    logits: np.ndarray, examples: Examples, *, by: str = "subset"
+) -> SubsetMetrics:
     """The metrics of logits [N, classes] that were computed before."""
-    predicted = logits.argmax(axis=1)
-    loss = cross_entropy(logits, examples.label)
-    subsets = examples.subsets
-    members = [examples.subset == subset for subset in subsets]
+    everything = np.arange(len(examples))
+    return _metrics(measured(logits, examples, everything), examples, by)
 
-    def mean(values):
-        return np.array([values[member].mean() for member in members])
 
+def _metrics(values, examples: Examples, by: str) -> SubsetMetrics:
+    if by not in BY:
+        raise ValueError(
+            f"`by` must be one of {', '.join(map(repr, BY))}. Received: "
+            f"by={by!r}."
+        )
+    column = getattr(examples, by)
+    if column is None:
+        raise ValueError(
+            f"{examples.name} has no groups. Expected examples made with "
+            "from_arrays(..., group=...)."
+        )
+    names = subsets.ordered(np.unique(column).tolist())
+    members = [column == name for name in names]
     return SubsetMetrics(
-        subsets=subsets,
+        subsets=names,
         count=np.array([member.sum() for member in members]),
-        accuracy=mean(predicted == examples.label),
-        true_accuracy=mean(predicted == examples.true_label),
-        loss=mean(loss),
+        **{
+            name: np.array([value[member].mean() for member in members])
+            for name, value in values.items()
+        },
     )
-
-
-def cross_entropy(logits: np.ndarray, label: np.ndarray) -> np.ndarray:
-    """-log softmax(logits)[label] in nats: float64 [N]."""
-    return -log_softmax(logits)[np.arange(len(label)), label]
-
-
-def log_softmax(logits: np.ndarray) -> np.ndarray:
-    """Log-probabilities in nats: float64 [N, classes]."""
-    logits = logits.astype(np.float64)
-    shifted = logits - logits.max(axis=-1, keepdims=True)
-    return shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
 
 
 def inference_models(model: keras.Model) -> dict[str, keras.Model]:
@@ -178,10 +238,10 @@ def inference_models(model: keras.Model) -> dict[str, keras.Model]:
     `tied`, `expected` and `drop` of a network with tied layers; `plain` of
     any other.
     """
-    if not surgery.tied_layers(model):
+    if not graph.tied_layers(model):
         return {"plain": model}
     return {
-        name: surgery.with_inference(model, name)
+        name: graph.with_inference(model, name)
         for name in ("tied", "expected", "drop")
     }
 
@@ -207,20 +267,24 @@ def recalibrate_batch_norm(
 
     Raises:
         ValueError: the model has no BatchNorm layer.
+
+    Example:
+        >>> dropped = with_inference(model, "drop")
+        >>> recalibrated = recalibrate_batch_norm(dropped, examples.train)
     """
-    result = surgery.with_own_batch_norm(model)
+    result = graph.with_own_batch_norm(model)
     norms = _batch_norms(result)
     if not norms:
         raise ValueError(
             f"Model '{model.name}' has no BatchNormalization layer. Expected "
             "one whose statistics can be recomputed."
         )
-    collector = surgery.with_own_batch_norm(model, collect=True)
-    predict = make_predictor(collector)
+    collector = graph.with_own_batch_norm(model, collect=True)
+    predict = Predictor(collector)
     totals = None
-    for image, example_id in _slices(examples, batch_size):
-        predict(image, example_id)
-        share = len(example_id) / len(examples)
+    for chunk in chunks(examples, batch_size):
+        predict(chunk.inputs)
+        share = len(chunk.places) / len(examples)
         statistics = [
             share * value.numpy()
             for layer in _batch_norms(collector)
@@ -244,6 +308,6 @@ def recalibrate_batch_norm(
 def _batch_norms(model: keras.Model) -> list[keras.layers.Layer]:
     return [
         layer
-        for layer in surgery.flat_layers(model)
+        for layer in graph.flat_layers(model)
         if isinstance(layer, keras.layers.BatchNormalization)
     ]

@@ -24,8 +24,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfmemloc import configs, data, models, storage, surgery
-from tfmemloc.data import Examples
+from tfmemloc import configs, data, graph, storage
+from tfmemloc.data.examples import Examples
 
 _VERSION = 1
 
@@ -167,7 +167,7 @@ class Run:
         if wrong:
             raise ValueError(
                 f"{self.directory} holds a run that was started with other "
-                f"settings: {'; '.join(wrong)}. Use the settings of then, "
+                f"settings: {'; '.join(wrong)}. Use its settings, "
                 "another directory, or start over in this one (--fresh)."
             )
         if examples is not None and there.fingerprint is not None:
@@ -184,7 +184,7 @@ class Run:
             raise ValueError(
                 f"The run in {self.directory} was recorded on data that "
                 "tfmemloc did not load. Pass your own `Examples`, with the "
-                "ids of then."
+                "ids of its training."
             )
         examples = data.load(self.data, download=download)
         self.check(examples)
@@ -229,7 +229,7 @@ class Run:
             ) from error
         self.load_weights(model, epoch)
         if inference is not None:
-            return surgery.with_inference(model, inference)
+            return graph.with_inference(model, inference)
         return model
 
     @property
@@ -243,14 +243,7 @@ class Run:
         Raises:
             ValueError: one of the epochs is missing, or none was given.
         """
-        saved = self.epochs
-        missing = [epoch for epoch in epochs if epoch not in saved]
-        if missing or not epochs:
-            raise ValueError(
-                f"The run in {self.directory} has no weights of epoch "
-                f"{', '.join(map(str, missing)) or '(none given)'}. Saved "
-                f"epochs: {', '.join(map(str, saved)) or 'none'}."
-            )
+        check_saved(f"The run in {self.directory}", epochs, self.epochs)
 
     def weights_path(self, epoch: int) -> pathlib.Path:
         """Where the weights of an epoch lie."""
@@ -356,21 +349,21 @@ class Run:
         )
 
 
-def build_network(
-    model_config: configs.ModelConfig,
-    examples: Examples,
-    training: configs.TrainConfig,
-    *,
-    synchronized: bool = False,
-) -> keras.Model:
-    """The freshly initialized network of three configs."""
-    return models.build(
-        model_config,
-        examples.image.shape[1:],
-        examples.classes,
-        dtype=training.dtype,
-        synchronized=synchronized,
-    )
+def check_saved(
+    owner: str, epochs: Sequence[int], saved: Sequence[int]
+) -> None:
+    """Refuses epochs that are not among the saved ones.
+
+    Raises:
+        ValueError: one is missing, or none was given.
+    """
+    missing = [epoch for epoch in epochs if epoch not in saved]
+    if missing or not epochs:
+        raise ValueError(
+            f"{owner} has no weights of epoch "
+            f"{', '.join(map(str, missing)) or '(none given)'}. Saved epochs: "
+            f"{', '.join(map(str, saved)) or 'none'}."
+        )
 
 
 def variable_arrays(

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import keras
 
-from tfmemloc import masks
 from tfmemloc.configs import ModelConfig
-from tfmemloc.layers import (
-    ExampleTiedDropout,
-    SparseDropout,
-    dropped_fraction,
-)
+from tfmemloc.layers import masks
+from tfmemloc.layers.sparse_dropout import SparseDropout
+from tfmemloc.layers.tied_dropout import ExampleTiedDropout, dropped_fraction
 
 
 @keras.saving.register_keras_serializable(package="tfmemloc")

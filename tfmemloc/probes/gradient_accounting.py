@@ -23,43 +23,216 @@ before it takes the cosine; here all comes from the same untouched gradients.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import dataclasses
+from typing import Any, ClassVar
 
 import keras
 import numpy as np
 from tqdm import auto as tqdm
 
-from tfmemloc import gradients, surgery
-from tfmemloc.data import Examples
-from tfmemloc.gradients import GradientEngine
-from tfmemloc.results import GradientAccounting
-from tfmemloc.runs import Run
+from tfmemloc import graph
+from tfmemloc.data.examples import Examples
+from tfmemloc.probes.accountant import Accountant, AccountingConfig, GroupNames
+from tfmemloc.report import figures
+from tfmemloc.result import Figure, Result, Table, or_none
+from tfmemloc.snapshots import Source, as_source
+from tfmemloc.subsets import OfSubsets
 
-QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 
-GroupNames = Mapping[str, Sequence[str]]
+@dataclasses.dataclass(frozen=True, eq=False)
+class GradientAccounting(OfSubsets, Result):
+    """Whose gradients move which layers, epoch by epoch (paper, section 4.1).
+
+    The aggregates are weighted so that the training subsets add up to the
+    gradient of the mean training loss.
+    """
+
+    title: ClassVar[str] = "Whose gradients move which layers"
+
+    groups: tuple[str, ...]  # G layer groups, input to output.
+    epochs: tuple[int, ...]  # E epochs after which gradients were taken.
+    subsets: tuple[str, ...]  # S names.
+    quantiles: tuple[float, ...]  # Q in [0, 1].
+    batch_statistics: bool  # Of the aggregates' BatchNorm; else frozen.
+    norm: np.ndarray  # [E, G, S] L2 norm of the aggregate gradient.
+    # [E, G, S] sum over a group's variables of ||g|| / sqrt(entries).
+    authors_norm: np.ndarray
+    # [E, G] between the aggregates of the two training subsets; NaN without.
+    cosine: np.ndarray
+    # [E, G] of the training examples' summed squared norms, in [0, 1], that
+    # comes from the noisy (or atypical) ones.
+    share: np.ndarray
+    norm_quantiles: np.ndarray  # [E, G, S, Q] of per-example norms.
+    accuracy: np.ndarray  # [E, S] in [0, 1], of the labels trained on.
+
+    def rows(self) -> list[dict[str, Any]]:
+        """A row for each epoch, group and subset."""
+        return [
+            {
+                "epoch": epoch,
+                "group": group,
+                "subset": subset,
+                "norm": float(self.norm[e, g, s]),
+                "authors_norm": float(self.authors_norm[e, g, s]),
+                "cosine": or_none(self.cosine[e, g]),
+                "share": or_none(self.share[e, g]),
+                "accuracy": float(self.accuracy[e, s]),
+                **{
+                    f"norm_q{100 * q:g}": float(self.norm_quantiles[e, g, s, k])
+                    for k, q in enumerate(self.quantiles)
+                },
+            }
+            for e, epoch in enumerate(self.epochs)
+            for g, group in enumerate(self.groups)
+            for s, subset in enumerate(self.subsets)
+        ]
+
+    def while_memorizing(
+        self, low: float = 0.2, high: float = 0.9
+    ) -> list[dict[str, Any]]:
+        """What the gradients were like while the wrong labels were learned.
+
+        Args:
+            low: the accuracy on the noisy (atypical) examples from which,
+            high: and up to which, epochs count.
+
+        Returns:
+            A row for each group: over those epochs the median ratio of the
+            aggregate norms, noisy to clean; the mean cosine; the mean share.
+            Empty where no epoch counts.
+        """
+        if self.memorized is None or self.ordinary is None:
+            return []
+        noisy = self.subsets.index(self.memorized)
+        clean = self.subsets.index(self.ordinary)
+        learned = self.accuracy[:, noisy]
+        during = (learned >= low) & (learned <= high)
+        if not during.any():
+            return []
+        ratio = self.norm[during][:, :, noisy] / self.norm[during][:, :, clean]
+        return [
+            {
+                "group": group,
+                "norm_ratio": float(np.median(ratio[:, g])),
+                "cosine": float(np.mean(self.cosine[during][:, g])),
+                "share": float(np.mean(self.share[during][:, g])),
+                "epochs": int(during.sum()),
+            }
+            for g, group in enumerate(self.groups)
+        ]
+
+    def table(self) -> Table:
+        """What the gradients were like while wrong labels were learned."""
+        return Table(self.while_memorizing(), default=".3g")
+
+    def sentence(self) -> str:
+        """How long and how opposed the gradients were meanwhile."""
+        rows = self.while_memorizing()
+        if not rows:
+            return (
+                "No accounted epoch has between 20% and 90% of the noisy "
+                "examples learned, so there is nothing to say of their "
+                "memorization."
+            )
+        ratios = [row["norm_ratio"] for row in rows]
+        cosines = [row["cosine"] for row in rows]
+        statistics = "batch" if self.batch_statistics else "frozen"
+        return (
+            f"While between 20% and 90% of the {self.memorized} examples were "
+            f"learned ({rows[0]['epochs']} accounted epochs), the norm of "
+            f"their aggregate gradient was {min(ratios):.2f} to "
+            f"{max(ratios):.2f} times that of the {self.ordinary} ones, group "
+            f"by group, and the mean cosine between the two {min(cosines):.2f} "
+            f"to {max(cosines):.2f} (BatchNorm on {statistics} statistics)."
+        )
+
+    def figures(self) -> dict[str, Figure]:
+        """Norms by epoch; of two training subsets, cosine and share too."""
+        found = {
+            "gradient_norms": Figure(
+                "L2 norm of the aggregate gradient of each subset, by layer "
+                "group and epoch.",
+                _norm_curves(self),
+            )
+        }
+        if self.memorized is not None and self.ordinary is not None:
+            found["gradient_cosines"] = Figure(
+                "Cosine between the aggregate gradients of the two training "
+                "subsets.",
+                figures.heat_map(
+                    self.cosine,
+                    self.groups,
+                    self.epochs,
+                    f"cosine, {self.memorized} and {self.ordinary}",
+                    cmap="RdBu_r",
+                    vmin=-1,
+                    vmax=1,
+                ),
+            )
+            found["gradient_shares"] = Figure(
+                "Share of the summed squared per-example gradient norms.",
+                figures.heat_map(
+                    100 * self.share,
+                    self.groups,
+                    self.epochs,
+                    f"share of the {self.memorized} examples (%)",
+                    cmap="cividis",
+                    vmin=0,
+                    vmax=100,
+                ),
+            )
+        return found
+
+    def key_numbers(self) -> dict[str, float]:
+        """Norm ratio and cosine while wrong labels were learned."""
+        rows = self.while_memorizing()
+        if not rows:
+            return {}
+        return {
+            "gradient norm, memorized / ordinary (median group)": float(
+                np.median([row["norm_ratio"] for row in rows])
+            ),
+            "gradient cosine (mean of groups)": float(
+                np.mean([row["cosine"] for row in rows])
+            ),
+        }
+
+
+def _norm_curves(result: GradientAccounting):
+    """Norm of each subset's aggregate gradient, a panel for each group."""
+    figure, panels = figures.panels(result.groups)
+    for g, panel in enumerate(panels):
+        for s, subset in enumerate(result.subsets):
+            panel.plot(
+                result.epochs,
+                result.norm[:, g, s],
+                color=figures.color_of(subset, result.subsets),
+                label=subset,
+            )
+        panel.set_yscale("log")
+    figure.axes[0].legend(fontsize=7)
+    figure.supxlabel("epoch", fontsize=9)
+    figure.supylabel("norm of the aggregate gradient", fontsize=9)
+    return figure
 
 
 def account_gradients(
-    run: Run,
+    source: Source,
     examples: Examples,
+    config: AccountingConfig = AccountingConfig(),
     *,
-    epochs: Sequence[int] | None = None,
-    inference: str | None = None,
     groups: GroupNames | None = None,
     progress: bool = True,
-    **options,
 ) -> GradientAccounting:
-    """Accounts the gradients at saved epochs of a run.
+    """Accounts the gradients at saved epochs of a network.
 
     Args:
-        run: any run whose model can be rebuilt.
-        examples: the data of the run.
-        epochs: saved epochs; None takes all.
-        inference: behaviour of tied layers; None leaves the model's.
+        source: a run whose model can be rebuilt, or `Snapshots` of any model,
+            which comes back with the weights that it had.
+        examples: what to take gradients of; of a run, its data.
+        config: which epochs, and how.
         groups: names of groups -> names of layers; None is `layer_groups`.
         progress: show a progress bar.
-        **options: of `Accountant`.
 
     Returns:
         Arrays with axes [epochs, groups, subsets].
@@ -69,155 +242,31 @@ def account_gradients(
         FloatingPointError: a gradient is not finite.
 
     Example:
-        >>> result = account_gradients(Run.open("runs/demo/standard"), examples)
-        >>> result.while_memorizing()[0]["norm_ratio"]
+        >>> run = Run.open("runs/demo/standard")
+        >>> config = AccountingConfig(epochs=(0, 1))
+        >>> account_gradients(run, run.examples(), config).norm.shape[0]
+        2
     """
-    run.check(examples)
-    epochs = run.epochs if epochs is None else tuple(epochs)
-    run.check_epochs(epochs)
-    return account_weights(
-        run.model(epochs[0], inference),
-        ((epoch, run.weights(epoch)) for epoch in epochs),
-        examples,
-        count=len(epochs),
-        groups=groups,
-        progress=progress,
-        **({"batch_size": run.training.batch_size} if run.training else {}),
-        **options,
-    )
-
-
-def account_weights(
-    model: keras.Model,
-    weights: Iterable[tuple[int, Sequence[np.ndarray]]],
-    examples: Examples,
-    *,
-    count: int | None = None,
-    groups: GroupNames | None = None,
-    progress: bool = True,
-    **options,
-) -> GradientAccounting:
-    """The same for any Keras model and any list of weights.
-
-    Args:
-        model: comes back with the weights that it had.
-        weights: pairs (epoch, values in the order of `model.weights`).
-        examples: what to take gradients of.
-        count: number of pairs, for the progress bar.
-        groups: as in `account_gradients`.
-        progress: show a progress bar.
-        **options: of `Accountant`.
-    """
-    accountant = Accountant(model, examples, groups=groups, **options)
-    bar = tqdm.tqdm(
-        weights,
-        total=count,
-        desc="gradient accounting",
-        unit="epoch",
-        disable=not progress,
-    )
-    with surgery.swapped_weights(model.weights, model.get_weights()):
-        for epoch, values in bar:
-            model.set_weights(list(values))
+    source = as_source(source)
+    source.check(examples)
+    epochs = source.epochs if config.epochs is None else config.epochs
+    source.check_epochs(epochs)
+    if config.batch_size is None and source.training is not None:
+        config = dataclasses.replace(
+            config, batch_size=source.training.batch_size
+        )
+    model = source.model(inference=config.inference)
+    accountant = Accountant(model, examples, config, groups=groups)
+    with graph.swapped_weights(model.weights, model.get_weights()):
+        for epoch in tqdm.tqdm(
+            epochs,
+            desc="gradient accounting",
+            unit="epoch",
+            disable=not progress,
+        ):
+            model.set_weights(source.weights(epoch))
             accountant.account(epoch)
-    return accountant.result()
-
-
-class Accountant:
-    """Accounts one model again and again, with one trace.
-
-    Args:
-        model: any Keras model.
-        examples: what to take gradients of.
-        groups: see `account_gradients`.
-        batch_statistics: see the head of this module.
-        batch_size: of the batches under batch statistics.
-        engine: see `GradientEngine`.
-        weight_decay: see `GradientEngine`.
-        memory_budget: bytes for a chunk of examples.
-    """
-
-    def __init__(
-        self,
-        model: keras.Model,
-        examples: Examples,
-        *,
-        groups: GroupNames | None = None,
-        batch_statistics: bool = True,
-        batch_size: int = 512,
-        engine: str = "layerwise",
-        weight_decay: float = 0.0,
-        memory_budget: int = gradients.MEMORY_BUDGET,
-    ):
-        self._engine = GradientEngine(
-            model, engine=engine, weight_decay=weight_decay
-        )
-        self._examples = examples
-        self._groups = {
-            name: layers
-            for name, layers in surgery.layer_groups(model, groups).items()
-            if any(layer.trainable_variables for layer in layers)
-        }
-        self._memory_budget = memory_budget
-        self._batch_size = batch_size
-        # Without BatchNorm both kinds of statistics are the same.
-        self._batch_statistics = batch_statistics and any(
-            isinstance(layer, keras.layers.BatchNormalization)
-            for layer in surgery.flat_layers(model)
-        )
-        self._epochs: list[int] = []
-        self._parts: list[dict[str, np.ndarray]] = []
-
-    @property
-    def fallbacks(self) -> tuple[str, ...]:
-        """Names of the layers without a closed form, after the first call."""
-        return self._engine.fallbacks
-
-    def account(self, epoch: int) -> None:
-        """Accounts the model with the weights that it has now."""
-        account = gradients.account_subsets(
-            self._engine, self._examples, memory_budget=self._memory_budget
-        )
-        squared = account.norms_squared @ gradients.group_matrix(
-            self._engine, self._groups
-        )
-        by_subset = account.aggregate
-        if self._batch_statistics:
-            by_subset = gradients.subset_gradients(
-                self._engine,
-                self._examples,
-                batch_statistics=True,
-                batch_size=self._batch_size,
-            )
-        aggregate = {
-            subset: gradients.group_gradients(self._engine, self._groups, g)
-            for subset, g in by_subset.items()
-        }
-        self._epochs.append(epoch)
-        self._parts.append(
-            {
-                "norm": _by_group(aggregate, _norm),
-                "authors_norm": _by_group(aggregate, _authors_norm),
-                "cosine": _cosines(aggregate, list(self._groups)),
-                "share": _shares(squared, self._examples),
-                "norm_quantiles": _quantiles(squared, self._examples),
-                "accuracy": account.accuracy,
-            }
-        )
-
-    def result(self) -> GradientAccounting:
-        """What has been accounted so far."""
-        return GradientAccounting(
-            groups=tuple(self._groups),
-            epochs=tuple(self._epochs),
-            subsets=self._examples.subsets,
-            quantiles=QUANTILES,
-            batch_statistics=self._batch_statistics,
-            **{
-                name: np.stack([part[name] for part in self._parts])
-                for name in self._parts[0]
-            },
-        )
+    return GradientAccounting(**accountant.fields())
 
 
 class AccountGradients(keras.callbacks.Callback):
@@ -225,8 +274,9 @@ class AccountGradients(keras.callbacks.Callback):
 
     Args:
         examples: what to take gradients of.
-        every: account after every so-manieth epoch, and at the beginning.
-        **options: of `Accountant`.
+        config: how.
+        every: account after every n-th epoch, and at the beginning.
+        groups: names of groups -> names of layers; None is `layer_groups`.
 
     Example:
         >>> account = AccountGradients(examples)
@@ -234,15 +284,25 @@ class AccountGradients(keras.callbacks.Callback):
         >>> account.result().save("gradient_accounting")
     """
 
-    def __init__(self, examples: Examples, *, every: int = 1, **options):
+    def __init__(
+        self,
+        examples: Examples,
+        config: AccountingConfig = AccountingConfig(),
+        *,
+        every: int = 1,
+        groups: GroupNames | None = None,
+    ):
         super().__init__()
         self.examples = examples
+        self.config = config
         self.every = every
-        self.options = options
+        self.groups = groups
 
     def on_train_begin(self, logs=None):
         """Accounts the initialization."""
-        self._accountant = Accountant(self.model, self.examples, **self.options)
+        self._accountant = Accountant(
+            self.model, self.examples, self.config, groups=self.groups
+        )
         self._accountant.account(0)
 
     def on_epoch_end(self, epoch, logs=None):
@@ -252,61 +312,4 @@ class AccountGradients(keras.callbacks.Callback):
 
     def result(self) -> GradientAccounting:
         """What has been accounted so far."""
-        return self._accountant.result()
-
-
-def _norm(variables: Sequence[np.ndarray]) -> float:
-    return float(np.sqrt(sum(np.sum(g**2) for g in variables)))
-
-
-def _authors_norm(variables: Sequence[np.ndarray]) -> float:
-    return float(sum(np.sqrt(np.mean(g**2)) for g in variables))
-
-
-def _by_group(aggregate, measure) -> np.ndarray:
-    """[G, S]: a measure of each subset's aggregate, group by group."""
-    return np.array(
-        [
-            [measure(variables) for variables in by_group.values()]
-            for by_group in aggregate.values()
-        ]
-    ).T
-
-
-def _cosines(aggregate, groups: list[str]) -> np.ndarray:
-    """[G]: between the two training subsets; NaN where there is one."""
-    training = [aggregate[s] for s in aggregate if s != "test"]
-    if len(training) != 2:
-        return np.full(len(groups), np.nan)
-    first, second = training
-    return np.array([_cosine(first[g], second[g]) for g in groups])
-
-
-def _cosine(first, second) -> float:
-    product = sum(np.sum(a * b) for a, b in zip(first, second, strict=True))
-    norms = _norm(first) * _norm(second)
-    return float(product / norms) if norms > 0 else np.nan
-
-
-def _shares(squared: np.ndarray, examples: Examples) -> np.ndarray:
-    """[G]: the memorized subset's share; NaN where there is none."""
-    is_memorized = np.isin(examples.subset, ("noisy", "atypical"))
-    total = squared[examples.subset != "test"].sum(axis=0)
-    if not is_memorized.any():
-        return np.full(squared.shape[1], np.nan)
-    return squared[is_memorized].sum(axis=0) / np.where(
-        total > 0, total, np.nan
-    )
-
-
-def _quantiles(squared: np.ndarray, examples: Examples) -> np.ndarray:
-    """[G, S, Q] of per-example norms."""
-    return np.stack(
-        [
-            np.quantile(
-                np.sqrt(squared[examples.subset == subset]), QUANTILES, axis=0
-            ).T
-            for subset in examples.subsets
-        ],
-        axis=1,
-    )
+        return GradientAccounting(**self._accountant.fields())

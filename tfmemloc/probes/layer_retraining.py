@@ -14,63 +14,202 @@ and freezes nothing.)
 
 from __future__ import annotations
 
-import contextlib
+import dataclasses
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
 
-import keras
 import numpy as np
-import tensorflow as tf
 from tqdm import auto as tqdm
 
-from tfmemloc import batches, configs, cuts, evaluation, storage, surgery
+from tfmemloc import configs, evaluation, graph, storage
 from tfmemloc.configs import TrainConfig
-from tfmemloc.data import Examples
-from tfmemloc.results import LayerRetraining
-from tfmemloc.runs import Run
-from tfmemloc.training import make_optimizer, make_train_step
+from tfmemloc.data.examples import Examples
+from tfmemloc.probes.group_learner import GroupLearner
+from tfmemloc.probes.layer_rewinding import position
+from tfmemloc.report import figures
+from tfmemloc.result import Figure, Result, Table
+from tfmemloc.snapshots import Source, as_source
+from tfmemloc.subsets import OfSubsets
 
-# The authors' schedule and stopping rule.
-AUTHORS_TRAINING = TrainConfig(
-    epochs=20,
-    learning_rate=0.01,
-    schedule="triangle",
-    stop_at=1.0,
-    patience=3,
-)
-MEMORY_BUDGET = 2**30
+
+@dataclasses.dataclass(frozen=True)
+class RetrainConfig:
+    """How a group is retrained; the schedule is the authors' triangle.
+
+    Attributes:
+        groups: names of the groups to retrain; None takes all.
+        train_on: the subset that a group is trained on; None is clean (or
+            typical). `noisy` asks the opposite question.
+        reset_to: the saved epoch that a group is set back to.
+        epochs: at most so many for each group.
+        learning_rate: peak of the triangle schedule.
+        batch_size: examples in a step; None is the run's.
+        stop_at: stop when the accuracy on the subset that is trained on has
+            been at least this for `patience` epochs; None never stops early.
+        patience: see `stop_at`.
+        inference: behaviour of tied layers where accuracy is measured; None
+            leaves it as built (drop).
+        memory_budget_mib: MiB of activations in front of the group that are
+            kept, not computed anew in each epoch.
+    """
+
+    groups: tuple[str, ...] | None = None
+    train_on: str | None = None
+    reset_to: int = 0
+    epochs: int = 20
+    learning_rate: float = 0.01
+    batch_size: int | None = None
+    stop_at: float | None = 1.0
+    patience: int = 3
+    inference: configs.Inference | None = None
+    memory_budget_mib: int = 1024
+
+    def __post_init__(self):
+        configs.check_choices(self)
+        for name in ("epochs", "patience"):
+            configs.check_range(name, getattr(self, name), 1, None)
+
+    def training(self, batch_size: int) -> TrainConfig:
+        """The training of each group."""
+        return TrainConfig(
+            epochs=self.epochs,
+            learning_rate=self.learning_rate,
+            schedule="triangle",
+            stop_at=self.stop_at,
+            patience=self.patience,
+            batch_size=self.batch_size or batch_size,
+        )
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class LayerRetraining(OfSubsets, Result):
+    """Accuracy while one group learns anew from one subset (paper, 4.3)."""
+
+    title: ClassVar[str] = "Which layers hold the memory of the others"
+
+    groups: tuple[str, ...]  # G names, input to output.
+    subsets: tuple[str, ...]  # S names.
+    trained_on: str  # The only subset that the group saw.
+    reset_to: int  # The epoch that the group was set back to.
+    # [G, E + 1, S] in [0, 1] after 0, 1, ... epochs; NaN after the stop.
+    accuracy: np.ndarray
+    epochs: np.ndarray  # [G] epochs that were trained.
+    baseline: np.ndarray  # [S] accuracy of the trained model, unchanged.
+
+    @property
+    def final(self) -> np.ndarray:
+        """[G, S] accuracy after the last epoch of each group."""
+        return self.accuracy[np.arange(len(self.groups)), self.epochs]
+
+    def rows(self) -> list[dict[str, Any]]:
+        """A row for each group, epoch and subset."""
+        return [
+            {
+                "group": group,
+                "epoch": epoch,
+                "subset": subset,
+                "accuracy": float(self.accuracy[g, epoch, s]),
+                "baseline": float(self.baseline[s]),
+            }
+            for g, group in enumerate(self.groups)
+            for epoch in range(int(self.epochs[g]) + 1)
+            for s, subset in enumerate(self.subsets)
+        ]
+
+    def table(self) -> Table:
+        """A row for each group: accuracies after the reset, and at the end."""
+        return Table(
+            [
+                {
+                    "group": group,
+                    "epochs": int(self.epochs[g]),
+                    **{
+                        f"{subset}_reset": float(self.accuracy[g, 0, s])
+                        for s, subset in enumerate(self.subsets)
+                    },
+                    **{
+                        subset: float(self.final[g, s])
+                        for s, subset in enumerate(self.subsets)
+                    },
+                }
+                for g, group in enumerate(self.groups)
+            ]
+        )
+
+    def sentence(self) -> str:
+        """How many groups can be retrained, and which one matters most."""
+        group = self.most_sensitive()
+        return (
+            f"Reset to epoch {self.reset_to} and trained on the "
+            f"{self.trained_on} examples alone, {self.robust_share():.0%} of "
+            f"the {len(self.groups)} groups leave the accuracy on the "
+            f"{self.focus} examples at 90% or more: the memory of these is in "
+            f"the other groups. The most sensitive is {group}, "
+            f"{position(group, self.groups)}."
+        )
+
+    def figures(self) -> dict[str, Figure]:
+        """A curve for each subset, a panel for each group."""
+        return {
+            "layer_retraining": Figure(
+                "Accuracy while one layer group learns anew, all others "
+                "frozen.",
+                _curves(self),
+            )
+        }
+
+    def key_numbers(self) -> dict[str, float]:
+        """The share of groups that can be retrained."""
+        return {"groups that can be retrained": self.robust_share()}
+
+    def robust_share(self, at_least: float = 0.9) -> float:
+        """Share of groups whose retraining leaves the memory at `at_least`."""
+        s = self.subsets.index(self.focus)
+        return float(np.mean(self.final[:, s] >= at_least))
+
+    def most_sensitive(self) -> str:
+        """The group whose retraining costs the memorized examples the most."""
+        s = self.subsets.index(self.focus)
+        return self.groups[int(np.argmin(self.final[:, s]))]
+
+
+def _curves(result: LayerRetraining):
+    figure, panels = figures.panels(result.groups)
+    for g, panel in enumerate(panels):
+        for s, subset in enumerate(result.subsets):
+            panel.plot(
+                100 * result.accuracy[g, :, s],
+                ".-",
+                color=figures.color_of(subset, result.subsets),
+                label=subset,
+            )
+        panel.set_ylim(-3, 103)
+    figure.axes[0].legend(fontsize=7, loc="lower right")
+    figure.supxlabel(f"epochs on {result.trained_on} examples", fontsize=9)
+    figure.supylabel("accuracy (%)", fontsize=9)
+    return figure
 
 
 def retrain_layers(
-    run: Run,
+    source: Source,
     examples: Examples,
+    config: RetrainConfig = RetrainConfig(),
     *,
-    training: TrainConfig = AUTHORS_TRAINING,
-    train_on: str = "clean",
-    reset_to: int = 0,
-    only: Sequence[str] | None = None,
     groups: Mapping[str, Sequence[str]] | None = None,
-    inference: str | None = None,
     directory: str | os.PathLike | None = None,
-    memory_budget: int = MEMORY_BUDGET,
     progress: bool = True,
 ) -> LayerRetraining:
-    """Retrains each layer group of a run from one subset.
+    """Retrains each layer group of a network from one subset.
 
     Args:
-        run: any run whose model can be rebuilt.
+        source: a run whose model can be rebuilt, or `Snapshots` of any model
+            with the epoch that groups are reset to; it is not changed.
         examples: the data of the run.
-        training: schedule, epochs and stopping rule (`stop_at` is the
-            accuracy on the subset that is trained on).
-        train_on: the subset that the group sees; `noisy` asks the opposite
-            question.
-        reset_to: the saved epoch that the group is set back to.
-        only: names of the groups to retrain; None takes all.
+        config: what is trained, and how.
         groups: names of groups -> names of layers; None is `layer_groups`.
-        inference: behaviour of tied layers where accuracy is measured.
         directory: where finished groups are kept; called again, they are not
             retrained. None keeps nothing.
-        memory_budget: bytes of prefix activations that are kept.
         progress: show a progress bar.
 
     Returns:
@@ -81,26 +220,36 @@ def retrain_layers(
             not the run's, or `directory` holds results of other settings.
 
     Example:
-        >>> result = retrain_layers(Run.open("runs/demo/standard"), examples)
-        >>> result.robust_share()
+        >>> run = Run.open("runs/demo/standard")
+        >>> result = retrain_layers(
+        ...     run, run.examples(), RetrainConfig(groups=("conv1",), epochs=1)
+        ... )
+        >>> result.groups
+        ('conv1',)
     """
-    run.check(examples)
-    run.check_epochs([reset_to])
+    source = as_source(source)
+    source.check(examples)
+    source.check_epochs([config.reset_to])
+    train_on = config.train_on or examples.ordinary or examples.subsets[0]
     examples.of_subset(train_on)
-    model = run.model(inference=inference)
-    found = surgery.layer_groups(model, groups)
-    names = _chosen(found, only)
+    model = source.model(inference=config.inference)
+    named = graph.layer_groups(model, groups)
+    names = _chosen(named, config.groups)
+    training = config.training(
+        source.training.batch_size if source.training else 512
+    )
     parts = storage.Parts(
         directory,
         {
             "training": configs.to_json(training),
             "train_on": train_on,
-            "reset_to": reset_to,
-            "fingerprint": run.fingerprint,
+            "reset_to": config.reset_to,
+            "fingerprint": source.fingerprint,
         },
         "retraining",
     )
-    reset = run.weights(reset_to)
+    reset = source.weights(config.reset_to)
+    budget = config.memory_budget_mib * 2**20
     curves = []
     with tqdm.tqdm(
         names, desc="retraining", unit="group", disable=not progress
@@ -109,245 +258,36 @@ def retrain_layers(
             bar.set_postfix_str(name)
             part = parts.read(name)
             if part is None:
-                learner = Learner(model, found[name], reset, memory_budget)
-                curve = learner.learn(examples, training, train_on)
-                part = {"accuracy": curve}
+                learner = GroupLearner(model, named[name], reset, budget)
+                part = {"accuracy": learner.learn(examples, training, train_on)}
                 parts.write(name, part)
             curves.append(part["accuracy"])
-    longest = training.epochs + 1
-    accuracy = np.full((len(names), longest, len(examples.subsets)), np.nan)
+    shape = (len(names), training.epochs + 1, len(examples.subsets))
+    accuracy = np.full(shape, np.nan)
     for g, curve in enumerate(curves):
         accuracy[g, : len(curve)] = curve
     return LayerRetraining(
         groups=tuple(names),
         subsets=examples.subsets,
         trained_on=train_on,
-        reset_to=reset_to,
+        reset_to=config.reset_to,
         accuracy=accuracy,
         epochs=np.array([len(curve) - 1 for curve in curves]),
         baseline=evaluation.evaluate(model, examples).accuracy,
     )
 
 
-class Learner:
-    """One group of a model, set back, learning behind its frozen prefix."""
-
-    def __init__(self, model, layers, reset, memory_budget):
-        self._model = model
-        self._own = {id(layer) for layer in layers}
-        self._variables = [w for layer in layers for w in layer.weights]
-        place = {id(v): n for n, v in enumerate(model.weights)}
-        self._reset = [reset[place[id(v)]] for v in self._variables]
-        self._cut = cuts.cuts_before(model, {"group": layers})["group"]
-        self._memory_budget = memory_budget
-
-    @contextlib.contextmanager
-    def alone(self) -> Iterator[None]:
-        """The group is set back, and it alone is trainable.
-
-        The model is as it was when the context ends.
-        """
-        with (
-            _only_trainable(self._model, self._own),
-            surgery.swapped_weights(self._variables, self._reset),
-        ):
-            yield
-
-    def start(self, examples, training, train_on):
-        """What an epoch takes, to be called in `alone`.
-
-        Returns:
-            (training step, batches of all epochs, the feed).
-        """
-        suffix = self._cut.suffix
-        mine = examples.of_subset(train_on)
-        steps = batches.steps_per_epoch(len(mine), training.batch_size)
-        optimizer = make_optimizer(training, steps * training.epochs)
-        optimizer.build(suffix.trainable_variables)
-        feed = _Feed(
-            self._model, self._cut, examples, training, self._memory_budget
-        )
-        dataset = feed.train_batches(mine, steps)
-        step = make_train_step(
-            suffix,
-            optimizer,
-            weight_decay=training.weight_decay,
-            jit_compile=training.jit_compile,
-            batch_spec=dataset.element_spec,
-        )
-        return step, dataset, feed
-
-    def learn(self, examples, training, train_on) -> np.ndarray:
-        """Accuracy after 0, 1, ... epochs: [epochs + 1, S].
-
-        The model has its trained weights again when this returns.
-        """
-        with self.alone():
-            return self._curve(examples, training, train_on)
-
-    def _curve(self, examples, training, train_on) -> np.ndarray:
-        suffix = self._cut.suffix
-        step, dataset, feed = self.start(examples, training, train_on)
-        count = np.sum(examples.subset == train_on)
-        steps = batches.steps_per_epoch(count, training.batch_size)
-        iterator = iter(dataset)
-        curve = [feed.accuracy(suffix)]
-        subset = examples.subsets.index(train_on)
-        for epoch in range(training.epochs):
-            for _ in range(steps):
-                loss = step(next(iterator))
-            if not np.isfinite(float(loss)):
-                raise FloatingPointError(
-                    f"The loss is {float(loss)} in epoch {epoch + 1} of the "
-                    "retraining. Lower the learning rate."
-                )
-            curve.append(feed.accuracy(suffix))
-            recent = [one[subset] for one in curve[1:][-training.patience :]]
-            if (
-                training.stop_at is not None
-                and len(recent) == training.patience
-                and min(recent) >= training.stop_at
-            ):
-                break
-        return np.array(curve)
-
-
-class _Feed:
-    """What the suffix learns from and is measured on.
-
-    The activations before the cut are the same in every epoch, unless the
-    images are augmented or a layer before the cut draws at random. Where they
-    fit the budget they are computed once.
-    """
-
-    def __init__(self, model, cut, examples, training, memory_budget):
-        self._examples = examples
-        self._training = training
-        self._prefix = None
-        if cut.place > 0:
-            self._prefix = dict(cuts.stages(model, [cut]))[cut.place]
-        self._predictor = evaluation.make_predictor(cut.suffix)
-        size = 0 if cut.tensor is None else _bytes(cut.tensor, len(examples))
-        self.reuses = (
-            self._prefix is not None
-            and training.augment == "none"
-            and not _draws_at_random(self._prefix)
-            and 2 * size <= memory_budget
-        )
-        if not self.reuses:
-            self._whole = evaluation.make_predictor(model)
-            return
-        # In training, tied layers before the cut use the examples' masks.
-        self._training_inputs = _outputs(self._prefix, examples, True)
-        self._inference_inputs = _outputs(self._prefix, examples, False)
-
-    def train_batches(self, mine: Examples, steps: int) -> tf.data.Dataset:
-        """The input of the suffix for each training step."""
-        config = self._training
-        dataset = batches.make_batches(
-            mine,
-            config.batch_size,
-            seed=config.seed,
-            augment=config.augment,
-            stop_step=steps * config.epochs,
-        )
-        if self._prefix is None:
-            return dataset
-        if not self.reuses:
-            return dataset.map(self._through_prefix)
-        order = np.argsort(self._examples.example_id)
-        ids = tf.constant(self._examples.example_id[order])
-        rows = tf.constant(order)
-        inputs = self._training_inputs
-
-        def look_up(batch, label):
-            place = tf.searchsorted(ids, batch["example_id"])
-            image = tf.gather(inputs, tf.gather(rows, place))
-            return {"image": image, "example_id": batch["example_id"]}, label
-
-        return dataset.map(look_up)
-
-    def _through_prefix(self, batch, label):
-        inputs = evaluation.model_inputs(
-            self._prefix, batch["image"], batch["example_id"]
-        )
-        image = self._prefix(inputs, training=True)
-        return {"image": image, "example_id": batch["example_id"]}, label
-
-    def accuracy(self, suffix: keras.Model) -> np.ndarray:
-        """Accuracy of each subset now: [S]."""
-        if not self.reuses:
-            return evaluation.evaluate(self._whole, self._examples).accuracy
-        logits = [
-            self._predictor(
-                self._inference_inputs[start : start + 512],
-                tf.constant(self._examples.example_id[start : start + 512]),
-            ).numpy()
-            for start in range(0, len(self._examples), 512)
-        ]
-        return evaluation.metrics_of_logits(
-            np.concatenate(logits), self._examples
-        ).accuracy
-
-
-@contextlib.contextmanager
-def _only_trainable(model: keras.Model, own: set[int]) -> Iterator[None]:
-    """Lets only some layers be trainable, and puts all flags back."""
-    flags = [(layer, layer.trainable) for layer in surgery.flat_layers(model)]
-    try:
-        for layer, was_trainable in flags:
-            layer.trainable = was_trainable and id(layer) in own
-        yield
-    finally:
-        for layer, was_trainable in flags:
-            layer.trainable = was_trainable
-
-
-def _chosen(found: surgery.Groups, only: Sequence[str] | None) -> list[str]:
+def _chosen(named: graph.Groups, only: Sequence[str] | None) -> list[str]:
     """Names of the groups to retrain."""
-    names = list(found) if only is None else list(only)
-    unknown = [name for name in names if name not in found]
+    names = list(named) if only is None else list(only)
+    unknown = [name for name in names if name not in named]
     if unknown:
         raise ValueError(
             f"There is no group {', '.join(map(repr, unknown))}. Expected "
-            f"some of: {', '.join(found)}."
+            f"some of: {', '.join(named)}."
         )
     return [
         name
         for name in names
-        if any(layer.trainable_variables for layer in found[name])
+        if any(layer.trainable_variables for layer in named[name])
     ]
-
-
-def _draws_at_random(model: keras.Model) -> bool:
-    return any(
-        isinstance(layer, keras.layers.Dropout)
-        or getattr(layer, "seed_generator", None) is not None
-        for layer in surgery.flat_layers(model)
-    )
-
-
-def _bytes(tensor: keras.KerasTensor, count: int) -> int:
-    return 4 * count * int(np.prod(tensor.shape[1:]))
-
-
-def _outputs(model, examples: Examples, training: bool) -> tf.Tensor:
-    """What comes out of the prefix, for all examples."""
-
-    @tf.function(reduce_retracing=True)
-    def forward(image, example_id):
-        inputs = evaluation.model_inputs(model, image, example_id)
-        return model(inputs, training=training)
-
-    return tf.concat(
-        [
-            forward(
-                tf.constant(
-                    batches.scale_pixels(examples.image[start : start + 512])
-                ),
-                tf.constant(examples.example_id[start : start + 512]),
-            )
-            for start in range(0, len(examples), 512)
-        ],
-        axis=0,
-    )

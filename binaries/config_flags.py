@@ -1,0 +1,249 @@
+"""Flags made from configs: names, defaults and help stand in one place.
+
+A config is a frozen dataclass. Each of its fields becomes a flag of the same
+name; the help is the field's paragraph under `Attributes:` in the docstring.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import re
+import textwrap
+import typing
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, TypeVar
+
+from binaries.flags import FLAGS, flags
+from tfmemloc import configs, data
+
+# The flags belong to the program that asks for them, so that --help of each
+# program lists its own.
+flags.disclaim_key_flags()
+
+Config = TypeVar("Config")
+
+_QUICK_EPOCHS = 3
+_QUICK_EXAMPLES = 512
+_QUICK_BATCH = 128
+# Fields that several configs have, or whose flag is called otherwise.
+_MODEL_FLAGS = {"name": "model"}
+_PRESET_CONFIGS = (configs.ModelConfig, configs.TrainConfig)
+
+
+def define(
+    config: type,
+    *,
+    skip: Sequence[str] = (),
+    named: Mapping[str, str] | None = None,
+    unset: bool = False,
+    notes: Mapping[str, str] | None = None,
+) -> None:
+    """Defines a flag for each field of a config.
+
+    Args:
+        config: a dataclass.
+        skip: fields without a flag.
+        named: field -> name of its flag, where that is another one.
+        unset: a flag that is not given is None, so that a preset may hold;
+            the help says the default.
+        notes: field -> what its help says of the default.
+    """
+    helps = field_help(config)
+    hints = configs.hints(config)
+    for field in dataclasses.fields(config):
+        if field.name in skip:
+            continue
+        words = helps.get(field.name, "")
+        default = field.default
+        if unset:
+            note = (notes or {}).get(field.name)
+            words += f" Default: {note or _default_words(config, field)}."
+            default = None
+        _define_one(
+            (named or {}).get(field.name, field.name),
+            hints[field.name],
+            default,
+            words,
+        )
+
+
+def read(
+    config: type[Config],
+    *,
+    skip: Sequence[str] = (),
+    named: Mapping[str, str] | None = None,
+    **given: Any,
+) -> Config:
+    """The config that the flags ask for.
+
+    Args:
+        config: its class.
+        skip: fields without a flag.
+        named: as in `define`.
+        **given: fields that no flag decides, or defaults of unset flags.
+    """
+    hints = configs.hints(config)
+    values = dict(given)
+    for field in dataclasses.fields(config):
+        if field.name in skip:
+            continue
+        value = FLAGS[(named or {}).get(field.name, field.name)].value
+        if value is not None:
+            values[field.name] = _converted(
+                field.name, value, hints[field.name]
+            )
+    return config(**values)
+
+
+def field_help(config: type) -> dict[str, str]:
+    """The paragraph of each field under `Attributes:`, base classes first."""
+    found: dict[str, str] = {}
+    for base in reversed(config.__mro__):
+        text = inspect.cleandoc(base.__doc__ or "")
+        _, _, part = text.partition("Attributes:\n")
+        part = textwrap.dedent(part.split("\n\n")[0])
+        for name, words in re.findall(
+            r"^(\w+): (.*(?:\n +.*)*)", part, re.MULTILINE
+        ):
+            is_code = words.startswith("`")
+            words = " ".join(words.split()).replace("`", "")
+            # What is to be typed keeps its small letters.
+            found[name] = words if is_code else words[0].upper() + words[1:]
+    return found
+
+
+def _define_one(name: str, hint: Any, default: Any, words: str) -> None:
+    wanted, _ = configs.without_none(hint)
+    if typing.get_origin(wanted) is Literal:
+        choices = list(typing.get_args(wanted))
+        flags.DEFINE_enum(name, default, choices, words)
+    elif typing.get_origin(wanted) is tuple:
+        shown = None if default is None else list(map(str, default))
+        flags.DEFINE_list(name, shown, words)
+    else:
+        kinds = {
+            bool: flags.DEFINE_bool,
+            int: flags.DEFINE_integer,
+            float: flags.DEFINE_float,
+            str: flags.DEFINE_string,
+        }
+        kinds[wanted](name, default, words)
+
+
+def _converted(name: str, value: Any, hint: Any) -> Any:
+    """The value of a flag as the field's type."""
+    wanted, _ = configs.without_none(hint)
+    if typing.get_origin(wanted) is not tuple:
+        return value
+    member = typing.get_args(wanted)[0]
+    try:
+        return tuple(member(item) for item in value)
+    except ValueError:
+        raise ValueError(
+            f"--{name} expected numbers with commas between them. Received: "
+            f"{','.join(value)!r}."
+        ) from None
+
+
+def _default_words(config: type, field: dataclasses.Field) -> str:
+    """A field's default, and what the presets have in its place."""
+    words = "none" if field.default is None else str(field.default)
+    if config not in _PRESET_CONFIGS:
+        return words
+    place = _PRESET_CONFIGS.index(config)
+    others: dict[str, list[str]] = {}
+    for dataset, preset in configs.PRESETS.items():
+        if field.name in preset[place]:
+            value = str(preset[place][field.name])
+            others.setdefault(value, []).append(dataset)
+    if not others:
+        return words
+    listed = ", ".join(
+        f"{value} for {' and '.join(sets)}" for value, sets in others.items()
+    )
+    return f"{listed}, else {words}"
+
+
+def define_run_configs(*, with_dropout: bool) -> None:
+    """Flags of the data, the network and the training."""
+    define(
+        configs.DataConfig,
+        unset=True,
+        notes={
+            "noise_rate": "0.1, and 0 for files of your own, whose labels stay "
+            "as they are",
+            "noise_seed": "--seed",
+            "dataset": "digits",
+        },
+    )
+    define(
+        configs.ModelConfig,
+        skip=("seed",) if with_dropout else ("seed", "dropout"),
+        named=_MODEL_FLAGS,
+        unset=True,
+        notes={
+            "p_gen": "0.2 for lenet and resnet9, else 0.5",
+            "p_mem": "0.1 for lenet and resnet9, else 0.2",
+        },
+    )
+    define(configs.TrainConfig, skip=("seed",), unset=True)
+    flags.DEFINE_integer(
+        "seed", 0, "Of noise, initialization, order and augmentation."
+    )
+    flags.DEFINE_bool(
+        "quick",
+        False,
+        f"The same path, with at most {_QUICK_EPOCHS} epochs, "
+        f"{_QUICK_EXAMPLES} training examples and {_QUICK_BATCH} in a batch.",
+    )
+
+
+def _dataset() -> str:
+    return "digits" if FLAGS.dataset is None else FLAGS.dataset
+
+
+def data_config() -> configs.DataConfig:
+    """The data that the flags ask for."""
+    is_own = data.is_own(_dataset())
+    config = read(
+        configs.DataConfig,
+        noise_rate=0.0 if is_own else 0.1,
+        noise_seed=FLAGS.seed,
+    )
+    if not FLAGS.quick:
+        return config
+    counts = [_QUICK_EXAMPLES]
+    if config.train_examples is not None:
+        counts.append(config.train_examples)
+    if is_own:
+        counts.append(data.count_train(config.dataset))
+    return dataclasses.replace(config, train_examples=min(counts))
+
+
+def model_config(dropout: str | None = None) -> configs.ModelConfig:
+    """The network that the flags ask for; `dropout` where no flag says it."""
+    preset, _ = configs.PRESETS.get(_dataset(), ({}, {}))
+    skip = ("seed",) if dropout is None else ("seed", "dropout")
+    given = {} if dropout is None else {"dropout": dropout}
+    return read(
+        configs.ModelConfig,
+        skip=skip,
+        named=_MODEL_FLAGS,
+        **{**preset, "seed": FLAGS.seed, **given},
+    )
+
+
+def train_config() -> configs.TrainConfig:
+    """The training that the flags ask for."""
+    _, preset = configs.PRESETS.get(_dataset(), ({}, {}))
+    config = read(
+        configs.TrainConfig, skip=("seed",), **{**preset, "seed": FLAGS.seed}
+    )
+    if FLAGS.quick:
+        config = dataclasses.replace(
+            config,
+            epochs=min(config.epochs, _QUICK_EPOCHS),
+            batch_size=min(config.batch_size, _QUICK_BATCH),
+        )
+    return config

@@ -1,0 +1,182 @@
+"""Batches that carry example ids, in an order that can be resumed anywhere.
+
+The batch of a step is a function of (seed, step) alone: each epoch is a
+permutation of the examples by (seed, epoch), computed index by index and never
+stored. What augmentation does to an example is a function of (seed, step, id).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import tensorflow as tf
+
+from tfmemloc.data import rows as rows_
+from tfmemloc.data.augmentation import make_augmenter
+from tfmemloc.data.examples import IDS, Examples, input_kinds
+from tfmemloc.data.kinds import PICTURE, as_fed
+from tfmemloc.layers import masks
+
+
+def make_batches(
+    examples: Examples,
+    batch_size: int,
+    *,
+    seed: int,
+    augment: str = "none",
+    start_step: int = 0,
+    stop_step: int | None = None,
+) -> tf.data.Dataset:
+    """Batches for training: ({<inputs by name>, "example_id"}, label).
+
+    Each epoch is a permutation of the examples by (seed, epoch); its last
+    batch may be short. The batch of a step depends on nothing but the seed and
+    the step, so that a run can go on at any `start_step`.
+
+    Args:
+        examples: what to train on; all of it is given out.
+        batch_size: examples in a batch.
+        seed: of the order and the augmentation.
+        augment: `none`, `standard` (pad 4, crop, flip) or `strong`
+            (RandAugment, then `standard`), drawn by (seed, step, id).
+        start_step: the first step to give out.
+        stop_step: the step before which to end; None never ends.
+
+    Returns:
+        A dataset of inputs as networks take them (pictures float32 in [-1, 1],
+        tokens int64, features float32), int64 ids [batch] and int64 labels
+        [batch] or [batch, time]; prefetched. Inputs are read from where they
+        lie, a batch at a time.
+    """
+    count = len(examples)
+    if count == 0:
+        raise ValueError("Expected at least one example. Received: none.")
+    ids = tf.constant(examples.example_id)
+    labels = tf.constant(examples.label)
+    order_seed = tf.constant(masks.fold_seed(seed, "order"), tf.int64)
+    per_epoch = steps_per_epoch(count, batch_size)
+    read_inputs = _reader(examples)
+    augmented = _augmented(examples, augment, seed)
+
+    def batch_of_step(step: tf.Tensor):
+        epoch, position = step // per_epoch, (step % per_epoch) * batch_size
+        places = tf.range(position, tf.minimum(position + batch_size, count))
+        places = tf.random.experimental.index_shuffle(
+            places, tf.stack([order_seed, epoch]), count - 1
+        )
+        batch_ids = tf.gather(ids, places)
+        inputs = augmented(read_inputs(places), batch_ids, step)
+        return {**inputs, IDS: batch_ids}, tf.gather(labels, places)
+
+    stop = np.iinfo(np.int64).max if stop_step is None else stop_step
+    return (
+        tf.data.Dataset.range(start_step, stop)
+        .map(batch_of_step, num_parallel_calls=2, deterministic=True)
+        .prefetch(tf.data.AUTOTUNE)
+    )
+
+
+def steps_per_epoch(count: int, batch_size: int) -> int:
+    """The number of batches that hold `count` examples once."""
+    return -(-count // batch_size)
+
+
+def _reader(
+    examples: Examples,
+) -> Callable[[tf.Tensor], dict[str, tf.Tensor]]:
+    """A function from places to inputs, which reads no more than these."""
+    rows, kinds = examples.inputs, input_kinds(examples)
+
+    def read_all(places):
+        return [rows_.read(each, places) for each in rows.values()]
+
+    def read_inputs(places):
+        found = tf.numpy_function(
+            read_all,
+            [places],
+            [tf.as_dtype(each.dtype) for each in rows.values()],
+            stateful=False,
+        )
+        inputs = {}
+        for name, values in zip(rows, found, strict=True):
+            values = tf.ensure_shape(values, [None, *rows[name].shape[1:]])
+            inputs[name] = as_fed(values, kinds[name])
+        return inputs
+
+    return read_inputs
+
+
+def _augmented(examples: Examples, augment: str, seed: int):
+    """A function (inputs, ids, step) -> inputs with augmented pictures."""
+    pictures = [
+        name for name, kind in input_kinds(examples).items() if kind == PICTURE
+    ]
+    if augment == "none" or not pictures:
+        if augment != "none":
+            raise ValueError(
+                f"{examples.name} has no pictures to augment. Expected "
+                f'augment="none". Received: augment={augment!r}.'
+            )
+        return lambda inputs, ids, step: inputs
+    augmenters = {
+        name: make_augmenter(augment, examples.inputs[name].shape[1:], seed)
+        for name in pictures
+    }
+
+    def augmented(inputs, ids, step):
+        return inputs | {
+            name: augmenter(inputs[name], ids, step)
+            for name, augmenter in augmenters.items()
+        }
+
+    return augmented
+
+
+def attach_ids(
+    dataset: tf.data.Dataset, *, batched: bool = False
+) -> tf.data.Dataset:
+    """Adds example ids to a dataset of (x, y) or (x, y, sample weight).
+
+    x becomes {"image": x, "example_id": ids}; where it is a dict, the ids are
+    put beside what is in it. The id is the place in `dataset`, so attach ids
+    *before* any shuffling or augmentation that changes the order, and read the
+    files in a fixed order. Works on a stream of any size.
+
+    Args:
+        dataset: elements (x, y) or (x, y, weight), or batches of them.
+        batched: elements are batches.
+
+    Raises:
+        ValueError: elements are of another form, or have ids already.
+
+    Example:
+        >>> pairs = tf.data.Dataset.from_tensor_slices((x, y))
+        >>> batches = attach_ids(pairs).shuffle(1000, seed=0).batch(32)
+    """
+    spec = dataset.element_spec
+    if not isinstance(spec, tuple) or len(spec) not in (2, 3):
+        raise ValueError(
+            "Expected a dataset of (x, y) or (x, y, sample weight). Received "
+            f"elements: {spec}."
+        )
+    if isinstance(spec[0], dict) and IDS in spec[0]:
+        raise ValueError(
+            f'Expected examples without ids. Received: x with "{IDS}" in it.'
+        )
+
+    def with_ids(x, ids):
+        return {**(x if isinstance(x, dict) else {"image": x}), IDS: ids}
+
+    if not batched:
+        return dataset.enumerate().map(
+            lambda index, element: (with_ids(element[0], index), *element[1:])
+        )
+
+    def attach(start, element):
+        first = tf.nest.flatten(element[0])[0]
+        size = tf.shape(first, out_type=tf.int64)[0]
+        ids = start + tf.range(size)
+        return start + size, (with_ids(element[0], ids), *element[1:])
+
+    return dataset.scan(tf.constant(0, tf.int64), attach)

@@ -1,0 +1,79 @@
+"""The one loop over examples: a chunk at a time, as networks take them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+from tqdm import auto as tqdm
+
+from tfmemloc.data import rows as rows_
+from tfmemloc.data.examples import IDS, Examples, input_kinds
+from tfmemloc.data.kinds import as_fed
+
+
+class Chunk(NamedTuple):
+    """Some examples, ready to be fed.
+
+    Attributes:
+        places: [B] where in the examples they stand.
+        inputs: name -> [B, ...], scaled; with `example_id`.
+        label: [B] or [B, time].
+    """
+
+    places: np.ndarray
+    inputs: dict[str, np.ndarray]
+    label: np.ndarray
+
+
+def chunk_at(examples: Examples, places: np.ndarray) -> Chunk:
+    """The examples at these places."""
+    inputs = {
+        name: as_fed(rows_.read(examples.inputs[name], places), kind)
+        for name, kind in input_kinds(examples).items()
+    }
+    inputs[IDS] = examples.example_id[places]
+    return Chunk(places, inputs, examples.label[places])
+
+
+def chunks(
+    examples: Examples,
+    size: int = 512,
+    *,
+    even: bool = False,
+    words: str = "",
+    progress: bool = False,
+) -> Iterator[Chunk]:
+    """All examples in order, `size` at a time.
+
+    Args:
+        examples: of any kind.
+        size: examples in a chunk.
+        even: make chunks of nearly equal size, not a short one at the end.
+        words: for the progress bar.
+        progress: show one.
+    """
+    count = len(examples)
+    if even:
+        parts = np.array_split(np.arange(count), max(1, -(-count // size)))
+    else:
+        parts = [
+            np.arange(start, min(start + size, count))
+            for start in range(0, count, size)
+        ]
+    for places in tqdm.tqdm(
+        parts, desc=words, unit="chunk", disable=not progress, leave=False
+    ):
+        yield chunk_at(examples, places)
+
+
+def as_arrays(examples: Examples) -> dict[str, np.ndarray]:
+    """All inputs in memory as networks take them, with the ids: for `fit`.
+
+    Example:
+        >>> inputs = as_arrays(examples.train)
+        >>> sorted(inputs), float(inputs["image"].min())
+        (['example_id', 'image'], -1.0)
+    """
+    return chunk_at(examples, np.arange(len(examples))).inputs

@@ -1,0 +1,120 @@
+"""What an input is: a picture, tokens, or features.
+
+picture   uint8 [N, height, width, channels], scaled to [-1, 1] when it is
+          fed; or floats of that rank, which are fed as they are
+tokens    integers of any other rank
+features  floats of any other rank
+"""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from tfmemloc.data import rows as rows_
+
+PICTURE, TOKENS, FEATURES = "picture", "tokens", "features"
+# The name of the one input that was given without a name.
+DEFAULT_NAMES = {PICTURE: "image", TOKENS: "tokens", FEATURES: "features"}
+
+
+def kind_of(rows: rows_.Rows) -> str:
+    """`picture`, `tokens` or `features`."""
+    is_float = np.issubdtype(rows.dtype, np.floating) or rows.dtype == bool
+    rank = len(rows.shape)
+    if rank == 4 and (is_float or rows.dtype == np.uint8):
+        return PICTURE
+    return FEATURES if is_float else TOKENS
+
+
+def fed_dtype(rows: rows_.Rows) -> str:
+    """The dtype in which an input is fed to a network."""
+    return "int64" if kind_of(rows) == TOKENS else "float32"
+
+
+def scale_pixels(image: Any) -> Any:
+    """Brings uint8 pixels to float32 in [-1, 1]; leaves floats alone.
+
+    Takes and gives NumPy arrays or tensors; other rows become an array.
+    """
+    if not tf.is_tensor(image):
+        image = np.asarray(image)
+        if image.dtype == np.uint8:
+            return image.astype(np.float32) / np.float32(127.5) - 1
+        return image.astype(np.float32)
+    if image.dtype == tf.uint8:
+        return tf.cast(image, tf.float32) / 127.5 - 1
+    return tf.cast(image, tf.float32)
+
+
+def as_fed(values: Any, kind: str) -> Any:
+    """Values of an input as networks take them: scaled, and cast.
+
+    Takes and gives NumPy arrays or tensors.
+    """
+    if kind == PICTURE:
+        return scale_pixels(values)
+    dtype = "int64" if kind == TOKENS else "float32"
+    if isinstance(values, np.ndarray):
+        return values.astype(dtype)
+    return tf.cast(values, dtype)
+
+
+def checked_input(name: str, values: Any, of: str) -> rows_.Rows:
+    """An input that is numbers, at least one row, and in native byte order.
+
+    Args:
+        name: of the input, for messages.
+        values: array, list, or other rows.
+        of: name of the data set, for messages.
+
+    Raises:
+        ValueError: it is none; says what it is.
+    """
+    values = values if hasattr(values, "dtype") else np.asarray(values)
+    dtype = np.dtype(values.dtype)
+    if dtype.kind not in "iufb" or not values.shape or 0 in values.shape:
+        raise ValueError(
+            f"{of}: {name} expected numbers (uint8 pixels, integer tokens, or "
+            "floats), at least one row. Received: shape "
+            f"{tuple(values.shape)}, dtype {dtype}."
+        )
+    if not dtype.isnative and isinstance(values, np.ndarray):
+        values = values.astype(dtype.newbyteorder("="))
+    if values.dtype == np.uint8 and len(values.shape) == 3:
+        values = rows_.with_channel(values)
+    return values
+
+
+def check_values(name: str, values: rows_.Rows, of: str) -> None:
+    """Refuses numbers that are not finite; warns of odd ranges of pixels.
+
+    Raises:
+        ValueError: a number is NaN or infinite; says of which rows.
+    """
+    if not np.issubdtype(values.dtype, np.floating):
+        return
+    largest, start = 0.0, 0
+    everything = np.arange(values.shape[0])
+    for block in rows_.blocks(values, everything):
+        flat = block.reshape(len(block), -1)
+        low, high = flat.min(axis=1), flat.max(axis=1)
+        bad = np.flatnonzero(~np.isfinite(low + high))
+        if len(bad):
+            places = ", ".join(str(start + place) for place in bad[:5])
+            raise ValueError(
+                f"{of}: {name} expected finite numbers. Received: NaN or "
+                f"infinity in {len(bad)} rows, for instance {places}."
+            )
+        largest = max(largest, -float(low.min()), float(high.max()))
+        start += len(block)
+    if kind_of(values) == PICTURE and largest > 10:
+        warnings.warn(
+            f"{of}: {name} holds float pictures with values up to {largest:g}. "
+            "Networks train badly on such a range. Expected about [-1, 1]; "
+            "uint8 pixels are scaled to it.",
+            stacklevel=4,
+        )

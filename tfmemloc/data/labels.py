@@ -1,0 +1,173 @@
+"""Labels made wrong on purpose, given by the user, or split by a score."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+from collections.abc import Mapping
+
+import numpy as np
+
+from tfmemloc.data.examples import Examples, few
+from tfmemloc.layers import masks
+
+
+def add_label_noise(examples: Examples, rate: float, *, seed: int) -> Examples:
+    """Gives exactly int(rate * N) training examples a wrong label.
+
+    The wrong label is uniform over all other classes. Which examples and which
+    labels is a function of (seed, example id) alone.
+
+    Args:
+        examples: their training part is relabelled.
+        rate: in [0, 1].
+        seed: chooses examples and labels.
+
+    Returns:
+        New examples; those with a wrong label are the subset `noisy`, all
+        others keep theirs.
+
+    Raises:
+        ValueError: there is but one class, or labels are tokens.
+
+    Reference: paper, section 3; the authors' draw never yields the last wrong
+    class, this one does.
+    """
+    _check_one_label_each(examples)
+    ids = examples.example_id
+    is_train = examples.is_trained_on
+    rank = masks.hash_bits_numpy(masks.fold_seed(seed, "label noise"), ids, 1)
+    candidates = np.flatnonzero(is_train)
+    order = np.lexsort((ids[candidates], rank[candidates, 0]))
+    chosen = candidates[order[: int(rate * len(candidates))]]
+    if chosen.size and examples.classes < 2:
+        raise ValueError(
+            f"{examples.name} has {examples.classes} class, so that no label "
+            "can be wrong. Expected at least 2 classes, or noise_rate=0."
+        )
+    bits = masks.hash_bits_numpy(
+        masks.fold_seed(seed, "wrong label"), ids[chosen], 1
+    )[:, 0]
+    # Multiply-and-shift: uniform over 1 .. classes - 1 steps to another class.
+    step = 1 + (bits.astype(np.int64) * (examples.classes - 1) >> 32)
+    label = examples.true_label.copy()
+    label[chosen] = (label[chosen] + step) % examples.classes
+    return _relabelled(examples, label)
+
+
+def random_subset(examples: Examples, ratio: float, *, seed: int) -> Examples:
+    """Leaves int(ratio * N) training examples, and all others.
+
+    Which ones is a function of (seed, example id) alone.
+
+    Raises:
+        ValueError: none would be left.
+    """
+    if ratio == 1:
+        return examples
+    train = examples.train
+    count = int(ratio * len(train))
+    if not count:
+        raise ValueError(
+            f"A subset of {ratio} of the {len(train)} training examples of "
+            f"{examples.name} would be empty. Expected a larger subset_ratio."
+        )
+    ids = train.example_id
+    rank = masks.hash_bits_numpy(masks.fold_seed(seed, "subset"), ids, 1)
+    return examples.trained_on(ids[np.lexsort((ids, rank[:, 0]))[:count]])
+
+
+def set_labels(examples: Examples, labels: Mapping[int, int]) -> Examples:
+    """Replaces the labels of training examples by given ones.
+
+    Args:
+        examples: all examples.
+        labels: example id -> label to train on.
+
+    Raises:
+        ValueError: an id that is not a training example's, or a label that is
+            no class.
+    """
+    _check_one_label_each(examples)
+    ids = np.array(list(labels), np.int64)
+    examples.train.of_ids(ids)
+    place = dict(
+        zip(examples.example_id.tolist(), range(len(examples)), strict=True)
+    )
+    label = examples.true_label.copy()
+    label[[place[i] for i in ids.tolist()]] = list(labels.values())
+    return _relabelled(examples, label)
+
+
+def split_by_score(
+    examples: Examples, scores: Mapping[int, float], threshold: float
+) -> Examples:
+    """Calls training examples with a score below `threshold` atypical.
+
+    Labels are untouched (paper, section 3: C-score < 0.5).
+
+    Raises:
+        ValueError: a training example has no score.
+    """
+    ids = examples.example_id
+    is_train = examples.is_trained_on
+    missing = [i for i in ids[is_train].tolist() if i not in scores]
+    if missing:
+        raise ValueError(
+            f"{len(missing)} training examples of {examples.name} have no "
+            f"score: ids {few(missing)}. Expected one for each of "
+            f"{is_train.sum()}."
+        )
+    score = np.array([scores.get(i, np.inf) for i in ids.tolist()])
+    subset = np.where(score < threshold, "atypical", "typical")
+    subset = np.where(is_train, subset, examples.subset)
+    return dataclasses.replace(examples, subset=subset)
+
+
+def read_pairs(path: str, column: str, kind: type) -> dict[int, float]:
+    """Reads a `.csv` of `example_id,<column>` with that header.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the header or a line is not as expected.
+    """
+    with open(path, newline="", encoding="utf-8") as file:
+        reader = csv.reader(file)
+        header = next(reader, [])
+        if header != ["example_id", column]:
+            raise ValueError(
+                f"{path} expected the header 'example_id,{column}'. Received: "
+                f"{','.join(header)!r}."
+            )
+        pairs = {}
+        for line, row in enumerate(reader, start=2):
+            try:
+                example_id, value = int(row[0]), kind(row[1])
+            except (ValueError, IndexError):
+                raise ValueError(
+                    f"{path}, line {line}: expected an integer id and a "
+                    f"{kind.__name__}. Received: {','.join(row)!r}."
+                ) from None
+            if example_id in pairs:
+                raise ValueError(
+                    f"{path}, line {line}: id {example_id} occurs twice. "
+                    "Expected one line for each example."
+                )
+            pairs[example_id] = value
+    return pairs
+
+
+def _relabelled(examples: Examples, label: np.ndarray) -> Examples:
+    """The examples with other labels: wrong ones are noisy, and only they."""
+    subset = np.where(examples.subset == "noisy", "clean", examples.subset)
+    subset = np.where(label != examples.true_label, "noisy", subset)
+    subset = np.where(examples.is_trained_on, subset, examples.subset)
+    return dataclasses.replace(examples, label=label, subset=subset)
+
+
+def _check_one_label_each(examples: Examples) -> None:
+    if examples.label.ndim > 1:
+        raise ValueError(
+            f"{examples.name} has a label for each position. Expected one for "
+            "each example, to be made wrong; use noise_rate=0."
+        )

@@ -1,0 +1,194 @@
+"""Loading a data set by its name.
+
+`digits`, an `.npz` file, a folder of `.npy` files, or the name of a TFDS set.
+"""
+
+from __future__ import annotations
+
+import os
+import pathlib
+from collections.abc import Mapping
+
+import numpy as np
+
+from tfmemloc import storage
+from tfmemloc.configs import DataConfig
+from tfmemloc.data.arrays import from_arrays
+from tfmemloc.data.examples import Examples
+from tfmemloc.data.labels import (
+    add_label_noise,
+    random_subset,
+    read_pairs,
+    set_labels,
+    split_by_score,
+)
+from tfmemloc.data.tfds_sets import checked_count, load_tfds
+
+_DIGITS_SPLIT_SEED = 0
+_DIGITS_TEST = 360
+
+
+def load(config: DataConfig, *, download: bool = False) -> Examples:
+    """Loads a data set and applies the label noise or the split by score.
+
+    Args:
+        config: what to load.
+        download: let TFDS fetch a data set that is not prepared yet.
+
+    Returns:
+        Training and test examples together.
+
+    Raises:
+        FileNotFoundError: the data set is not prepared and `download` is
+            False, or a file does not exist; the message says what to do.
+        ValueError: the data or the files do not fit together.
+
+    Example:
+        >>> examples = load(DataConfig(dataset="digits", noise_rate=0.1))
+        >>> len(examples.of_subset("noisy"))
+        143
+    """
+    if config.dataset == "digits":
+        examples = _load_digits()
+    elif config.dataset.endswith(".npz"):
+        examples = _load_npz(pathlib.Path(config.dataset))
+    elif is_own(config.dataset):
+        examples = _load_folder(pathlib.Path(config.dataset))
+    else:
+        examples = load_tfds(config, download)
+    examples = _first(examples, config.train_examples, config.test_examples)
+    examples = _with_subsets(examples, config)
+    return random_subset(examples, config.subset_ratio, seed=config.subset_seed)
+
+
+def _with_subsets(examples: Examples, config: DataConfig) -> Examples:
+    """The examples with the labels and subsets of a config."""
+    if config.score_file:
+        scores = read_pairs(config.score_file, "score", float)
+        return split_by_score(examples, scores, config.score_threshold)
+    if config.noise_file:
+        return set_labels(examples, read_pairs(config.noise_file, "label", int))
+    return add_label_noise(examples, config.noise_rate, seed=config.noise_seed)
+
+
+def _load_digits() -> Examples:
+    """scikit-learn's 1,797 digits of 8x8 pixels, always split alike."""
+    from sklearn import datasets
+
+    digits = datasets.load_digits()
+    order = np.random.default_rng(_DIGITS_SPLIT_SEED).permutation(
+        len(digits.images)
+    )
+    subset = np.full(len(order), "clean")
+    subset[order[:_DIGITS_TEST]] = "test"
+    image = np.round(digits.images * (255 / 16)).astype(np.uint8)[..., None]
+    return Examples(
+        inputs={"image": image},
+        label=digits.target,
+        true_label=digits.target,
+        example_id=np.arange(len(order)),
+        subset=subset,
+        classes=10,
+        name="digits",
+    )
+
+
+def _load_npz(path: pathlib.Path) -> Examples:
+    return _from_named(_read_npz(path), path)
+
+
+def _load_folder(path: pathlib.Path) -> Examples:
+    """Arrays as `.npy` files, whose inputs stay on disk."""
+    arrays = {
+        file.stem: np.load(file, mmap_mode="r", allow_pickle=False)
+        for file in sorted(path.glob("*.npy"))
+    }
+    return _from_named(arrays, path)
+
+
+def _from_named(arrays: Mapping, path: pathlib.Path) -> Examples:
+    """Examples from arrays called x_train, y_train, x_test, y_test.
+
+    Several inputs are called x_train_<input>.
+    """
+    x_train, x_test = (
+        _inputs_of("x_train", arrays),
+        _inputs_of("x_test", arrays),
+    )
+    has_test = x_test is not None or "y_test" in arrays
+    found = {"x_train": x_train, "y_train": arrays.get("y_train")}
+    if has_test:
+        found |= {"x_test": x_test, "y_test": arrays.get("y_test")}
+    missing = [name for name, array in found.items() if array is None]
+    if missing:
+        raise ValueError(
+            f"{path} lacks {', '.join(missing)}. Expected the arrays x_train, "
+            "y_train and, where there are test examples, x_test, y_test. "
+            f"Received: {', '.join(arrays) or 'no array'}."
+        )
+    class_names = [str(name) for name in arrays.get("class_names", ())]
+    return from_arrays(
+        *found.values(),
+        name=path.name,
+        classes=len(class_names) or None,
+        class_names=class_names,
+        ids=arrays.get("example_id"),
+        subset=arrays.get("subset"),
+        group=arrays.get("group"),
+    )
+
+
+def _inputs_of(part: str, arrays: Mapping):
+    """The array of a part, or its arrays by the names of inputs."""
+    if part in arrays:
+        return arrays[part]
+    start = f"{part}_"
+    named = {
+        name.removeprefix(start): array
+        for name, array in arrays.items()
+        if name.startswith(start)
+    }
+    return named or None
+
+
+def _read_npz(path: pathlib.Path) -> dict[str, np.ndarray]:
+    try:
+        return storage.read_arrays(path)
+    except storage.DamagedFileError as error:
+        if "allow_pickle" not in str(error.__cause__):
+            raise
+        raise ValueError(
+            f"{path} holds an array of Python objects, which is a pickle, and "
+            "to read one may run any code. Expected numbers and strings. Save "
+            "it anew, for instance with y_train=np.array(labels, dtype=int)."
+        ) from None
+
+
+def is_own(dataset: str) -> bool:
+    """Whether a data set is a file or folder of the user's own."""
+    return dataset.endswith(".npz") or (
+        dataset != "digits" and os.path.isdir(dataset)
+    )
+
+
+def count_train(path: str) -> int:
+    """The number of training examples in an own file or folder."""
+    if path.endswith(".npz"):
+        return int(_load_npz(pathlib.Path(path)).is_trained_on.sum())
+    return int(_load_folder(pathlib.Path(path)).is_trained_on.sum())
+
+
+def _first(examples: Examples, train: int | None, test: int | None) -> Examples:
+    """Keeps the first examples of each part, in the data set's order."""
+    keep = np.zeros(len(examples), bool)
+    is_test = ~examples.is_trained_on
+    for part, wanted, mine in (
+        ("train", train, ~is_test),
+        ("test", test, is_test),
+    ):
+        places = np.flatnonzero(mine)
+        count = len(places) if wanted is None else wanted
+        keep[
+            places[: checked_count(examples.name, part, count, len(places))]
+        ] = True
+    return examples if keep.all() else examples.take(keep)

@@ -1,0 +1,265 @@
+"""The closed form of each layer's per-example gradient.
+
+For a layer call with input x and the gradient g of the summed loss with respect
+to its output (before the activation), each function here gives the gradients
+of the layer's weights as `terms`, or None where it has no closed form.
+"""
+
+from __future__ import annotations
+
+import math
+
+import keras
+import tensorflow as tf
+
+from tfmemloc.gradients.terms import Factored, Full, Lookup, Term
+
+
+def _dense(layer, x, g):
+    x = tf.cast(x, tf.float32)
+    rows, columns = x.shape[-1], g.shape[-1]
+    term = Factored(
+        tf.reshape(x, [-1, math.prod(x.shape[1:-1]), 1, rows]),
+        tf.reshape(g, [-1, math.prod(g.shape[1:-1]), 1, columns]),
+        lambda value: tf.reshape(value, [-1, rows, columns]),
+        lambda weight: tf.reshape(weight, [1, rows, columns]),
+    )
+    return _with_bias(layer, term, g)
+
+
+def _with_bias(layer, term: Term, g):
+    terms = [(layer.kernel, term)]
+    if layer.use_bias if hasattr(layer, "use_bias") else layer.bias is not None:
+        terms.append((layer.bias, Full(_sum_to(g, layer.bias.shape))))
+    return terms
+
+
+def _sum_to(g, shape) -> tf.Tensor:
+    """Sums g [B, ...] to [B, *shape], undoing a broadcast of `shape`."""
+    extra = len(g.shape) - 1 - len(shape)
+    g = tf.reduce_sum(g, axis=list(range(1, 1 + extra)))
+    ones = [i + 1 for i, size in enumerate(shape) if size == 1]
+    return tf.reduce_sum(g, axis=ones, keepdims=True) if ones else g
+
+
+def _einsum_dense(layer, x, g):
+    """Any equation whose kernel axes are contracted, kept or shared."""
+    x = tf.cast(x, tf.float32)
+    labels = _einsum_labels(layer.equation, x.shape.rank)
+    if labels is None:
+        return None
+    inputs, kernel, outputs = labels
+    batch = inputs[0]
+    groups = [c for c in kernel if c in inputs and c in outputs]
+    rows = [c for c in kernel if c in inputs and c not in outputs]
+    columns = [c for c in kernel if c not in inputs and c in outputs]
+    positions = [c for c in inputs[1:] if c in outputs and c not in kernel]
+    known = {batch, *groups, *rows, *columns, *positions}
+    if batch in kernel or outputs[0] != batch:
+        return None
+    if not known.issuperset(inputs + outputs + kernel):
+        return None
+    size = dict(zip(kernel, layer.kernel.shape, strict=True))
+    size |= dict(zip(inputs[1:], x.shape[1:], strict=True))
+
+    def arrange(tensor, of, last):
+        order = [batch, *positions, *groups, *last]
+        permuted = tf.transpose(tensor, [of.index(c) for c in order])
+        return tf.reshape(
+            permuted,
+            [-1]
+            + [
+                math.prod(size[c] for c in part)
+                for part in (positions, groups, last)
+            ],
+        )
+
+    sorted_kernel = [*groups, *rows, *columns]
+    to_kernel = [1 + sorted_kernel.index(c) for c in kernel]
+    counts = [
+        math.prod(size[c] for c in part) for part in (groups, rows, columns)
+    ]
+    term = Factored(
+        arrange(x, inputs, rows),
+        arrange(g, outputs, columns),
+        lambda value: tf.transpose(
+            tf.reshape(value, [-1] + [size[c] for c in sorted_kernel]),
+            [0, *to_kernel],
+        ),
+        lambda weight: tf.reshape(
+            tf.transpose(weight, [kernel.index(c) for c in sorted_kernel]),
+            counts,
+        ),
+    )
+    return _with_bias(layer, term, g)
+
+
+def _einsum_labels(equation: str, rank: int) -> list[str] | None:
+    """Input, kernel and output labels, an ellipsis written out."""
+    left, outputs = equation.replace(" ", "").split("->")
+    inputs, kernel = left.split(",")
+    if "..." in kernel:
+        return None
+    spare = [c for c in "ABCDEFGHIJKLMNOP" if c not in equation]
+    dots = "".join(spare[: rank - len(inputs.replace("...", ""))])
+    parts = [part.replace("...", dots) for part in (inputs, kernel, outputs)]
+    # A repeated label is a diagonal, which is left to vectorized_map.
+    if any(len(set(part)) < len(part) for part in parts):
+        return None
+    return parts
+
+
+def _conv(layer, x, g):
+    """Conv1D and Conv2D with groups; the patches are the left factor."""
+    patches = _patches(layer, x)
+    if patches is None:
+        return None
+    kernel = layer.kernel.shape
+    window, columns = math.prod(kernel[:-2]), kernel[-1] // layer.groups
+    rows, groups = kernel[-2], layer.groups
+    positions = math.prod(g.shape[1:-1])
+    left = tf.reshape(patches, [-1, positions, window, groups, rows])
+    if groups > 1:
+        left = tf.transpose(left, [0, 1, 3, 2, 4])
+    grouped = [window, rows, groups, columns]
+    term = Factored(
+        tf.reshape(left, [-1, positions, groups, window * rows]),
+        tf.reshape(g, [-1, positions, groups, columns]),
+        lambda value: tf.reshape(
+            tf.transpose(
+                tf.reshape(value, [-1, groups, window, rows, columns]),
+                [0, 2, 3, 1, 4],
+            ),
+            [-1, *kernel],
+        ),
+        lambda weight: tf.reshape(
+            tf.transpose(tf.reshape(weight, grouped), [2, 0, 1, 3]),
+            [groups, window * rows, columns],
+        ),
+    )
+    return _with_bias(layer, term, g)
+
+
+def _depthwise_conv(layer, x, g):
+    """Each input channel is a group with its own small kernel."""
+    patches = _patches(layer, x)
+    if patches is None:
+        return None
+    kernel = layer.kernel.shape
+    window, channels, columns = math.prod(kernel[:-2]), kernel[-2], kernel[-1]
+    positions = math.prod(g.shape[1:-1])
+    left = tf.reshape(patches, [-1, positions, window, channels])
+    term = Factored(
+        tf.transpose(left, [0, 1, 3, 2]),
+        tf.reshape(g, [-1, positions, channels, columns]),
+        lambda value: tf.reshape(
+            tf.transpose(value, [0, 2, 1, 3]), [-1, *kernel]
+        ),
+        lambda weight: tf.transpose(
+            tf.reshape(weight, [window, channels, columns]), [1, 0, 2]
+        ),
+    )
+    return _with_bias(layer, term, g)
+
+
+def _patches(layer, x) -> tf.Tensor | None:
+    """What the kernel saw at each place: [B, height, width, window * C]."""
+    if layer.data_format != "channels_last":
+        return None
+    x = tf.cast(x, tf.float32)
+    size, strides = layer.kernel_size, layer.strides
+    rates, padding = layer.dilation_rate, layer.padding
+    if padding == "causal":
+        x = tf.pad(x, [[0, 0], [rates[0] * (size[0] - 1), 0], [0, 0]])
+        padding = "valid"
+    if len(size) == 1:
+        x = x[:, :, tf.newaxis]
+        size, strides, rates = (*size, 1), (*strides, 1), (*rates, 1)
+    if size == (1, 1):
+        return x[:, :: strides[0], :: strides[1]]
+    return tf.image.extract_patches(
+        x, [1, *size, 1], [1, *strides, 1], [1, *rates, 1], padding.upper()
+    )
+
+
+def _batch_norm(layer, x, g):
+    """Frozen statistics: the normalized input does not depend on the batch."""
+    mean, variance = (
+        _along(layer.axis, x.shape.rank, tf.convert_to_tensor(value))
+        for value in (layer.moving_mean, layer.moving_variance)
+    )
+    normalized = (tf.cast(x, tf.float32) - mean) * tf.math.rsqrt(
+        variance + layer.epsilon
+    )
+    return _scale_and_center(layer, normalized, g, layer.axis)
+
+
+def _layer_norm(layer, x, g):
+    axis = layer.axis
+    axis = (
+        axis[0] if isinstance(axis, list | tuple) and len(axis) == 1 else axis
+    )
+    if not isinstance(axis, int) or getattr(layer, "rms_scaling", False):
+        return None
+    x = tf.cast(x, tf.float32)
+    mean, variance = tf.nn.moments(x, [axis], keepdims=True)
+    normalized = (x - mean) * tf.math.rsqrt(variance + layer.epsilon)
+    return _scale_and_center(layer, normalized, g, axis)
+
+
+def _group_norm(layer, x, g):
+    if layer.axis not in (-1, x.shape.rank - 1):
+        return None
+    channels = x.shape[-1]
+    groups = channels if layer.groups == -1 else layer.groups
+    grouped = tf.reshape(
+        tf.cast(x, tf.float32),
+        [-1, math.prod(x.shape[1:-1]), groups, channels // groups],
+    )
+    mean, variance = tf.nn.moments(grouped, [1, 3], keepdims=True)
+    normalized = (grouped - mean) * tf.math.rsqrt(variance + layer.epsilon)
+    return _scale_and_center(layer, tf.reshape(normalized, tf.shape(x)), g, -1)
+
+
+def _scale_and_center(layer, normalized, g, axis: int):
+    """gamma and beta of a normalization, [B, C] each."""
+    axis %= g.shape.rank
+    others = [i for i in range(1, g.shape.rank) if i != axis]
+    terms = []
+    if layer.scale:
+        terms.append((layer.gamma, Full(tf.reduce_sum(g * normalized, others))))
+    if layer.center:
+        terms.append((layer.beta, Full(tf.reduce_sum(g, others))))
+    return terms
+
+
+def _embedding(layer, x, g):
+    columns = g.shape[-1]
+    positions = math.prod(x.shape[1:])
+    term = Lookup(
+        tf.cast(tf.reshape(x, [-1, positions]), tf.int64),
+        tf.reshape(g, [-1, positions, columns]),
+        layer.input_dim,
+    )
+    return [(layer.embeddings, term)]
+
+
+# Exact types: a subclass may compute something else.
+HANDLERS = {
+    keras.layers.Dense: _dense,
+    keras.layers.EinsumDense: _einsum_dense,
+    keras.layers.Conv1D: _conv,
+    keras.layers.Conv2D: _conv,
+    keras.layers.DepthwiseConv1D: _depthwise_conv,
+    keras.layers.DepthwiseConv2D: _depthwise_conv,
+    keras.layers.BatchNormalization: _batch_norm,
+    keras.layers.LayerNormalization: _layer_norm,
+    keras.layers.GroupNormalization: _group_norm,
+    keras.layers.Embedding: _embedding,
+}
+
+
+def _along(axis: int, rank: int, vector) -> tf.Tensor:
+    shape = [1] * rank
+    shape[axis] = -1
+    return tf.reshape(tf.cast(vector, tf.float32), shape)

@@ -1,0 +1,40 @@
+"""Models that share all layers but their BatchNormalization."""
+
+from __future__ import annotations
+
+import keras
+
+from tfmemloc.graph.rebuild import cloned
+
+
+def with_own_batch_norm(
+    model: keras.Model, *, collect: bool = False
+) -> keras.Model:
+    """A model that shares all layers with `model` but the BatchNorm ones.
+
+    Args:
+        model: a functional model.
+        collect: the copies normalize by batch statistics whatever `training`
+            is, and keep those of the last batch (momentum 0).
+    """
+
+    def replace(layer):
+        if not isinstance(layer, keras.layers.BatchNormalization):
+            return layer
+        if collect:
+            config = {**layer.get_config(), "momentum": 0.0}
+            return _BatchStatistics.from_config(config)
+        return type(layer).from_config(layer.get_config())
+
+    copy = cloned(model, replace)
+    copy.set_weights(model.get_weights())
+    return copy
+
+
+class _BatchStatistics(keras.layers.BatchNormalization):
+    """BatchNorm in training mode, whatever the model's mode is."""
+
+    def call(self, inputs, training=None, mask=None):
+        """Normalizes by the statistics of this batch, and keeps them."""
+        del training
+        return super().call(inputs, training=True, mask=mask)

@@ -1,0 +1,93 @@
+"""Which input of a model gets which array.
+
+An input named `example_id` gets the ids. A model with one other input gets the
+examples' one input, whatever both are called; with several, each gets the
+array of its name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from tfmemloc.data.examples import IDS
+from tfmemloc.graph.nodes import inputs_of, is_functional
+
+
+def arranged(model: keras.Model, inputs: Mapping[str, Any]) -> Any:
+    """Arranges inputs by name as a model takes them, in its dtypes.
+
+    Args:
+        model: any Keras model. A subclassed one, whose inputs are not known,
+            gets the mapping itself.
+        inputs: name -> [B, ...]; the ids under `example_id`.
+
+    Returns:
+        In the structure of the model's inputs.
+
+    Raises:
+        ValueError: an input of the model has no array, or one of another
+            shape.
+    """
+    if not is_functional(model):
+        return dict(inputs)
+    given = {name: x for name, x in inputs.items() if name != IDS}
+    structure = inputs_of(model)
+    tensors = keras.tree.flatten(structure)
+    names = input_names(model)
+    wanted = [name for name in names if name != IDS]
+    if len(wanted) == len(given) == 1:
+        given = {wanted[0]: next(iter(given.values()))}
+    missing = [name for name in wanted if name not in given]
+    if missing:
+        raise ValueError(
+            f"Model '{model.name}' has the inputs {', '.join(wanted)}. "
+            f"Expected an array for each, by name. Received: "
+            f"{', '.join(map(str, given)) or 'none'}; without "
+            f"{', '.join(missing)}."
+        )
+    given[IDS] = inputs.get(IDS)
+    found = [
+        _as_input(model, name, tensor, given[name])
+        for name, tensor in zip(names, tensors, strict=True)
+    ]
+    return keras.tree.pack_sequence_as(structure, found)
+
+
+def input_names(model: keras.Model) -> list[str]:
+    """The name of each input of a functional model, flattened.
+
+    The key of a dict is the name; elsewhere it is the tensor's own. The ids
+    are called `example_id` in either case.
+    """
+    structure = inputs_of(model)
+    if not isinstance(structure, dict):
+        return [tensor.name for tensor in keras.tree.flatten(structure)]
+    keyed = {key: key for key in structure}
+    keys = keras.tree.flatten(keyed)
+    tensors = keras.tree.flatten(structure)
+    return [
+        IDS if tensor.name == IDS else key
+        for key, tensor in zip(keys, tensors, strict=True)
+    ]
+
+
+def _as_input(model, name: str, tensor, value):
+    """An array as a tensor of the input's dtype; its shape is checked."""
+    if value is None:
+        raise ValueError(
+            f"Model '{model.name}' takes the example ids as its input "
+            f'"{IDS}". Received: none.'
+        )
+    value = tf.convert_to_tensor(value)
+    if not value.shape.is_compatible_with([None, *tensor.shape[1:]]):
+        raise ValueError(
+            f"Model '{model.name}' expected {name} of shape "
+            f"{[None, *tensor.shape[1:]]}. Received: {value.shape.as_list()}."
+        )
+    return (
+        value if value.dtype == tensor.dtype else tf.cast(value, tensor.dtype)
+    )

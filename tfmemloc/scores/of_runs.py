@@ -1,0 +1,305 @@
+"""Which examples are memorized, and which labels are wrong?
+
+A network trained with tied dropout says two things of each of its examples:
+what it makes of it with the example's own memorization units on, and with
+them off. Where only those units know the given label,
+
+    tied gap  =  log p(label | own units on)  -  log p(label | off)
+
+is large: the label was learned by heart, and the dropped network's answer is
+a better one. Beside it stand scores that the field knows, all of the same
+training, each oriented so that more is more suspicious:
+
+- `dropped_margin`: the best other log-probability less that of the label,
+  memorization units off; above 0 the dropped network disagrees;
+- `disagreement`: 1 - p(label | off), mean over the judging epochs;
+- `loss`: cross-entropy of the label at the end, as trained;
+- `aum`: minus the area under the margin, the mean over epochs of the label's
+  logit less the best other one (Pleiss et al., 2020);
+- `forgetting`: how often an example went from right to wrong between epochs;
+  one that was never right gets the number of epochs (Toneva et al., 2019);
+- `first_learned`: how many epochs went by before it was first right; all of
+  them if never (ibid.);
+- `el2n`: || softmax - one-hot || in an early epoch (Paul et al., 2021);
+- `grand`: norm of the loss gradient at an early epoch (ibid.), where one was
+  saved;
+- `tracin`: self-influence, the sum over saved epochs of the learning rate
+  (1 where the history has none) times the squared gradient norm (Pruthi et
+  al., 2020).
+
+`aum` to `el2n` come from what the training steps recorded (`recording.py`).
+Scores that take trainings of their own, `second_split_times` and
+`estimate_memorization`, are in `memorization.py`.
+
+The combined ranking, the suggestion and the suspicion come of what the dropped
+network says in the *judging epochs*, the saved ones of the second half of the
+training: one epoch's word on one example is a noisy one, their mean is less so.
+A class with many wrong labels is learned badly by the generalization units,
+too: the dropped network gives it too little everywhere. Each epoch's mean share
+of a class is therefore divided out (logit adjustment; Menon et al., 2021).
+
+That the network, asked without its memory, says something else is no proof
+that the label is wrong: where it knows little, it errs more often than the
+labels do. The suspicion weighs both. A temperature, fitted to the test
+examples, makes the network's word a calibrated one (Guo et al., 2017); how
+often each class is labelled as each other is estimated from what it says of
+all examples (Dawid and Skene, 1979); and Bayes' rule gives the probability that
+a label is wrong. It errs on the side of trusting labels, because what they
+teach the generalization units makes them look right.
+
+The tied gap is not part of the ranking: where the training ends before all
+labels are learned, it is small for those that were not, right or wrong.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import keras
+import numpy as np
+from tqdm import auto as tqdm
+
+from tfmemloc import configs, evaluation, gradients, graph
+from tfmemloc.data.examples import Examples
+from tfmemloc.runs import Run
+from tfmemloc.scores.checks import (
+    check_classes,
+    checked_held_out,
+    log_probabilities,
+)
+from tfmemloc.scores.example_scores import ExampleScores
+from tfmemloc.scores.of_predictions import values_of
+from tfmemloc.scores.of_training import (
+    NOT_EARLY,
+    early_epoch,
+    listed,
+    scores_of_recording,
+)
+from tfmemloc.scores.ranking import ranked
+from tfmemloc.training.recording import Recording, recorded_epochs
+
+# Which part of the training judges, by at most so many saved epochs.
+_JUDGING, _JUDGING_EPOCHS = 0.5, 10
+
+
+@dataclasses.dataclass(frozen=True)
+class ScoreConfig:
+    """Which scores are taken.
+
+    Attributes:
+        gradient_scores: also GraNd and TracIn, which take a pass of
+            per-example gradients over the training data for each saved epoch.
+        prior: true shares of the classes: `equal`; `labels`, those of the
+            given labels; `auto`, the latter where the most frequent label is
+            over three times as frequent as the rarest, else equal.
+        batch_size: how many examples go through the network at once.
+    """
+
+    gradient_scores: bool = True
+    prior: Literal["auto", "equal", "labels"] = "auto"
+    batch_size: int = 512
+
+    def __post_init__(self):
+        configs.check_choices(self)
+        configs.check_range("batch_size", self.batch_size, 1, None)
+
+
+def score_examples(
+    source: Run | Sequence[Run],
+    examples: Examples,
+    config: ScoreConfig = ScoreConfig(),
+    *,
+    prior: np.ndarray | None = None,
+    extra_scores: Mapping[str, np.ndarray] | None = None,
+    progress: bool = True,
+) -> ExampleScores:
+    """Scores the training examples of a run with tied dropout, or of several.
+
+    Args:
+        source: a run of a network with tied layers. If its folder
+            `recording` has all epochs (`train` makes one, and so does
+            `RecordExamples`), the scores of the course of the training are in.
+            Or several runs of the same data, which differ in their seed: their
+            judging epochs rank together, and other scores are means.
+        examples: the data of the runs.
+        config: what is scored.
+        prior: the true shares of the classes, [classes]; None takes
+            `config.prior`.
+        extra_scores: further scores by name, [N] each in the order of
+            `examples.train`, more is more suspicious.
+        progress: show a progress bar.
+
+    Returns:
+        A row for each training example, in the order of `examples.train`.
+
+    Raises:
+        ValueError: the data are not those of a run, its network has no tied
+            layers, no epoch was saved, its recording is of other epochs, one
+            run has scores that another lacks, or there is only one class.
+
+    Example:
+        >>> run = Run.open("runs/demo/example_tied")
+        >>> scores = score_examples(run, run.examples())
+        >>> scores.names[:3]
+        ('combined', 'dropped_margin', 'disagreement')
+    """
+    runs = [source] if isinstance(source, Run) else list(source)
+    if not runs:
+        raise ValueError("`source` expected a run, or several. Received: none.")
+    train = examples.train
+    check_classes(train)
+    for run in runs:
+        run.check(examples)
+    judges, held_out, values = [], [], []
+    for run in runs:
+        model = check_scorable(run)
+        found = _recorded_scores(run, examples)
+        if config.gradient_scores:
+            found |= _gradient_scores(run, model, train, progress)
+        on, off, other = _predictions(
+            run, model, examples, config.batch_size, progress
+        )
+        judges.append(off)
+        held_out.append(other)
+        values.append(values_of(train.label, off, tied=on) | found)
+    _check_same_scores(runs, values)
+    means = {
+        name: np.mean([each[name] for each in values], axis=0)
+        for name in values[0]
+    }
+    return ranked(
+        train,
+        np.concatenate(judges),
+        (np.concatenate(held_out), examples.test.label),
+        config.prior if prior is None else prior,
+        means,
+        extra_scores,
+    )
+
+
+def _predictions(run, model, examples: Examples, batch_size, progress):
+    """Log-probabilities, the last epoch being the end of the training.
+
+    [N, classes] of the training examples as trained, [J, N, classes] dropped,
+    in the judging epochs, and [J, M, classes] likewise of the test examples.
+    """
+    dropped = evaluation.Predictor(graph.with_inference(model, "drop"))
+    tied = graph.with_inference(model, "tied")
+    train, test = examples.train, examples.test
+    rows = []
+    for epoch in tqdm.tqdm(
+        _judging_epochs(run.epochs),
+        desc="judging",
+        unit="epoch",
+        disable=not progress,
+    ):
+        run.load_weights(model, epoch)
+        rows.append(
+            np.concatenate(
+                [
+                    evaluation.predict_logits(
+                        dropped, part, batch_size=batch_size
+                    )
+                    for part in (train, test)
+                    if len(part)
+                ]
+            )
+        )
+    on = evaluation.predict_logits(tied, train, batch_size=batch_size)
+    rows = np.stack(rows)
+    off = log_probabilities("dropped", rows[:, : len(train)], train, (3,))
+    others, _ = checked_held_out(
+        (rows[:, len(train) :], test.label), train, off
+    )
+    return log_probabilities("tied", on, train, (2,)), off, others
+
+
+def _check_same_scores(runs: Sequence[Run], values) -> None:
+    """Refuses runs of which some have scores that others have not."""
+    for run, found in zip(runs, values, strict=True):
+        if found.keys() != values[0].keys():
+            only = sorted(found.keys() ^ values[0].keys())
+            raise ValueError(
+                f"Of {runs[0].directory} and {run.directory} only one has the "
+                f"scores {only}. Expected runs of the same settings, apart "
+                "from the seed, each with its recording and saved epochs, or "
+                "none."
+            )
+
+
+def check_scorable(run: Run) -> keras.Model:
+    """The network of a run, refused if `score_examples` cannot score it.
+
+    Raises:
+        ValueError: its network has no tied layers, or no epoch was saved.
+    """
+    model = run.model()
+    if not graph.tied_layers(model):
+        raise ValueError(
+            f"The run in {run.directory} is of a network without tied layers, "
+            "which cannot say what it knows with its memory off. Expected one "
+            "trained with tied dropout; `scores_of_recording` takes the "
+            "recording of any network, `scores_of_logits` its predictions."
+        )
+    if max(run.epochs, default=0) == 0:
+        raise ValueError(
+            f"The run in {run.directory} has no saved epoch after the "
+            "initialization. Expected one that was trained."
+        )
+    return model
+
+
+def _judging_epochs(saved: Sequence[int]) -> list[int]:
+    """Saved epochs of the second half of the training, the last among them."""
+    late = [epoch for epoch in saved if epoch > _JUDGING * max(saved)]
+    count = min(len(late), _JUDGING_EPOCHS)
+    places = np.linspace(len(late) - 1, 0, count).round().astype(int)
+    return [late[place] for place in places[::-1]]
+
+
+def _recorded_scores(run: Run, examples: Examples) -> dict[str, np.ndarray]:
+    """The scores of the run's recording; none where there is none."""
+    folder = run.directory / "recording"
+    recorded = recorded_epochs(folder)
+    if not recorded:
+        return {}
+    trained = max(
+        (line["epoch"] for line in run.history), default=max(run.epochs)
+    )
+    if recorded != tuple(range(1, trained + 1)):
+        raise ValueError(
+            f"{folder} holds the epochs {listed(recorded)}, the run those up "
+            f"to {trained}. Expected a recording of the whole training. If it "
+            "was killed, let the same command finish it; or move the folder "
+            "away to score the run without it."
+        )
+    return scores_of_recording(Recording.open(folder), examples.train)
+
+
+def _gradient_scores(run, model, train, progress):
+    """`grand`, where an early epoch was saved, and `tracin`: [N] each."""
+    rates = {line["epoch"]: _rate(line) for line in run.history}
+    epochs = [epoch for epoch in run.epochs if epoch > 0]
+    wanted = early_epoch(max(epochs)) + 1
+    early = min(epochs, key=lambda epoch: abs(epoch - wanted))
+    engine = gradients.GradientEngine(graph.with_inference(model, "tied"))
+    found = {"tracin": np.zeros(len(train))}
+    for epoch in tqdm.tqdm(
+        epochs, desc="gradients", unit="epoch", disable=not progress
+    ):
+        run.load_weights(model, epoch)
+        squared = gradients.per_example_norms(engine, train, progress=False)
+        squared = (squared**2).sum(axis=1)
+        found["tracin"] += rates.get(epoch, 1.0) * squared
+        if epoch == early and early <= max(wanted, NOT_EARLY * max(epochs)):
+            found["grand"] = np.sqrt(squared)
+    return found
+
+
+def _rate(line: Mapping[str, Any]) -> float:
+    """The learning rate of a line of the history, ours or Keras's; else 1."""
+    return line.get(
+        "learning_rate", line.get("logs", {}).get("learning_rate", 1.0)
+    )

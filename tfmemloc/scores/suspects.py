@@ -1,0 +1,214 @@
+"""Wrong labels, found and shown: a ranking, a table and a page of examples."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from tfmemloc import data, report, storage
+from tfmemloc.data.examples import Examples
+from tfmemloc.report.figures import picture
+from tfmemloc.runs import Run
+from tfmemloc.scores.example_scores import ExampleScores
+from tfmemloc.scores.of_runs import ScoreConfig, score_examples
+from tfmemloc.scores.quality import calibration_error, suggestions_right
+
+PAGE = "suspects.html"
+TABLE = "suspects.csv"
+EVALUATION = "suspects.json"
+_SHOWN = 100
+# Of an input that has no picture: so many numbers or tokens are shown.
+_NUMBERS = 64
+
+
+def find_label_errors(
+    source: Run | Sequence[Run] | ExampleScores,
+    examples: Examples,
+    directory: str | os.PathLike,
+    config: ScoreConfig | None = None,
+    *,
+    shown: int | None = None,
+    **options: Any,
+) -> ExampleScores:
+    """Ranks the training examples by how suspicious their labels are.
+
+    Args:
+        source: a run with tied dropout, or several of the same data that
+            differ in their seed, or scores that were made before.
+        examples: the data of the run, or of the scores.
+        directory: where `example_scores.npz` and `.json`, `suspects.csv` (all
+            training examples, the most suspicious first), `suspects.html`
+            (pictures, texts or rows) and `suspects.json` (how well each score
+            finds the labels that are known to be wrong) are written.
+        config: what is scored, where `source` is a run or several.
+        shown: so many examples are on the page, suspects or not, the most
+            suspicious first; None shows the first 100 suspects.
+        **options: of `score_examples`, where `source` is a run or several.
+
+    Returns:
+        The scores. A *suspect* is an example for which, without its memory
+        and after adjustment to the class shares, another label than the given
+        one is the most probable.
+
+    Raises:
+        ValueError: the scores are of other examples; see `score_examples`.
+        TypeError: the source is neither runs nor scores, or there are options
+            for scores that were made before.
+
+    Example:
+        >>> run = Run.open("runs/demo/example_tied")
+        >>> scores = find_label_errors(run, run.examples(), "suspects")
+        >>> sorted(os.listdir("suspects"))[-1]
+        'suspects.json'
+    """
+    if _is_of_runs(source):
+        source = score_examples(
+            source, examples, config or ScoreConfig(), **options
+        )
+    elif not isinstance(source, ExampleScores) or options or config:
+        raise TypeError(
+            "Expected runs and options of `score_examples`, or scores and no "
+            f"options. Received: {type(source).__name__}, options "
+            f"{sorted(options)}. `scores_of_logits` makes scores of anybody's "
+            "predictions."
+        )
+    _check_examples(source, examples)
+    directory = pathlib.Path(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    storage.write_text(directory / TABLE, _csv(source.rows()))
+    storage.write_json(directory / EVALUATION, _evaluation(source))
+    _write_page(directory / PAGE, source, examples, shown)
+    # Last: where the scores are, the page is.
+    source.save(directory / "example_scores")
+    return source
+
+
+def _is_of_runs(source: Any) -> bool:
+    return isinstance(source, Run) or (
+        isinstance(source, (list, tuple))
+        and all(isinstance(each, Run) for each in source)
+    )
+
+
+def _check_examples(scores: ExampleScores, examples: Examples) -> None:
+    """Refuses examples other than those that were scored."""
+    scored = examples.of_ids(scores.example_id)
+    differs = {
+        "labels": (scored.label != scores.label).any(),
+        "inputs": scores.inputs_digest not in ("", scored.inputs_digest()),
+    }
+    wrong = [what for what, is_other in differs.items() if is_other]
+    if wrong:
+        raise ValueError(
+            f"The scores are of other {' and '.join(wrong)} than those of "
+            f"{examples.name}. Expected the examples that were scored."
+        )
+
+
+def _evaluation(scores: ExampleScores) -> dict[str, Any]:
+    """What is known of the scores where true labels are, for programs."""
+    wrong = int((scores.label != scores.true_label).sum())
+    summary: dict[str, Any] = {
+        "training_examples": len(scores.label),
+        "suspects": int(scores.is_suspect.sum()),
+        "known_wrong_labels": wrong,
+        "scores": scores.quality,
+    }
+    if wrong:
+        right, low, high = suggestions_right(scores)
+        summary |= {
+            "suggestions_right": right,
+            "suggestions_right_low": low,
+            "suggestions_right_high": high,
+            "calibration_error": calibration_error(scores),
+        }
+    return summary
+
+
+def _csv(rows: list[dict[str, Any]]) -> str:
+    file = io.StringIO()
+    writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return file.getvalue()
+
+
+def _write_page(path, scores, examples: Examples, count: int | None) -> None:
+    rows = scores.suspects()[:_SHOWN] if count is None else scores.rows(count)
+    cards = []
+    if rows:
+        shown = examples.of_ids([row["example_id"] for row in rows])
+        cards = [_card(row, n, scores, shown) for n, row in enumerate(rows)]
+    report.write_html(
+        path,
+        f"Suspected labels of {examples.name}",
+        [report.section_of(scores, cards=cards)],
+        {
+            "Table": f"{TABLE} lists all training examples.",
+            "Scores": "In each, more is more suspicious; "
+            "tfmemloc.scores says what they are.",
+        },
+    )
+
+
+def _card(
+    row: dict[str, Any], n: int, scores: ExampleScores, shown: Examples
+) -> report.Card:
+    label, suggested = (
+        shown.class_name(row[name]) for name in ("label", "suggested")
+    )
+    png, text = appearance(shown, n)
+    return report.Card(
+        (
+            f"labelled {label}, suggested {suggested}",
+            f"id {row['example_id']}, suspicion {row['suspicion']:.0%}",
+        ),
+        png,
+        text,
+        {name: f"{row[name]:.3g}" for name in scores.names},
+    )
+
+
+def appearance(examples: Examples, place: int) -> tuple[bytes, str]:
+    """What an example looks like: the PNG of its picture, and its words.
+
+    Args:
+        examples: any.
+        place: which of them.
+
+    Returns:
+        The first picture among its inputs, or nothing; and its other inputs as
+        text: the words of tokens, the names and numbers of a row.
+    """
+    png, lines = b"", []
+    for name, kind in data.input_kinds(examples).items():
+        values = examples.inputs[name][np.array([place])][0]
+        if kind == "picture" and not png:
+            png = picture(values)
+            continue
+        words = examples.words.get(name, ())
+        text = _in_words(values.reshape(-1)[:_NUMBERS], kind, words)
+        several = len(examples.inputs) > 1
+        lines.append(f"{name}: {text}" if several else text)
+    return png, "\n".join(lines)
+
+
+def _in_words(values: np.ndarray, kind: str, words: Sequence[str]) -> str:
+    if kind == "tokens":
+        return " ".join(
+            words[token] if 0 <= token < len(words) else str(token)
+            for token in values.tolist()
+        )
+    numbers = [f"{value:.4g}" for value in values.tolist()]
+    if len(words) >= len(numbers):
+        return ", ".join(
+            f"{word} {number}"
+            for word, number in zip(words, numbers, strict=False)
+        )
+    return ", ".join(numbers)

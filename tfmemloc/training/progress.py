@@ -1,0 +1,81 @@
+"""What is measured and shown after each epoch."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Mapping
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from tfmemloc import evaluation, graph
+from tfmemloc.data.examples import Examples
+from tfmemloc.runs import Run
+
+
+def behaviour_predictors(
+    network: keras.Model,
+) -> dict[str, evaluation.Predictor]:
+    """What is measured after each epoch: memory on, and memory off."""
+    if not graph.tied_layers(network):
+        return {"plain": evaluation.Predictor(network)}
+    return {
+        inference: evaluation.Predictor(
+            graph.with_inference(network, inference)
+        )
+        for inference in ("tied", "drop")
+    }
+
+
+def accuracies(
+    predictors: Mapping[str, evaluation.Predictor], examples: Examples | None
+) -> dict[str, dict[str, float]]:
+    """Accuracy of each subset, in each behaviour, now."""
+    accuracy = {}
+    for inference, predict in predictors.items():
+        metrics = evaluation.evaluate(predict, examples)
+        accuracy[inference] = dict(
+            zip(metrics.subsets, metrics.accuracy.tolist(), strict=True)
+        )
+    return accuracy
+
+
+def progress_words(line: Mapping[str, Any]) -> str:
+    """The progress bar's words: epoch, loss, accuracies."""
+    parts = [f"epoch {line['epoch']}", f"loss {line['loss']:.3f}"]
+    for inference, accuracy in line.get("accuracy", {}).items():
+        numbers = " ".join(
+            f"{subset} {100 * value:.0f}%" for subset, value in accuracy.items()
+        )
+        parts.append(f"{inference}: {numbers}")
+    return ", ".join(parts)
+
+
+def summary_writer(run: Run, enabled: bool):
+    """A writer of TensorBoard logs; None where they are not wanted.
+
+    Raises:
+        ModuleNotFoundError: TensorBoard is not installed.
+    """
+    if not enabled:
+        return None
+    if importlib.util.find_spec("tensorboard") is None:
+        raise ModuleNotFoundError(
+            "TensorBoard logs were asked for, but TensorBoard is not "
+            "installed. Run: pip install 'tfmemloc[tensorboard]'"
+        )
+    return tf.summary.create_file_writer(str(run.directory / "tensorboard"))
+
+
+def write_summary(writer, line: Mapping[str, Any]) -> None:
+    """Writes a line of the history to TensorBoard."""
+    if writer is None:
+        return
+    with writer.as_default(step=line["epoch"]):
+        for name in ("loss", "learning_rate"):
+            tf.summary.scalar(name, line[name])
+        for inference, accuracy in line.get("accuracy", {}).items():
+            for subset, value in accuracy.items():
+                tf.summary.scalar(f"accuracy/{inference}/{subset}", value)
+    writer.flush()

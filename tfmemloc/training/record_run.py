@@ -1,0 +1,78 @@
+"""`RecordRun`: anybody's `model.fit` recorded into a run directory."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+from typing import Any
+
+import keras
+
+from tfmemloc import storage
+from tfmemloc.configs import DataConfig
+from tfmemloc.data.examples import Examples
+from tfmemloc.runs import Run
+from tfmemloc.training.progress import accuracies, behaviour_predictors
+
+
+class RecordRun(keras.callbacks.Callback):
+    """Records anybody's `model.fit` into a run directory.
+
+    Weights at the beginning and after each epoch, and, where `examples` are
+    given, the accuracy of every subset. Every probe works on such a run.
+
+    Args:
+        directory: of the run; must not hold another one.
+        examples: measured after each epoch; ids as in the training.
+        data: config of the data, if `tfmemloc.load` loaded them.
+
+    Example:
+        >>> model.fit(batches, epochs=10,
+        ...           callbacks=[RecordRun("runs/mine", examples)])
+    """
+
+    def __init__(
+        self,
+        directory: str | os.PathLike,
+        examples: Examples | None = None,
+        *,
+        data: DataConfig | None = None,
+    ):
+        super().__init__()
+        self.directory = pathlib.Path(directory)
+        self.examples = examples
+        self.data = data
+
+    def on_train_begin(self, logs=None):
+        """Starts the run directory and records epoch 0."""
+        if (self.directory / "config.json").exists():
+            raise ValueError(
+                f"{self.directory} already holds a run, which would be "
+                "overwritten. Choose another directory, or delete it."
+            )
+        self._lock = storage.lock_directory(self.directory)
+        self._lock.__enter__()
+        self.run = Run.create(
+            self.directory, self.model, data=self.data, examples=self.examples
+        )
+        self._predictors = (
+            behaviour_predictors(self.model)
+            if self.examples is not None
+            else {}
+        )
+        self.run.record_epoch(self.model, 0, self._accuracy())
+
+    def on_epoch_end(self, epoch, logs=None):
+        """Records an epoch; Keras counts from 0, runs from 1."""
+        logs = {name: float(value) for name, value in (logs or {}).items()}
+        self.run.record_epoch(
+            self.model, epoch + 1, {"logs": logs, **self._accuracy()}
+        )
+
+    def on_train_end(self, logs=None):
+        """Lets go of the directory."""
+        self._lock.__exit__(None, None, None)
+
+    def _accuracy(self) -> dict[str, Any]:
+        accuracy = accuracies(self._predictors, self.examples)
+        return {"accuracy": accuracy} if accuracy else {}

@@ -1,0 +1,47 @@
+"""Rules: what a training step minimizes. One file each, called by its name.
+
+A rule is a function (model, inputs, label) -> (loss of each example [B],
+logits), which calls the model with `training=True` itself, so that it may call
+it twice, with other inputs or in another behaviour. The name of its module is
+the value of `TrainConfig.rule`; the function in it is called `rule`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Callable, Mapping
+
+import keras
+import tensorflow as tf
+
+# (model, inputs by name, label) -> losses [B], logits
+Rule = Callable[
+    [keras.Model, Mapping[str, tf.Tensor], tf.Tensor],
+    tuple[tf.Tensor, tf.Tensor],
+]
+
+
+def names() -> tuple[str, ...]:
+    """The names of the rules that there are."""
+    return tuple(module.name for module in pkgutil.iter_modules(__path__))
+
+
+def named(name: str) -> Rule:
+    """The rule of this name.
+
+    Raises:
+        ValueError: there is none.
+    """
+    if name not in names():
+        raise ValueError(
+            f"`rule` must be one of {', '.join(map(repr, names()))}, or a "
+            f"function that is passed to `train`. Received: rule={name!r}."
+        )
+    return importlib.import_module(f"{__name__}.{name}").rule
+
+
+def address_of(rule: Rule) -> str:
+    """The name of a rule of one's own: `<module>:<function>`."""
+    name = getattr(rule, "__qualname__", type(rule).__qualname__)
+    return f"{getattr(rule, '__module__', '?')}:{name}"

@@ -1,0 +1,81 @@
+"""One training step, traced once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from tfmemloc.data.examples import IDS
+from tfmemloc.training.recorder import ExampleRecorder
+from tfmemloc.training.rules import Rule, cross_entropy
+
+
+def make_train_step(
+    model: keras.Model,
+    optimizer: keras.optimizers.Optimizer,
+    *,
+    rule: Rule = cross_entropy.rule,
+    weight_decay: float = 0.0,
+    jit_compile: bool = False,
+    strategy: tf.distribute.Strategy | None = None,
+    batch_spec: Any = None,
+    recorder: ExampleRecorder | None = None,
+) -> Callable[[Any], tf.Tensor]:
+    """A traced function that takes one step and gives the loss before it.
+
+    The loss is the batch's mean of what the rule gives. The weight decay adds
+    weight_decay * w to the gradient of every trainable weight, as PyTorch's
+    optimizers do. BatchNorm is in training mode: batch statistics, and its
+    moving statistics move.
+
+    Args:
+        model: inputs by name, or its one input -> logits.
+        optimizer: built for the model's trainable variables.
+        rule: what is minimized; see `tfmemloc.training.rules`.
+        weight_decay: see above.
+        jit_compile: compile with XLA.
+        strategy: replicas that share each batch.
+        batch_spec: the element spec of the batches; None infers it and may
+            trace more than once.
+        recorder: notes what the step sees of each example.
+
+    Returns:
+        `step((inputs, label))` -> float32 scalar.
+    """
+    strategy = strategy or tf.distribute.get_strategy()
+    variables = model.trainable_variables
+
+    def replica_step(batch):
+        inputs, label = batch
+        context = tf.distribute.get_replica_context()
+        size = tf.cast(tf.shape(label)[0], tf.float32)
+        total_size = context.all_reduce("sum", size)
+        with tf.GradientTape() as tape:
+            losses, logits = rule(model, inputs, label)
+            # A replica without examples has an empty sum, hence no NaN.
+            loss = tf.reduce_sum(losses) / total_size
+            decay = tf.add_n(
+                [tf.nn.l2_loss(tf.convert_to_tensor(v)) for v in variables]
+            )
+            share = weight_decay / context.num_replicas_in_sync
+            scaled = optimizer.scale_loss(loss + share * decay)
+        if recorder is not None:
+            recorder.update(inputs[IDS], label, logits)
+        # Keras's optimizer itself adds up the gradients of the replicas.
+        optimizer.apply(tape.gradient(scaled, variables), variables)
+        return loss
+
+    def step(batch):
+        loss = strategy.run(replica_step, (batch,))
+        return strategy.reduce("sum", loss, axis=None)
+
+    signature = None if batch_spec is None else [batch_spec]
+    return tf.function(
+        step,
+        input_signature=signature,
+        jit_compile=jit_compile,
+        reduce_retracing=batch_spec is None,
+    )

@@ -1,0 +1,5 @@
+"""Units of a network: gates, searches, rankings."""
+
+from tfmemloc.units.config import SearchConfig
+from tfmemloc.units.gated_model import GatedModel, drawn, is_right
+from tfmemloc.units.gates import UnitGates
