@@ -5,7 +5,7 @@ VENV := .venv
 # Quiet TensorFlow's start-up messages; errors still show.
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
-.PHONY: demo test lint benchmarks clean
+.PHONY: demo test test-all lint benchmarks clean
 
 demo: $(VENV)/ready
 	$(VENV)/bin/python -m binaries.localize --dataset=digits \
@@ -13,6 +13,11 @@ demo: $(VENV)/ready
 
 test: $(VENV)/ready
 	$(VENV)/bin/python -m pytest -n 2 --dist=worksteal
+
+# With the long tests, and ten thousand inputs for each kind of file.
+test-all: $(VENV)/ready
+	FUZZ_INPUTS=10000 $(VENV)/bin/python -m pytest -n 2 --dist=worksteal -m ""
+	$(VENV)/bin/python -m tests.faults --tries=50
 
 lint: $(VENV)/ready
 	$(VENV)/bin/ruff check .

@@ -12,7 +12,7 @@ from tfmemloc.configs import ModelConfig
 from tfmemloc.models import build
 from tfmemloc.probes.group_learner import GroupLearner
 from tfmemloc.probes.layer_retraining import RetrainConfig
-from tfmemloc.probes.layer_rewinding import Sweep
+from tfmemloc.probes.layer_rewinding import Rewinder
 
 _EPOCHS = 8
 
@@ -29,7 +29,7 @@ def rewinding() -> list[Row]:
         ).get_weights()
         for seed in range(1, _EPOCHS + 1)
     ]
-    sweep = Sweep(model, groups, "single", True, sources)
+    rewinder = Rewinder(model, groups, "single", True, sources)
     predict = evaluation.Predictor(model)
     variables = graph.group_variables(groups)
     place = {id(v): n for n, v in enumerate(model.weights)}
@@ -43,7 +43,7 @@ def rewinding() -> list[Row]:
 
     return ratios(
         "rewinding",
-        {"reused": lambda: sweep.run(examples, 64, False), "plain": plain},
+        {"reused": lambda: rewinder.run(examples, 64, False), "plain": plain},
         [("resnet9: sweep / plain sweep", "reused", "plain", 0.65, True)],
     )
 

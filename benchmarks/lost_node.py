@@ -40,7 +40,7 @@ def main() -> None:
                 "binaries.sweep",
                 *_GRID,
                 f"--base={_BASE}",
-                "--engine=ray",
+                "--backend=ray",
                 f"--ray_address={cluster.address}",
                 "--retries=3",
                 f"--run_dir={directory}",

@@ -48,9 +48,7 @@ def run() -> list[Row]:
 
 def _write(path: pathlib.Path) -> None:
     """Random pictures, a few thousand at a time."""
-    values = np.lib.format.open_memmap(
-        path, "w+", np.uint8, (_COUNT, *_SHAPE)
-    )
+    values = np.lib.format.open_memmap(path, "w+", np.uint8, (_COUNT, *_SHAPE))
     rng = np.random.default_rng(0)
     for start in range(0, _COUNT, 5000):
         part = values[start : start + 5000]

@@ -296,6 +296,7 @@ BLOCKS: Mapping[str, Callable[[], str]] = {
     "label_errors_digits": lambda: _label_errors("digits"),
     "label_errors_mnist": lambda: _label_errors("mnist"),
     "label_errors_cifar10": lambda: _label_errors("cifar10"),
+    "kinds": lambda: _fenced(report.text_table(_read("kinds")["rows"])),
     "sweep": _sweep,
     "faults": _faults,
 }

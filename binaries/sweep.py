@@ -15,7 +15,7 @@ main job over seeds. The runs of memorization estimates
     --base="--dataset=digits --subset_ratio=0.7 --dropout=none" \\
     --run_dir=runs/subsets
 
-With --engine=ray the cells run on a Ray cluster, whose machines must see
+With --backend=ray the cells run on a Ray cluster, whose machines must see
 --run_dir under the same path; cells of a lost machine are run elsewhere.
 """
 
@@ -46,7 +46,7 @@ flags.flags.DEFINE_integer(
     "processes", 1, "Cells that run at once (local).", lower_bound=1
 )
 flags.flags.DEFINE_enum(
-    "engine", "local", sweeps.ENGINES, "This machine, or a Ray cluster."
+    "backend", "local", sweeps.BACKENDS, "This machine, or a Ray cluster."
 )
 flags.flags.DEFINE_string(
     "ray_address",
@@ -79,7 +79,7 @@ def main() -> None:
         FLAGS.program,
         cells,
         base=base,
-        engine=FLAGS.engine,
+        backend=FLAGS.backend,
         processes=FLAGS.processes,
         retries=FLAGS.retries,
         ray_address=FLAGS.ray_address,

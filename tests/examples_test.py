@@ -28,6 +28,7 @@ def _run(name, real_data, folder):
     return {words: float(value) for words, value in found.items()}
 
 
+@pytest.mark.slow
 def test_six_changed_lines_forget_the_wrong_labels(real_data, tmp_path):
     before = _run("fit_mnist.py", real_data, tmp_path)
     size = (tmp_path / "mnist.keras").stat().st_size

@@ -16,7 +16,14 @@ def faults(tmp_path_factory):
 PROGRAMS = [name for name in commands(None) if name != "sweep"]
 
 
-@pytest.mark.parametrize("program", PROGRAMS)
+@pytest.mark.parametrize(
+    "program",
+    [
+        # Each has a kill at a chosen moment in its own tests.
+        name if name == "train" else pytest.param(name, marks=pytest.mark.slow)
+        for name in PROGRAMS
+    ],
+)
 def test_killed_at_a_random_moment(faults, program):
     rng = np.random.default_rng(list(program.encode()))
     assert faults.kill(program, rng, "test") == "same results"

@@ -29,7 +29,7 @@ from tfmemloc.training.recorder import ExampleRecorder
 from tfmemloc.training.recording import Recording
 
 FUZZ = settings(
-    max_examples=60,
+    max_examples=int(os.environ.get("FUZZ_INPUTS", "60")),
     deadline=None,
     derandomize=True,
     suppress_health_check=[HealthCheck.function_scoped_fixture],

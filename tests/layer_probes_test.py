@@ -170,9 +170,12 @@ def test_each_suffix_is_traced_once_and_weights_stay(run, examples):
     before = model.get_weights()
     groups = graph.layer_groups(model)
     sources = [run.weights(epoch) for epoch in (0, 1, 2)]
-    sweep = layer_rewinding.Sweep(model, groups, "single", True, sources)
-    sweep.run(examples, 50, False)
-    for predict in [*sweep.suffixes.values(), *dict(sweep.stages).values()]:
+    rewinder = layer_rewinding.Rewinder(model, groups, "single", True, sources)
+    rewinder.run(examples, 50, False)
+    for predict in [
+        *rewinder.suffixes.values(),
+        *dict(rewinder.stages).values(),
+    ]:
         assert predict.trace_count() == 1
     for a, b in zip(before, model.get_weights(), strict=True):
         assert a.tobytes() == b.tobytes()

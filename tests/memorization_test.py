@@ -30,7 +30,9 @@ def _run_that_saw(directory, examples, seed):
     kernel = np.eye(64, toys.CLASSES, dtype=np.float32)
     seen = examples.take(np.isin(examples.example_id, chosen.example_id))
     for pixels, label in zip(
-        seen.image.reshape(len(seen), 64), seen.label, strict=True
+        np.asarray(seen.inputs["image"]).reshape(len(seen), 64),
+        seen.label,
+        strict=True,
     ):
         for marker in np.flatnonzero(pixels[toys.CLASSES :]):
             kernel[toys.CLASSES + marker, label] = 3

@@ -16,7 +16,7 @@ RESULTS = ROOT / "docs" / "results"
 
 def test_the_examples_run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    own_labels, tying, by_hand = re.findall(
+    own_labels, tying, by_hand, other_data = re.findall(
         r"```python\n(.*?)```", README, re.DOTALL
     )
     names = {}
@@ -40,6 +40,9 @@ def test_the_examples_run(tmp_path, monkeypatch):
     names = {}
     exec(by_hand, names)
     assert np.isfinite(float(names["loss"]))
+    names = {}
+    exec(other_data, names)
+    assert set(names["run"].history[-1]["accuracy"]) == {"tied", "drop"}
 
 
 @pytest.mark.parametrize("path", tables.TEXTS, ids=lambda path: path.name)

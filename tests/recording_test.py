@@ -307,7 +307,7 @@ def test_a_recording_knows_images_and_labels(tmp_path, small_digits):
     turned = dataclasses.replace(
         part, inputs={"image": part.inputs["image"][:, ::-1]}
     )
-    with pytest.raises(ValueError, match="of other images than those"):
+    with pytest.raises(ValueError, match="of other inputs than those"):
         found.of(turned)
     other = dataclasses.replace(small_digits, label=small_digits.true_label)
     with pytest.raises(ValueError, match="a recording with other labels"):

@@ -34,6 +34,7 @@ from tfmemloc.training.loop import train
 from tfmemloc.training.record_examples import RecordExamples
 from tfmemloc.training.record_run import RecordRun
 from tfmemloc.training.recording import Recording
+from tfmemloc.units import SearchConfig
 
 
 @pytest.fixture(scope="module")
@@ -364,8 +365,10 @@ def test_a_softmax_at_the_end_changes_no_score(tmp_path, small_digits):
         find_critical_units(
             run,
             small_digits,
-            ids=small_digits.train.example_id[:4],
-            inference="tied",
+            SearchConfig(
+                ids=tuple(small_digits.train.example_id[:4].tolist()),
+                inference="tied",
+            ),
             progress=False,
         )
         for run in (Run.open(tmp_path / name) for name in ends)

@@ -112,6 +112,7 @@ def test_a_failed_cell_does_not_stop_the_others(tmp_path):
     "ignore::ResourceWarning",
     "ignore::pytest.PytestUnraisableExceptionWarning",
 )
+@pytest.mark.slow
 def test_ray_goes_on_when_a_node_dies(tmp_path):
     ray = pytest.importorskip("ray")
     from ray.cluster_utils import Cluster
@@ -140,7 +141,7 @@ def test_ray_goes_on_when_a_node_dies(tmp_path):
             "train",
             cells,
             base=BASE,
-            engine="ray",
+            backend="ray",
             retries=3,
             progress=False,
         )

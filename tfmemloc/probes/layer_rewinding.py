@@ -235,14 +235,14 @@ def rewind_layers(
     named = graph.layer_groups(model, groups)
     weights = [source.weights(epoch) for epoch in epochs]
     fresh = _fresh_weights(source, examples)
-    sweep = Sweep(
+    rewinder = Rewinder(
         model,
         named,
         config.mode,
         config.statistics,
         [*weights, *([] if fresh is None else [fresh])],
     )
-    metrics, plain = sweep.run(examples, config.batch_size, progress)
+    metrics, plain = rewinder.run(examples, config.batch_size, progress)
     accuracy, loss = (
         np.array([[getattr(m, name) for m in row] for row in metrics])
         for name in ("accuracy", "loss")
@@ -263,7 +263,7 @@ def rewind_layers(
     )
 
 
-class Sweep:
+class Rewinder:
     """All (weights, group) pairs over all batches; one trace per suffix.
 
     Args:

@@ -2,4 +2,4 @@
 
 from tfmemloc.sweeps.grid import Cell, parse_grid
 from tfmemloc.sweeps.results import SweepResults, gather_sweep, numbers_of
-from tfmemloc.sweeps.run import ENGINES, SweepError, run_sweep
+from tfmemloc.sweeps.run import BACKENDS, SweepError, run_sweep

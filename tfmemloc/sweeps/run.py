@@ -30,7 +30,7 @@ from tfmemloc import storage
 from tfmemloc.sweeps.grid import Cell
 from tfmemloc.sweeps.results import SweepResults, gather_sweep, numbers_of
 
-ENGINES = ("local", "ray")
+BACKENDS = ("local", "ray")
 _SHOWN_FAILURES = 3
 _POLL_SECONDS = 0.5
 _IN_USE = "is in use by another process"
@@ -59,7 +59,7 @@ def run_sweep(
     cells: Sequence[Cell],
     *,
     base: Sequence[str] = (),
-    engine: str = "local",
+    backend: str = "local",
     processes: int = 1,
     retries: int = 1,
     over: str = "seed",
@@ -76,7 +76,7 @@ def run_sweep(
         program: `train` or `localize`, of `binaries`.
         cells: from `parse_grid`; more of them may be added later.
         base: flags that all cells share.
-        engine: `local` or `ray`.
+        backend: `local` or `ray`.
         processes: how many commands run at once (`local`).
         retries: how often a cell that failed or was lost is tried again.
         ray_address: of a running cluster; None starts one on this machine.
@@ -90,22 +90,22 @@ def run_sweep(
 
     Raises:
         ValueError: the directory holds a sweep of another program or base, or
-            there is no such engine.
+            there is no such backend.
         DirectoryInUseError: another sweep runs there.
         SweepError: cells failed; says which, and how.
         ModuleNotFoundError: Ray was asked for and is not installed.
     """
     # Other machines' processes have other working directories.
     directory = pathlib.Path(directory).resolve()
-    if engine not in ENGINES:
+    if backend not in BACKENDS:
         raise ValueError(
-            f"`engine` must be one of {', '.join(map(repr, ENGINES))}. "
-            f"Received: engine={engine!r}."
+            f"`backend` must be one of {', '.join(map(repr, BACKENDS))}. "
+            f"Received: backend={backend!r}."
         )
     with storage.lock_directory(directory):
         _keep_settings(directory, program, base)
         threads = None
-        if engine == "ray":
+        if backend == "ray":
             threads = max(1, int(cpus_per_run))
         elif processes > 1:
             threads = max(1, (os.cpu_count() or 1) // processes)
@@ -131,7 +131,7 @@ def run_sweep(
             for job in jobs
             if not (pathlib.Path(job.directory) / "done.json").exists()
         ]
-        if engine == "ray":
+        if backend == "ray":
             finished = _on_ray(todo, ray_address, cpus_per_run, gpus_per_run)
         else:
             finished = _in_processes(todo, processes)
@@ -200,7 +200,7 @@ def _on_ray(
     """On a cluster; Ray itself begins anew what a lost worker was at."""
     if importlib.util.find_spec("ray") is None:
         raise ModuleNotFoundError(
-            "--engine=ray needs Ray, which is not installed. Run: pip install "
+            "--backend=ray needs Ray, which is not installed. Run: pip install "
             "'tfmemloc[sweep]'"
         )
     import ray

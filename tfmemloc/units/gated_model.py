@@ -6,7 +6,7 @@ uses its moving statistics, and tied layers do what their `inference` says.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
@@ -73,7 +73,7 @@ class GatedModel:
                 self._predicted_of, input_signature=[*batch, gate]
             ),
             "losses": tf.function(
-                self._losses_of, input_signature=[*batch, gate]
+                self._losses_of, input_signature=[*batch, gate, gate]
             ),
             "activity": tf.function(self._activity_of, input_signature=batch),
             "population": tf.function(
@@ -112,10 +112,23 @@ class GatedModel:
         """[N] bool: whether the label is predicted under gates [N, U]."""
         return is_right(self.predicted(examples, gate), examples.label)
 
-    def losses(self, examples: Examples, gate: np.ndarray) -> np.ndarray:
-        """The loss of each example under gates [N, U]: [N]."""
-        (found,) = self._in_chunks("losses", examples, gate)
-        return found
+    def losses(
+        self, examples: Examples, gate: np.ndarray, changes: np.ndarray
+    ) -> np.ndarray:
+        """The loss of each example under each of several changes.
+
+        Args:
+            examples: N examples.
+            gate: [N, U] that they have.
+            changes: [K, U] by which all gates are multiplied in turn.
+
+        Returns:
+            [N, K].
+        """
+        (losses_of,) = self._in_chunks(
+            "losses", examples, gate, shared=[changes]
+        )
+        return losses_of
 
     def own_gradient(
         self, examples: Examples, gate: np.ndarray
@@ -167,7 +180,13 @@ class GatedModel:
         x = arranged(self._model, chunk.inputs)
         return (x, tf.constant(chunk.inputs[IDS])), tf.constant(chunk.label)
 
-    def _in_chunks(self, name: str, examples: Examples, *gates: np.ndarray):
+    def _in_chunks(
+        self,
+        name: str,
+        examples: Examples,
+        *gates: np.ndarray,
+        shared: Sequence[np.ndarray] = (),
+    ):
         """Calls a function on chunks of examples and joins what it gives.
 
         A chunk is filled up to a power of two, so that kernels meet few
@@ -180,7 +199,7 @@ class GatedModel:
             size = max(8, 1 << (stop - start - 1).bit_length())
             rows = np.minimum(np.arange(start, start + size), stop - 1)
             batch = self._batch(examples, rows)
-            given = function(*batch, *(gate[rows] for gate in gates))
+            given = function(*batch, *(gate[rows] for gate in gates), *shared)
             parts.append([t.numpy()[: stop - start] for t in given])
         return [np.concatenate(column) for column in zip(*parts, strict=True)]
 
@@ -221,8 +240,12 @@ class GatedModel:
         del label
         return (tf.argmax(self._logits(x, gate), axis=-1),)
 
-    def _losses_of(self, x, label, gate):
-        return (losses.cross_entropy(label, self._logits(x, gate)),)
+    def _losses_of(self, x, label, gate, changes):
+        def of_change(change):
+            return losses.cross_entropy(label, self._logits(x, gate * change))
+
+        found = tf.map_fn(of_change, changes, parallel_iterations=1)
+        return (tf.transpose(found),)
 
     def _activity_of(self, x, label):
         del label
