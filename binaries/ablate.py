@@ -1,16 +1,16 @@
-"""Finds the few units without which single predictions of a run flip.
+"""Finds the few units of a network whose removal flips a prediction.
 
   python -m binaries.ablate --run_dir=runs/demo/standard
 
 takes about 15 seconds on 2 CPU cores for the 143 noisy and 143 clean examples
 of the digits demo. Writes critical_units.npz and .json (a row for each
 example: its units, and what their removal did), figures and report.html into
---out_dir (the run's folder); killed, the same command goes on with the next
-block of examples. Expect about five units for a wrong label, more for a right
-one, and little harm to the other examples.
+--out_dir (the run's folder). If it is killed, the same command goes on with the
+next block of examples. Expect about five units for a wrong label, more for a
+right one, and little harm to the other examples.
 
-Whether critical units are an example's own memorization units is asked by
-binaries.localize (--probes=own_units).
+binaries.localize --probes=own_units tells whether the critical units of an
+example are its own memorization units.
 """
 
 import pathlib

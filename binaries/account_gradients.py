@@ -1,12 +1,12 @@
-"""Whose gradients move which layers, epoch by epoch, of a trained run.
+"""Measures which examples' gradients move which layers, epoch by epoch.
 
   python -m binaries.account_gradients --run_dir=runs/demo/standard
 
 takes about 20 seconds on 2 CPU cores for the 31 saved epochs of the digits
 demo. Writes gradient_accounting.npz and .json, figures and report.html into
---out_dir (the run's folder). Expect, while the wrong labels are learned, an
-aggregate gradient of the 10 % noisy examples about as long as that of all
-clean ones, and a negative cosine between the two.
+--out_dir (the run's folder). While the wrong labels are learned, expect the
+aggregate gradient of the 10 % noisy examples to be about as long as that of all
+clean ones, and the cosine between the two to be negative.
 """
 
 from binaries import config_flags, flags, output

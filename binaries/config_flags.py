@@ -1,4 +1,4 @@
-"""Flags made from configs: names, defaults and help stand in one place.
+"""Makes flags from configs, which hold their names, defaults and help.
 
 A config is a frozen dataclass. Each of its fields becomes a flag of the same
 name; the help is the field's paragraph under `Attributes:` in the docstring.
@@ -26,7 +26,7 @@ Config = TypeVar("Config")
 _QUICK_EPOCHS = 3
 _QUICK_EXAMPLES = 512
 _QUICK_BATCH = 128
-# Fields that several configs have, or whose flag is called otherwise.
+# Field -> name of its flag, where the two differ.
 _MODEL_FLAGS = {"name": "model"}
 _PRESET_CONFIGS = (configs.ModelConfig, configs.TrainConfig)
 
@@ -44,10 +44,10 @@ def define(
     Args:
         config: a dataclass.
         skip: fields without a flag.
-        named: field -> name of its flag, where that is another one.
-        unset: a flag that is not given is None, so that a preset may hold;
-            the help says the default.
-        notes: field -> what its help says of the default.
+        named: field -> name of its flag, where the two differ.
+        unset: a flag that is not given is None, so that a preset can apply;
+            the help text states the default.
+        notes: field -> how its help text describes the default.
     """
     helps = field_help(config)
     hints = configs.hints(config)
@@ -108,7 +108,7 @@ def field_help(config: type) -> dict[str, str]:
         ):
             is_code = words.startswith("`")
             words = " ".join(words.split()).replace("`", "")
-            # What is to be typed keeps its small letters.
+            # Words that the user types, such as `adam`, are not capitalized.
             found[name] = words if is_code else words[0].upper() + words[1:]
     return found
 
@@ -189,12 +189,12 @@ def define_run_configs(*, with_dropout: bool) -> None:
     )
     define(configs.TrainConfig, skip=("seed",), unset=True)
     flags.DEFINE_integer(
-        "seed", 0, "Of noise, initialization, order and augmentation."
+        "seed", 0, "Seed of noise, initialization, order and augmentation."
     )
     flags.DEFINE_bool(
         "quick",
         False,
-        f"The same path, with at most {_QUICK_EPOCHS} epochs, "
+        f"Run the same steps, with at most {_QUICK_EPOCHS} epochs, "
         f"{_QUICK_EXAMPLES} training examples and {_QUICK_BATCH} in a batch.",
     )
 
@@ -222,7 +222,7 @@ def data_config() -> configs.DataConfig:
 
 
 def model_config(dropout: str | None = None) -> configs.ModelConfig:
-    """The network that the flags ask for; `dropout` where no flag says it."""
+    """The network that the flags ask for; `dropout` if no flag decides it."""
     preset, _ = configs.PRESETS.get(_dataset(), ({}, {}))
     skip = ("seed",) if dropout is None else ("seed", "dropout")
     given = {} if dropout is None else {"dropout": dropout}

@@ -3,8 +3,9 @@
   python -m binaries.export --run_dir=runs/demo/example_tied --out_dir=served
 
 takes about 10 seconds on 2 CPU cores for the digits demo. Writes a SavedModel
-that takes images alone, and a model card with the accuracies before and after
-that were measured on it. It loads wherever TensorFlow is:
+that takes the network's inputs without example ids, and a model card with the
+accuracies measured before and after the export. The SavedModel loads wherever
+TensorFlow is installed:
 
   saved_model_cli show --dir served --all
 """
@@ -26,10 +27,10 @@ flags.flags.DEFINE_enum(
     "exports a network without tied layers.",
 )
 flags.flags.DEFINE_bool(
-    "prune", None, "Slice dropped units out; default: with --inference=drop."
+    "prune", None, "Slice dropped units out; on by default if they are dropped."
 )
 flags.flags.DEFINE_bool(
-    "fold", True, "Put each BatchNorm into the layer before it."
+    "fold", True, "Fold each BatchNorm into the layer before it."
 )
 flags.flags.DEFINE_bool(
     "recalibrate", False, "Recompute BatchNorm statistics first."
@@ -46,7 +47,7 @@ flags.flags.DEFINE_list(
     "formats", [], f"Further files: {', '.join(serving.FORMATS)}."
 )
 flags.flags.DEFINE_bool(
-    "overwrite", False, "Replace an export that lies at --out_dir."
+    "overwrite", False, "Replace an export that exists at --out_dir."
 )
 flags.define_download()
 

@@ -9,14 +9,14 @@ import shutil
 import sys
 from collections.abc import Callable
 
-# Before TensorFlow is loaded: keep its start-up messages to itself.
+# Silences TensorFlow's start-up messages; must be set before the import.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-# TensorFlow leaves it off on CPUs without AVX-512, where it is faster, too.
+# oneDNN is faster on CPUs without AVX-512, too, where TensorFlow leaves it off.
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
 
 import tensorflow as tf  # noqa: E402
 
-# Each new model is traced once; TensorFlow takes that for a mistake.
+# TensorFlow warns of retracing, although each new model is traced only once.
 tf.get_logger().setLevel("ERROR")
 
 from absl import app, flags, logging  # noqa: E402
@@ -29,11 +29,11 @@ FLAGS = flags.FLAGS
 flags.disclaim_key_flags()
 
 RUN_HELP = (
-    "Folder of one trained network (of binaries.train), or one of the four "
-    "that binaries.localize writes, such as runs/demo/standard."
+    "Folder of one trained network: one that binaries.train wrote, or one of "
+    "the four that binaries.localize writes, such as runs/demo/standard."
 )
 
-# Errors that are the user's to mend; shown without a traceback.
+# Errors that the user can fix; shown without a traceback.
 _USER_ERRORS = (
     ValueError,
     OSError,
@@ -46,7 +46,7 @@ _USER_ERRORS = (
 
 
 def define_training_options() -> None:
-    """How the training runs, which changes no result but its rounding."""
+    """Defines flags of how the training runs; they change only rounding."""
     flags.DEFINE_bool(
         "mirrored", False, "Share each batch between all local GPUs."
     )
@@ -60,27 +60,27 @@ def define_training_options() -> None:
 
 
 def define_download() -> None:
-    """Whether TFDS may fetch."""
+    """Defines the flag that lets TFDS download."""
     flags.DEFINE_bool(
         "download", False, "Let TFDS download a data set that is missing."
     )
 
 
 def define_run_flags(default_directory: str) -> None:
-    """Where to, and from scratch or not."""
+    """Defines the flags of the results' folder, and of starting afresh."""
     flags.DEFINE_string("run_dir", default_directory, "Where results go.")
     flags.DEFINE_bool("fresh", False, "Delete what is in --run_dir first.")
 
 
 def define_probe_flags() -> None:
-    """Which run to probe, and where results go."""
+    """Defines the flags of the run to probe, and of the results' folder."""
     flags.DEFINE_string("run_dir", None, RUN_HELP, required=True)
     flags.DEFINE_string("out_dir", None, "Default: the run's folder.")
     define_download()
 
 
 def strategy() -> tf.distribute.Strategy:
-    """Where to train; also applies --deterministic."""
+    """The distribution strategy to train with; also applies --deterministic."""
     if FLAGS.deterministic:
         tf.keras.utils.set_random_seed(FLAGS.seed)
         tf.config.experimental.enable_op_determinism()
@@ -109,7 +109,7 @@ def prepare_directory(marker: str) -> pathlib.Path:
         marker: a file that shows that the folder is the program's own.
 
     Raises:
-        ValueError: --fresh on a folder that is not.
+        ValueError: --fresh would delete a folder of another origin.
     """
     directory = run_directory()
     here = pathlib.Path.cwd()
@@ -141,7 +141,7 @@ def command_line(module: str) -> str:
 
 
 def run(main: Callable[[], None]) -> None:
-    """Runs a program; errors that the user can mend are one line."""
+    """Runs a program; shows an error that the user can fix as one line."""
 
     def guarded(arguments):
         if len(arguments) > 1:

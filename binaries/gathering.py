@@ -73,7 +73,7 @@ def sections_of(
 
     Args:
         directory: of a main job, a run, a sweep or a method.
-        page_directory: where the page will lie, for links; None: there.
+        page_directory: the page's folder, for links; None is `directory`.
 
     Raises:
         DamagedFileError: a result is not what was written.

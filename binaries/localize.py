@@ -2,11 +2,11 @@
 
   python -m binaries.localize --dataset=digits --run_dir=runs/demo
 
-takes about two minutes on 2 CPU cores. Trains the network without dropout,
-with standard dropout, sparse, and example-tied; drops the memorization units
-of the last; probes the first; ranks the labels; writes summary.json, figures
-and a self-contained report.html into --run_dir. Run again, it reuses what is
-finished.
+takes about two minutes on 2 CPU cores. Trains the same network four times:
+without dropout, with standard, with sparse and with example-tied dropout. Then
+it drops the memorization units of the last network, probes the first, ranks the
+labels, and writes summary.json, figures and a self-contained report.html into
+--run_dir. A second run reuses the parts that are finished.
 """
 
 import pathlib
@@ -48,13 +48,13 @@ _OWN_UNITS = ("example_tied", "standard_dropout")
 
 config_flags.define(ComparisonConfig)
 flags.flags.DEFINE_list(
-    "probes", list(PROBES), "What to ask of the networks; may be empty."
+    "probes", list(PROBES), "Which probes to run; may be empty."
 )
 flags.flags.DEFINE_integer(
     "own_units_examples", 64, "Examples of each subset that own_units searches."
 )
 flags.flags.DEFINE_integer(
-    "probe_epochs", 16, "Account gradients at so many epochs, evenly spread."
+    "probe_epochs", 16, "Account gradients at this many evenly spread epochs."
 )
 
 
@@ -121,7 +121,7 @@ def main() -> None:
 
 
 def _suspects(directory: pathlib.Path, run: Run, examples: Examples) -> int:
-    """Ranks the labels; the number of suspects."""
+    """Ranks the labels; returns the number of suspects."""
     scores = output.reuse(
         directory / "example_scores",
         lambda: find_label_errors(
@@ -148,7 +148,7 @@ def _keep_settings(path: pathlib.Path, settings: dict) -> None:
     if wrong:
         raise ValueError(
             f"{path.parent} holds results of other settings: "
-            f"{'; '.join(wrong)}. Use its settings, another "
+            f"{'; '.join(wrong)}. Use the original settings, another "
             "--run_dir, or start over with --fresh."
         )
 
@@ -161,7 +161,7 @@ def _ours(part) -> dict:
 def _probe(
     directory: pathlib.Path, runs: Mapping[str, Run], examples: Examples
 ) -> None:
-    """Asks what was asked for and is not answered yet."""
+    """Runs the requested probes that have no result yet."""
     run = runs["standard"]
     makers = {
         "gradient_accounting": lambda: account_gradients(
@@ -196,7 +196,7 @@ def _probe(
 
 
 def _own_units(directory, runs, examples, name: str):
-    """Do the memorization units hold the memory, or those of plain dropout?"""
+    """Tests, in one network, whether an example's own units hold its memory."""
     return find_own_units(
         runs[name],
         examples,

@@ -27,7 +27,7 @@ flags.flags.DEFINE_list(
 flags.flags.DEFINE_string(
     "out_dir", None, "Where the report goes; default: the first directory."
 )
-flags.flags.DEFINE_string("title", None, "Of the page.")
+flags.flags.DEFINE_string("title", None, "Title of the page.")
 
 
 def main() -> None:
@@ -39,7 +39,7 @@ def main() -> None:
     if len(jobs) > 1:
         seeds = _over_seeds(jobs)
         sections.append(report.section_of(seeds))
-    # Of many main jobs the first one's figures stand for all.
+    # Of several main jobs, only the figures of the first are shown.
     shown = [path for path in directories if path not in jobs[1:]]
     for directory in shown:
         for section in gathering.sections_of(directory, out):

@@ -4,8 +4,9 @@
 
 takes about 30 seconds on 2 CPU cores for the 9 groups of the digits demo.
 Writes layer_retraining.npz and .json, a figure and report.html into --out_dir
-(the run's folder); killed, the same command goes on with the next group.
-Expect most groups to give the wrong labels back without having seen them.
+(the run's folder). If it is killed, the same command goes on with the next
+group. Expect the network to predict the wrong labels again after the retraining
+of most groups, although no group is retrained on them.
 """
 
 import pathlib

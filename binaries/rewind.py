@@ -4,8 +4,8 @@
 
 takes about 10 seconds on 2 CPU cores for 9 groups and 8 epochs of the digits
 demo. Writes layer_rewinding.npz and .json, a figure and report.html into
---out_dir (the run's folder). Expect the last layers to be put back with no
-loss, and one of the first to be the most sensitive.
+--out_dir (the run's folder). Expect that rewinding the last layers costs no
+accuracy, and that one of the first layers is the most sensitive.
 """
 
 from binaries import config_flags, flags, output

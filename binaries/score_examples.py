@@ -4,28 +4,28 @@
 
 takes about half a minute on 2 CPU cores for the digits demo. Writes into
 --out_dir (the run's folder) example_scores.npz and .json, suspects.csv (all
-training examples, the most suspicious first), suspects.html (pictures of the
-first 100 suspects) and suspects.json (how well each score finds the labels that
-are known to be wrong). Expect an area under the ROC curve above 0.99 for 10 %
-wrong labels of the digits.
+training examples, the most suspicious first), suspects.html (the first 100
+suspects, as pictures, texts or rows) and suspects.json (how well each score
+finds the labels that are known to be wrong). Expect an area under the ROC curve
+above 0.99 for 10 % wrong labels of the digits.
 
 A suspect is an example for which another label is more probable when the
 network's memorization units are off; its suspicion is the probability that the
-label is wrong. Test examples calibrate it: without any, a network that was not
-trained to its end may be sure of nonsense, of which the program warns. All
-scores are oriented so that more is more suspicious; the table is sorted by
+label is wrong. Test examples calibrate the suspicion. Without them, a network
+that was not trained to the end may be sure of wrong predictions; the program
+then warns. In all scores, more is more suspicious; the table is sorted by
 "combined". The run must be of a network with example-tied dropout
 (binaries.train's default).
 
-Several networks rank better than one. Trained on the same data with other
-seeds, they judge together:
+Several networks rank better than one. Networks that were trained on the same
+data with different seeds can be scored together:
 
   python -m binaries.sweep --grid=seed=0..2 --base="--dataset=mine.npz" \\
     --run_dir=runs/mine
   python -m binaries.score_examples --run_dir='runs/mine/*'
 
-(where labels are made wrong, with --noise_seed=0 in --base: by default --seed
-decides that, too.)
+If labels are made wrong on purpose, add --noise_seed=0 to --base: by default
+--seed also decides which labels are made wrong.
 """
 
 import dataclasses
@@ -54,13 +54,13 @@ flags.flags.DEFINE_string(
     "run_dir",
     None,
     flags.RUN_HELP + " Or a pattern, such as 'runs/mine/*', that matches "
-    "several runs of the same data, which judge together.",
+    "several runs of the same data, which are scored together.",
     required=True,
 )
 flags.flags.DEFINE_string(
     "out_dir",
     None,
-    "Default: the run's folder; that in which the runs lie, if several.",
+    "Default: the run's folder; of several runs, the folder that holds them.",
 )
 config_flags.define(ScoreConfig)
 flags.flags.DEFINE_bool(
@@ -84,7 +84,7 @@ flags.flags.DEFINE_string(
 flags.flags.DEFINE_integer(
     "shown",
     None,
-    "Show so many examples, suspected or not; the default is "
+    "Number of examples to show, suspected or not; the default is "
     "the first 100 suspects.",
     lower_bound=1,
 )
@@ -123,7 +123,7 @@ def _runs() -> list[Run]:
     """The runs of --run_dir, one or several."""
     if pathlib.Path(FLAGS.run_dir).exists():
         return [Run.open(FLAGS.run_dir)]
-    # Where nothing matches, it is the name of a run that is not there.
+    # If nothing matches, `Run.open` raises the error for a missing run.
     return _matched(FLAGS.run_dir) or [Run.open(FLAGS.run_dir)]
 
 

@@ -5,11 +5,11 @@
     --run_dir=runs/sweep
 
 takes about ten minutes on 2 CPU cores. Each cell is an ordinary run directory
-in --run_dir; killed and started again, nothing that is finished is repeated,
-and values may be added to the grid later. Writes sweep_results.npz and .json
-(a row for each run), figures and report.html. --program=localize repeats the
-main job over seeds. The runs of memorization estimates
-(binaries.score_examples --subset_runs='runs/subsets/*') are made by
+in --run_dir. If the sweep is killed, the same command repeats nothing that is
+finished; values may also be added to the grid later. Writes sweep_results.npz
+and .json (a row for each run), figures and report.html. --program=localize
+repeats the main job over seeds. This command makes the runs for memorization
+estimates (binaries.score_examples --subset_runs='runs/subsets/*'):
 
   python -m binaries.sweep --grid=subset_seed=0..19 --over=subset_seed \\
     --base="--dataset=digits --subset_ratio=0.7 --dropout=none" \\
@@ -51,12 +51,13 @@ flags.flags.DEFINE_enum(
 flags.flags.DEFINE_string(
     "ray_address",
     None,
-    "Of a running cluster, or auto; without, one is started on this machine.",
+    "Address of a running cluster, or auto; if not given, one is started on "
+    "this machine.",
 )
 flags.flags.DEFINE_float(
     "cpus_per_run", 1.0, "CPUs that Ray sets aside for a cell."
 )
-flags.flags.DEFINE_float("gpus_per_run", 0.0, "GPUs likewise; may be 0.5.")
+flags.flags.DEFINE_float("gpus_per_run", 0.0, "GPUs for a cell; may be 0.5.")
 flags.flags.DEFINE_integer(
     "retries", 1, "How often a failed or lost cell is tried again."
 )

@@ -12,7 +12,7 @@ import pytest
 import tensorflow as tf
 
 import tfmemloc
-from tfmemloc import report, result, statistics
+from tfmemloc import report, result, statistics, sweeps
 from tfmemloc.configs import DataConfig, ModelConfig, TrainConfig
 
 FLAGS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
@@ -22,7 +22,7 @@ MORE = (
     result.Result.load,
     statistics.bootstrap_interval,
     tfmemloc.data.kind_of,
-    tfmemloc.sweeps.parse_grid,
+    sweeps.parse_grid,
 )
 
 

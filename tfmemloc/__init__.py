@@ -1,7 +1,8 @@
 """tfmemloc: find where a network keeps what it memorized, and take it out.
 
-The public names, in the order in which one meets them. The system of "Can
-Neural Network Memorization Be Localized?" (Maini et al., ICML 2023).
+The public names, in the order in which a user needs them. The library
+implements the system of "Can Neural Network Memorization Be Localized?" (Maini
+et al., ICML 2023).
 """
 
 # What a run is made from.

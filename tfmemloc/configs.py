@@ -1,10 +1,10 @@
 """What a run is made from: frozen dataclasses with the paper's defaults.
 
-The config of a method stands in the method's file. Each is checked when it is
-made, prints as JSON and comes back from it.
+The config of a method is in the method's file. Each config is checked when it
+is made, and can be written as JSON and read back.
 
-`PRESETS` holds, for each embedded or well-known data set, the settings with
-which the programs were measured; everything else keeps the paper's values.
+`PRESETS` holds, for each built-in or well-known data set, the settings with
+which the programs were measured; all other settings keep the paper's values.
 """
 
 from __future__ import annotations
@@ -45,24 +45,25 @@ class DataConfig:
     Attributes:
         dataset: `digits` (comes with scikit-learn); the name of a TFDS
             image-classification set (`mnist`, `cifar10`, `svhn_cropped`); or
-            an `.npz` file, or a folder of `.npy` files that stay on disk, with
-            `x_train`, `y_train` and, if any, `x_test`, `y_test`: uint8
-            pictures, integer tokens or floats [N, ...]; labels [N], integers
-            from 0; `class_names`, `example_id`, `subset`, `group`, if any.
+            an `.npz` file, or a folder of `.npy` files that stay on disk. It
+            holds `x_train` (uint8 pictures, integer tokens or floats [N, ...])
+            and `y_train` (labels [N], integers from 0), and may hold `x_test`,
+            `y_test`, `class_names`, `example_id`, `subset` and `group`.
             Several inputs are called `x_train_<input>`.
         data_dir: the TFDS folder; None is TFDS's own default. Not part of a
             run's identity: the same data may lie elsewhere.
-        train_examples: use only the first so many, in the data set's order.
-        test_examples: likewise.
+        train_examples: use only this many training examples, the first in the
+            data set's order.
+        test_examples: use only this many test examples, the first ones.
         noise_rate: fraction of training examples that get a wrong label.
-        noise_seed: which ones, and which label.
-        noise_file: `.csv` of `example_id,label` instead of drawn noise.
+        noise_seed: decides which examples get a wrong label, and which label.
+        noise_file: `.csv` of `example_id,label` to use instead of random noise.
         score_file: `.csv` of `example_id,score` that splits the training
             examples into typical and atypical; their labels stay.
-        score_threshold: atypical is a score below this.
+        score_threshold: an example with a score below this is atypical.
         subset_ratio: train on this fraction of the training examples alone,
             for memorization estimates (see `estimate_memorization`).
-        subset_seed: which ones.
+        subset_seed: decides which examples are in that fraction.
     """
 
     dataset: str = "digits"
@@ -104,9 +105,10 @@ class ModelConfig:
             `example_tied`, at the paper's places.
         p_gen: fraction of generalization units; None is the paper's value
             (0.2 for ResNet-9 and LeNet, 0.5 for the others).
-        p_mem: probability of a memorization unit; None is the paper's value
-            (0.1, and 0.2 for the others). Standard and sparse dropout use
-            the rate (1 - p_gen) (1 - p_mem), which drops as many activations.
+        p_mem: probability with which an example keeps a memorization unit;
+            None is the paper's value (0.1 for ResNet-9 and LeNet, 0.2 for the
+            others). Standard and sparse dropout use the rate
+            (1 - p_gen) (1 - p_mem), which drops as many activations.
         rescale: see `tfmemloc.ExampleTiedDropout`.
         stem: `small` or `imagenet`, for ResNet-18 and ResNet-50.
         seed: of the initialization and of the dropout.
@@ -136,9 +138,9 @@ class TrainConfig:
 
     Attributes:
         epochs: passes over the training examples.
-        rule: what a step minimizes: the name of a module in
-            `tfmemloc.training.rules`; `<module>:<function>` of a function that
-            is passed to `train`.
+        rule: what a training step minimizes: the name of a module in
+            `tfmemloc.training.rules`, or `<module>:<function>` for a function
+            that is passed to `train`.
         batch_size: examples in a step; the last step of an epoch may be short.
         optimizer: `sgd` (with `momentum`) or `adam`.
         learning_rate: the schedule's peak.

@@ -81,7 +81,7 @@ class Predictor:
 def as_logits(model: keras.Model, outputs: tf.Tensor) -> tf.Tensor:
     """The outputs of a model as logits.
 
-    Of a functional model that ends in a softmax: the logarithm of its
+    If a functional model ends in a softmax, they are the logarithms of its
     probabilities, which are logits of the same softmax.
     """
     if not graph.ends_in_softmax(model):
@@ -92,7 +92,7 @@ def as_logits(model: keras.Model, outputs: tf.Tensor) -> tf.Tensor:
 
 
 def _input_signature(model: keras.Model) -> list[Any] | None:
-    """Any number of inputs of the model's sizes; None where not known."""
+    """The signature of the inputs, for any batch size; None if not known."""
     if not graph.is_functional(model):
         return None
     return [
@@ -149,8 +149,8 @@ def evaluate(
             (see `tfmemloc.with_inference`), or its predictor.
         examples: any mixture of subsets.
         by: `subset`, or `group`.
-        count: of next tokens: the `share` of positions that are right, or
-            `all` of them.
+        count: for next tokens: `share` counts the share of an example's
+            positions that are right, `all` counts 1 if all of them are, else 0.
         batch_size: how many go through the network at once.
 
     Raises:
@@ -192,7 +192,7 @@ def joined_metrics(
     *,
     by: str = "subset",
 ) -> SubsetMetrics:
-    """The metrics of what `measured` gave of all chunks, in order."""
+    """Metrics from the values that `measured` gave for all chunks, in order."""
     values = {
         name: np.concatenate([part[name] for part in parts])
         for name in parts[0]

@@ -7,8 +7,8 @@
                  loss = mean over positions of the same; the share of positions
                  that are right, or whether all are
 
-Which of the two is told by the rank of the labels. Losses are in nats. A loss
-of one's own is a function (label, outputs) -> [B].
+The rank of the labels decides between the two. Losses are in nats. A custom
+loss is a function (label, outputs) -> [B].
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def cross_entropy(label: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
 
 
 def measured_losses(label: np.ndarray, logits: np.ndarray) -> np.ndarray:
-    """The same in NumPy, to the precision of a report: float64 [B]."""
+    """`cross_entropy` of each example in NumPy, for reports: float64 [B]."""
     check_task(label.shape, logits.shape)
     if label.ndim == 1:
         return -log_softmax(logits)[np.arange(len(label)), label]

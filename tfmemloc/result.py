@@ -90,7 +90,7 @@ class Table:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Result:
-    """What all results can do: be listed, told, drawn, saved and loaded."""
+    """The base class of all results."""
 
     title: ClassVar[str] = "Result"
     # Fields of version 1 -> their names now; None: the field is gone.
@@ -152,7 +152,7 @@ class Result:
     def load(cls: type[AnyResult], path: str | os.PathLike) -> AnyResult:
         """Reads what `save` wrote, version 1 included.
 
-        `Result.load` reads any result; the `load` of a class, its own alone.
+        `Result.load` reads any result; that of a subclass reads its own only.
 
         Raises:
             FileNotFoundError: one of the two files is missing.

@@ -1,4 +1,4 @@
-"""A run: a directory from which a training can be studied, or gone on with.
+"""A run: a directory from which a training can be studied or continued.
 
     config.json            what it was made from, the data's fingerprint
     model.json             the network's architecture (Keras's own json)
@@ -59,12 +59,13 @@ class Run:
         training: configs.TrainConfig | None = None,
         examples: Examples | None = None,
     ) -> Run:
-        """Starts a run directory, or reopens one that was started alike.
+        """Starts a run directory, or reopens one with the same settings.
 
         Args:
             directory: made if it does not exist.
             model: its architecture is kept, so that `Run.open` needs nothing
-                else; a subclassed model cannot be and must be passed to it.
+                else. That of a subclassed model cannot be kept: make such a
+                model yourself and pass it to `load_weights`.
             data: config of the data, if tfmemloc loaded them.
             model_config: config of the network, if tfmemloc built it.
             training: config of the training, if tfmemloc does it.
@@ -153,7 +154,7 @@ class Run:
         }
 
     def _check_same(self, there: Run, examples: Examples | None) -> None:
-        """Refuses to go on with a run that was started otherwise."""
+        """Refuses to go on with a run that has other settings or data."""
         wrong = []
         for old, new, ignore in (
             (there.data, self.data, ("data_dir",)),
@@ -167,14 +168,14 @@ class Run:
         if wrong:
             raise ValueError(
                 f"{self.directory} holds a run that was started with other "
-                f"settings: {'; '.join(wrong)}. Use its settings, "
+                f"settings: {'; '.join(wrong)}. Use the original settings, "
                 "another directory, or start over in this one (--fresh)."
             )
         if examples is not None and there.fingerprint is not None:
             data.check_fingerprint(examples, there.fingerprint)
 
     def examples(self, *, download: bool = False) -> Examples:
-        """Loads the run's data and checks that they are the same as then.
+        """Loads the run's data and checks that they have not changed.
 
         Raises:
             ValueError: the run was recorded on the caller's own data, or the
@@ -316,7 +317,7 @@ class Run:
         epoch: int,
         metrics: Mapping[str, Any] | None = None,
     ) -> None:
-        """Records an epoch of anybody's own training loop.
+        """Records an epoch of a custom training loop.
 
         Args:
             model: with the weights after that epoch.

@@ -1,4 +1,4 @@
-"""What methods ask: a run, a model, or a model with its earlier weights.
+"""Sources of methods: a run, a model, or a model with its earlier weights.
 
 All methods take a *source*. `as_source` gives each kind the same functions:
 the network, the weights of saved epochs, and the check of the examples.
@@ -36,7 +36,7 @@ class Snapshots:
     saved: Mapping[int, Sequence[np.ndarray]] = dataclasses.field(
         default_factory=dict
     )
-    # As of a `Run`, of which more is known.
+    # Attributes that a `Run` has; a model does not know them.
     training: configs.TrainConfig | None = None
     model_config: configs.ModelConfig | None = None
     fingerprint: Mapping | None = None

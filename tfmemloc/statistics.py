@@ -16,7 +16,7 @@ def bootstrap_interval(
     *,
     level: float = 0.95,
 ) -> tuple[float, float]:
-    """The percentile bootstrap interval of a statistic; always the same.
+    """The percentile bootstrap interval of a statistic, with a fixed seed.
 
     Args:
         values: [N].

@@ -161,7 +161,7 @@ def digest(arrays: Iterable[np.ndarray]) -> str:
 
 
 class Parts:
-    """The finished parts of a long job, so that a killed one goes on.
+    """The finished parts of a long job, so that a killed job can go on.
 
     A folder of `<name>.npz`, and `settings.json`, which says of what job they
     are, so that parts of different jobs are never mixed.

@@ -42,7 +42,7 @@ def training(names: Iterable[str]) -> tuple[str, ...]:
 
 
 class OfSubsets:
-    """What anything with subsets says of them: results, and examples."""
+    """Base class of what has subsets: which of them has a special meaning."""
 
     subsets: tuple[str, ...]
 

@@ -44,9 +44,9 @@ def from_arrays(
             disk: a `np.memmap`, or the path of a `.npy` file. A single array
             is called `image`, `tokens` or `features`, after what it holds.
         y: [N] or [N, 1] integers from 0; or [N, time] next tokens, where a
-            position below 0 does not count. None takes the next token of x.
-        x_test: like `x`, with the same names; None where there are no test
-            examples among other arrays.
+            label below 0 does not count. None takes the next token of x.
+        x_test: like `x`, with the same names; None if there are no separate
+            arrays of test examples (`subset` can mark some in `x`).
         y_test: like `y`.
         ids: integers, not negative, unique: one for each row of `x` and then
             of `x_test`.
@@ -64,8 +64,8 @@ def from_arrays(
             after the training examples.
 
     Raises:
-        ValueError: shapes, dtypes or values are not these; says of which
-            array.
+        ValueError: an array has a wrong shape, dtype or value; the message
+            names it.
 
     Example:
         >>> table = np.random.default_rng(0).normal(size=(6, 3))
@@ -176,7 +176,7 @@ def _advice(y: np.ndarray, count: int) -> str:
 
 
 def _next_tokens(inputs: Mapping, what: str, name: str) -> np.ndarray:
-    """The tokens moved up by one; the last position does not count."""
+    """Labels that are the next tokens; the last position does not count."""
     tokens = [rows for rows in inputs.values() if kind_of(rows) == TOKENS]
     if len(tokens) != 1 or len(tokens[0].shape) != 2:
         raise ValueError(

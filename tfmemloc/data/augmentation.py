@@ -1,4 +1,4 @@
-"""Augmentation that repeats: what happens is drawn by (seed, step, id)."""
+"""Repeatable augmentation, drawn at random by (seed, step, example id)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Augmenter = Callable[[tf.Tensor, tf.Tensor, tf.Tensor], tf.Tensor]
 
 
 def make_augmenter(kind: str, shape: tuple[int, ...], seed: int) -> Augmenter:
-    """What is done to the images of a training batch.
+    """Makes the function that augments the images of a training batch.
 
     Args:
         kind: `none`; `standard` (pad 4, random crop, horizontal flip); or

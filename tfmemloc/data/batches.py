@@ -35,7 +35,7 @@ def make_batches(
     the step, so that a run can go on at any `start_step`.
 
     Args:
-        examples: what to train on; all of it is given out.
+        examples: what to train on; the batches hold all of them.
         batch_size: examples in a batch.
         seed: of the order and the augmentation.
         augment: `none`, `standard` (pad 4, crop, flip) or `strong`
@@ -85,7 +85,7 @@ def steps_per_epoch(count: int, batch_size: int) -> int:
 def _reader(
     examples: Examples,
 ) -> Callable[[tf.Tensor], dict[str, tf.Tensor]]:
-    """A function from places to inputs, which reads no more than these."""
+    """Makes a function that reads the inputs at given indices alone."""
     rows, kinds = examples.inputs, input_kinds(examples)
 
     def read_all(places):
@@ -138,8 +138,8 @@ def attach_ids(
 ) -> tf.data.Dataset:
     """Adds example ids to a dataset of (x, y) or (x, y, sample weight).
 
-    x becomes {"image": x, "example_id": ids}; where it is a dict, the ids are
-    put beside what is in it. The id is the place in `dataset`, so attach ids
+    x becomes {"image": x, "example_id": ids}; if x is a dict, the ids are
+    added to it. The id is the example's position in `dataset`, so attach ids
     *before* any shuffling or augmentation that changes the order, and read the
     files in a fixed order. Works on a stream of any size.
 

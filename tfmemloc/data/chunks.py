@@ -1,4 +1,4 @@
-"""The one loop over examples: a chunk at a time, as networks take them."""
+"""Loops over examples, a chunk at a time, in the form that networks take."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Chunk(NamedTuple):
     """Some examples, ready to be fed.
 
     Attributes:
-        places: [B] where in the examples they stand.
+        places: [B] their indices among the examples.
         inputs: name -> [B, ...], scaled; with `example_id`.
         label: [B] or [B, time].
     """
@@ -69,7 +69,7 @@ def chunks(
 
 
 def as_arrays(examples: Examples) -> dict[str, np.ndarray]:
-    """All inputs in memory as networks take them, with the ids: for `fit`.
+    """Inputs and ids as a dict of arrays in memory, in the form for `fit`.
 
     Example:
         >>> inputs = as_arrays(examples.train)

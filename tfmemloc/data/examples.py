@@ -1,9 +1,10 @@
 """Examples that carry their ids.
 
-Everything per example is keyed on the *example id*, which is a property of the
-example and not of its place: the index in the data set's pinned reading order
-(test examples follow the training ones). Slicing, shuffling and relabelling
-keep ids. All randomness is a function of (seed, example id) or (seed, step).
+Everything that is kept of an example is keyed on its *example id*. The id
+belongs to the example, whatever its current position: unless the user gives
+ids, it is the index in the data set's fixed reading order (test examples follow
+the training ones). Slicing, shuffling and relabelling keep ids. All randomness
+is a function of (seed, example id) or (seed, step).
 
 Inputs may be pictures, tokens or features, one or several, in memory or on
 disk; none is copied when examples are selected (see `rows`).
@@ -29,14 +30,14 @@ CLASSES, NEXT_TOKEN = "classes", "next_token"
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Examples(OfSubsets):
-    """Examples of one data set, those trained on and others.
+    """The examples of one data set: those trained on, and all others.
 
-    `tfmemloc.from_arrays` makes them of arrays and checks the values.
+    `tfmemloc.from_arrays` makes them from arrays and checks the values.
 
     Attributes:
         inputs: name of an input -> its rows [N, ...].
-        label: [N] int64, as trained on; or [N, time] the next tokens, in which
-            a position below 0 does not count.
+        label: [N] int64, as trained on; or [N, time] the next tokens, where a
+            label below 0 does not count.
         true_label: like `label`, as the data set gives it.
         example_id: [N] int64, unique, not negative.
         subset: [N] names; see `tfmemloc.subsets` for those with a meaning.

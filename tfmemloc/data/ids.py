@@ -9,7 +9,7 @@ import numpy as np
 
 
 def stable_ids(keys: Iterable[str]) -> np.ndarray:
-    """Turns string keys (file names, TFDS ids) into int64 ids for ever.
+    """Turns string keys (file names, TFDS ids) into permanent int64 ids.
 
     The id is the first 63 bits of the key's SHA-256. Bytes count as their
     UTF-8 text.
@@ -18,9 +18,9 @@ def stable_ids(keys: Iterable[str]) -> np.ndarray:
         keys: strings, one for each example; not a tensor of a graph.
 
     Raises:
-        TypeError: the keys are one string, or no strings.
-        ValueError: two keys are equal, or (at a chance of N**2 / 2**64) two
-            different keys have the same id; both are named.
+        TypeError: the keys are a single string, or are not strings.
+        ValueError: two keys are equal, or two different keys have the same id
+            (probability N**2 / 2**64); both are named.
 
     Example:
         >>> stable_ids(["a.png", "b.png"]).dtype

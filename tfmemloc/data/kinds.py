@@ -36,7 +36,7 @@ def fed_dtype(rows: rows_.Rows) -> str:
 
 
 def scale_pixels(image: Any) -> Any:
-    """Brings uint8 pixels to float32 in [-1, 1]; leaves floats alone.
+    """Scales uint8 pixels to float32 in [-1, 1]; leaves floats as they are.
 
     Takes and gives NumPy arrays or tensors; other rows become an array.
     """
@@ -64,7 +64,7 @@ def as_fed(values: Any, kind: str) -> Any:
 
 
 def checked_input(name: str, values: Any, of: str) -> rows_.Rows:
-    """An input that is numbers, at least one row, and in native byte order.
+    """Checks that an input is numbers and has rows; makes byte order native.
 
     Args:
         name: of the input, for messages.
@@ -72,7 +72,7 @@ def checked_input(name: str, values: Any, of: str) -> rows_.Rows:
         of: name of the data set, for messages.
 
     Raises:
-        ValueError: it is none; says what it is.
+        ValueError: it is not such an input; the message says what it is.
     """
     values = values if hasattr(values, "dtype") else np.asarray(values)
     dtype = np.dtype(values.dtype)

@@ -15,11 +15,11 @@ from tfmemloc.layers import masks
 def add_label_noise(examples: Examples, rate: float, *, seed: int) -> Examples:
     """Gives exactly int(rate * N) training examples a wrong label.
 
-    The wrong label is uniform over all other classes. Which examples and which
-    labels is a function of (seed, example id) alone.
+    The wrong label is uniform over all other classes. The choice of examples
+    and of labels is a function of (seed, example id) alone.
 
     Args:
-        examples: their training part is relabelled.
+        examples: all examples; only training examples are relabelled.
         rate: in [0, 1].
         seed: chooses examples and labels.
 
@@ -28,10 +28,10 @@ def add_label_noise(examples: Examples, rate: float, *, seed: int) -> Examples:
         others keep theirs.
 
     Raises:
-        ValueError: there is but one class, or labels are tokens.
+        ValueError: there is only one class, or labels are tokens.
 
-    Reference: paper, section 3; the authors' draw never yields the last wrong
-    class, this one does.
+    Reference: paper, section 3. The authors' code never draws the last of the
+    wrong classes; this function does.
     """
     _check_one_label_each(examples)
     ids = examples.example_id
@@ -56,9 +56,9 @@ def add_label_noise(examples: Examples, rate: float, *, seed: int) -> Examples:
 
 
 def random_subset(examples: Examples, ratio: float, *, seed: int) -> Examples:
-    """Leaves int(ratio * N) training examples, and all others.
+    """Keeps int(ratio * N) training examples, and all that are not trained on.
 
-    Which ones is a function of (seed, example id) alone.
+    The choice is a function of (seed, example id) alone.
 
     Raises:
         ValueError: none would be left.
@@ -102,7 +102,7 @@ def set_labels(examples: Examples, labels: Mapping[int, int]) -> Examples:
 def split_by_score(
     examples: Examples, scores: Mapping[int, float], threshold: float
 ) -> Examples:
-    """Calls training examples with a score below `threshold` atypical.
+    """Marks training examples with a score below `threshold` as atypical.
 
     Labels are untouched (paper, section 3: C-score < 0.5).
 
@@ -158,7 +158,7 @@ def read_pairs(path: str, column: str, kind: type) -> dict[int, float]:
 
 
 def _relabelled(examples: Examples, label: np.ndarray) -> Examples:
-    """The examples with other labels: wrong ones are noisy, and only they."""
+    """Replaces the labels; the subset `noisy` is exactly the wrong labels."""
     subset = np.where(examples.subset == "noisy", "clean", examples.subset)
     subset = np.where(label != examples.true_label, "noisy", subset)
     subset = np.where(examples.is_trained_on, subset, examples.subset)

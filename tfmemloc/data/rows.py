@@ -1,8 +1,8 @@
-"""Rows of inputs, in memory or on disk, that are read by their place.
+"""Rows of inputs, in memory or on disk, that are read by their index.
 
-Whatever has a shape, a dtype and gives the rows at an array of places is an
-input: a NumPy array, a `np.memmap`, a random-access source. A selection of
-rows is a `View`, so that no input is ever copied as a whole.
+An input is anything that has a shape and a dtype and gives the rows at an array
+of indices (`places`): a NumPy array, a `np.memmap`, a random-access source. A
+selection of rows is a `View`, so that no input is ever copied as a whole.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Rows(Protocol):
 
 
 class View:
-    """Some rows of others, in an order of their own; nothing is copied.
+    """A selection of the rows of an input, in any order; nothing is copied.
 
     Args:
         base: the rows.
@@ -79,7 +79,7 @@ class View:
 
 
 class Stacked:
-    """Rows below other rows, each still where it lies.
+    """The rows of one input, then those of another; nothing is copied.
 
     Args:
         first: [N, ...].
@@ -170,7 +170,7 @@ class FileRows:
 def unmapped(values: np.ndarray) -> Rows:
     """A read-only `np.memmap` as rows of its file; any other array as it is.
 
-    What may be written, or does not lie row after row, stays mapped.
+    An array that is writable or not contiguous stays mapped.
     """
     is_plain = (
         isinstance(values, np.memmap)

@@ -72,7 +72,7 @@ def _with_subsets(examples: Examples, config: DataConfig) -> Examples:
 
 
 def _load_digits() -> Examples:
-    """scikit-learn's 1,797 digits of 8x8 pixels, always split alike."""
+    """scikit-learn's 1,797 digits of 8x8 pixels, always split the same way."""
     from sklearn import datasets
 
     digits = datasets.load_digits()
@@ -139,7 +139,7 @@ def _from_named(arrays: Mapping, path: pathlib.Path) -> Examples:
 
 
 def _inputs_of(part: str, arrays: Mapping):
-    """The array of a part, or its arrays by the names of inputs."""
+    """The array `<part>`, or a dict of the arrays `<part>_<input>`, or None."""
     if part in arrays:
         return arrays[part]
     start = f"{part}_"

@@ -105,7 +105,7 @@ def _read_split(
 def _on_disk(
     builder, split: str, keys: tuple[str, str]
 ) -> tuple[rows.Rows, np.ndarray]:
-    """The images of a split, read by need, and its labels."""
+    """The images of a split, read on demand, and its labels."""
     import tensorflow_datasets as tfds
 
     source = builder.as_data_source(split=split)
@@ -141,10 +141,10 @@ class SourceRows:
 
 
 def checked_count(name: str, part: str, count: int, total: int) -> int:
-    """The number that is asked for, refused if there are not so many."""
+    """The requested number of examples, refused if there are fewer."""
     if count > total:
         raise ValueError(
-            f"{name} has {total} {part} examples. Expected to use at most so "
-            f"many. Received: {part}_examples={count}."
+            f"{name} has {total} {part} examples. Expected a number up to "
+            f"that. Received: {part}_examples={count}."
         )
     return count

@@ -90,12 +90,11 @@ def subset_gradients(
         batch_statistics: False freezes BatchNorm's statistics. True takes the
             coupled gradient of a training step: batches of all training
             subsets together, in a random order, each normalized by its own
-            statistics; the moving statistics are left as they were. Weights
-            of the mean over batches; subsets that are not trained
-            on have batches of their own.
-        batch_size: of the coupled batches.
-        seed: of their order.
-        memory_budget: of the uncoupled ones.
+            statistics; the moving statistics are left as they were. Each subset
+            that is not trained on has batches of its own.
+        batch_size: examples in a batch, with `batch_statistics`.
+        seed: of the order of the examples, with `batch_statistics`.
+        memory_budget: see `per_example_norms`; without `batch_statistics`.
 
     Returns:
         subset -> V arrays, one for each of the engine's variables.

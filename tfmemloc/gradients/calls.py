@@ -1,7 +1,7 @@
 """Recording the calls of layers, and their per-example gradients.
 
-A layer that has a closed form gives its terms by it; any other one by
-`tf.vectorized_map` around that layer alone.
+The terms of a layer come from its closed form, if it has one, and otherwise
+from `tf.vectorized_map` around that layer alone.
 """
 
 from __future__ import annotations

@@ -4,10 +4,10 @@ For an example i with loss l_i and the trainable weights w, the per-example
 gradient is  g_i = d l_i / d w  (+ weight_decay * w). Two engines give it:
 
 - `layerwise`: one forward and one backward pass for the whole batch, then a
-  closed form per layer (see `closed_forms`). Near the price of one ordinary
-  batch gradient.
-- `vectorized_map`: `tf.vectorized_map` around a `tf.GradientTape`. Any model,
-  several times the price; the reference.
+  closed form per layer (see `closed_forms`). It costs little more than one
+  ordinary batch gradient.
+- `vectorized_map`: `tf.vectorized_map` around a `tf.GradientTape`. It works for
+  any model, costs several times as much, and serves as the reference.
 
 Per-example quantities use BatchNorm's *frozen* (moving) statistics: with batch
 statistics the loss of one example depends on all others of its batch, so that
@@ -266,7 +266,7 @@ class GradientEngine:
                 )
 
     def _vectorized(self, x, label):
-        """The same by `tf.vectorized_map` over the whole network."""
+        """As `_layerwise`, by `tf.vectorized_map` over the whole network."""
 
         def one(example):
             single = tf.nest.map_structure(lambda t: t[tf.newaxis], example)

@@ -48,7 +48,7 @@ def bytes_per_example(engine: GradientEngine, examples: Examples) -> int:
     )
 
 
-# These give out what is there already.
+# The outputs of these operations need no memory of their own.
 _FREE_OPERATIONS = (
     "ReadVariableOp",
     "Const",

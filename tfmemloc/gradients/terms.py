@@ -10,8 +10,8 @@ respect to a weight is known in closed form. Three forms cover all layers:
 - `Lookup`: the same with one-hot rows on the left; Embedding.
 - `Full`: the gradient itself; scales and biases, which are small.
 
-Each knows its squared norm and its product with a given direction without
-(where that is cheaper) being formed. Everything is accumulated in float32.
+Each computes its squared norm and its product with a given direction, without
+forming the gradient where that is cheaper. All sums are taken in float32.
 
     norms_squared()[i]  =  || full()[i] ||**2
     dot(d)[i]           =  <full()[i], d>

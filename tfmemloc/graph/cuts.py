@@ -1,8 +1,9 @@
 """Cutting a network in two at one tensor, so that its front runs only once.
 
-At a place of `graph.single_tensor_places`, what lies before is the *prefix*,
-what lies behind the *suffix*, and the suffix takes the one tensor as its
-input. All parts share the layers, and so the weights, of the model.
+A model can be cut at the places of `graph.single_tensor_places`. The nodes
+before the cut are the *prefix*, those after it the *suffix*, which takes the
+one tensor as its input. Both share the layers, and so the weights, of the
+model.
 """
 
 from __future__ import annotations

@@ -40,7 +40,7 @@ def nodes(model: keras.Model) -> list[Node]:
 def inputs_of(model: keras.Model) -> Any:
     """The input tensors of a functional model, in its structure.
 
-    A Sequential model's own `input` fails before it was called.
+    `model.input` of a Sequential model raises an error until it is called.
     """
     return _as_functional(model).input
 
@@ -145,10 +145,11 @@ def replay(
 def intercepted(
     operation: Any, call: Callable, activation: Callable | None = None
 ) -> Iterator[None]:
-    """Within, a layer has another `call`, and another activation if given.
+    """Gives a layer another `call`, and activation if given, within a context.
 
-    Written straight into `__dict__`: Keras would track what is assigned by
-    name. The layer is as before when the context ends.
+    They are written straight into `__dict__`, because Keras tracks attributes
+    that are assigned in the ordinary way. The layer is as before when the
+    context ends.
     """
     attributes = vars(operation)
     own = attributes.get("activation")
@@ -164,7 +165,7 @@ def intercepted(
 
 
 def ends_in_softmax(model: keras.Model) -> bool:
-    """Whether its one output are probabilities; False if not known."""
+    """Whether its one output is probabilities; False if not known."""
     found = nodes(model)
     outputs = keras.tree.flatten(outputs_of(model)) if found else []
     if len(outputs) != 1:

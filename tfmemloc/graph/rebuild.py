@@ -37,7 +37,7 @@ def cloned(model, clone_function) -> keras.Model:
 
 
 def inlined(model: keras.Model) -> keras.Model:
-    """The same network with the graphs of nested models laid out in it."""
+    """The same network with its nested models flattened into one graph."""
 
     def call(node, args, kwargs):
         if is_functional(node.operation):

@@ -1,9 +1,9 @@
-"""Where the units of a model come out, and where its blocks end.
+"""Finds the outputs of a model's units, and the ends of its blocks.
 
 A *unit* is an output channel of a layer with a kernel (dense, convolution,
-...). A *block* is what lies between two places where the model can be cut and
-has a kernel in it: a convolution with its normalization and activation, a
-residual block, half of a transformer block.
+...). A *block* is the part of a model between two places where it can be cut,
+if a layer with a kernel is in it: a convolution with its normalization and
+activation, a residual block, half of a transformer block.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ def is_normalization(operation) -> bool:
 
 
 def is_activation(operation) -> bool:
-    """Whether it is a function of each number alone."""
+    """Whether it is an activation, which acts on each number by itself."""
     return (
         isinstance(operation, _ACTIVATIONS)
         or type(operation).__name__ in _ACTIVATION_OPERATIONS
@@ -112,12 +112,13 @@ class Site:
 def unit_sites(model: keras.Model, *, after: bool = True) -> list[Site]:
     """Where the units of each layer with a kernel come out.
 
-    Layers behind which no other has a kernel make the logits, not units.
+    A layer that no other layer with a kernel follows makes the logits, not
+    units.
 
     Args:
-        model: functional or Sequential; layers of nested ones count.
-        after: normalizations and activations that follow; else directly at
-            the layer.
+        model: functional or Sequential; layers of nested models count.
+        after: take the output after the normalizations and activations that
+            follow the layer; False takes the layer's own output.
 
     Returns:
         In the order of computation. A layer that is called several times has

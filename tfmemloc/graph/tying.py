@@ -1,7 +1,7 @@
-"""Example-tied dropout put into models, taken out, and switched over.
+"""Puts example-tied dropout into models, takes it out, and switches it over.
 
-Nothing given is changed: each function makes a new model that shares its
-weights with the one it came from.
+No model that is passed in is changed: each function makes a new model that
+shares its weights with the one it came from.
 
 - `tie_dropout` puts tied layers into any functional model, `untie` takes them
   out, `tie_plan` lists them.
@@ -91,7 +91,7 @@ def tie_dropout(
             nested models can be tied too.
         after: `"blocks"`, the ends of residual, transformer and convolution
             blocks, found from the graph; or the names of layers; or a
-            function that says of each layer whether it gets a tied one.
+            function that tells for each layer whether a tied layer follows it.
         p_gen: fraction of generalization units.
         p_mem: probability with which an example keeps a memorization unit.
         seed: of the masks; each tied layer folds its own name into it.
@@ -107,8 +107,8 @@ def tie_dropout(
 
     Raises:
         ValueError: the graph is not known, a layer does not exist, nothing is
-            to be tied, the model has tied layers already, or an input named
-            `example_id` that is no integer for each example.
+            to be tied, or the model has tied layers already, or has an input
+            named `example_id` that is not one integer for each example.
 
     Example:
         >>> tied = tie_dropout(keras.applications.ResNet50(weights=None))
@@ -247,9 +247,9 @@ def untie(model: keras.Model) -> keras.Model:
 
 
 def tie_plan(model: keras.Model) -> list[dict[str, Any]]:
-    """A row for each tied layer: its units of both kinds.
+    """A row for each tied layer, with its numbers of units of both kinds.
 
-    `on` is how many units an example has on in training, on average.
+    `on` is the average number of units that are on for an example in training.
 
     Example:
         >>> from tfmemloc.report import text_table

@@ -15,8 +15,8 @@ def swapped_weights(
 ) -> Iterator[None]:
     """Lends `values` to `variables`; the old values come back bit for bit.
 
-    Also when the body raises. Functions that were traced before see the lent
-    values.
+    They also come back if the body raises an error. Functions that were traced
+    before see the lent values.
 
     Raises:
         ValueError: the numbers or the shapes of variables and values differ;

@@ -61,7 +61,7 @@ def checked_ids(layer, inputs, example_ids) -> tf.Tensor:
             f"Layer '{layer.name}' got no example ids, but needs them in "
             'training and with inference="tied". Call it as '
             "layer(x, example_ids, training=...), and feed the model "
-            '{"image": ..., "example_id": ...}; '
+            '{"<input name>": ..., "example_id": ...}; '
             "`tfmemloc.attach_ids(dataset)` adds ids to a tf.data.Dataset."
         )
     ids = tf.convert_to_tensor(example_ids)

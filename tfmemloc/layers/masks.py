@@ -36,7 +36,7 @@ _UNIT_STRIDE = 0xC2B2AE3D
 def example_mask(
     seed: int, example_ids: tf.Tensor, units: int, p_mem: float
 ) -> tf.Tensor:
-    """Tells for each example which units are its own.
+    """The mask of each example: which memorization units are on for it.
 
     Args:
         seed: names the stream of masks; see `fold_seed`.

@@ -1,4 +1,4 @@
-"""`SparseDropout`: the paper's control that is the same for all examples."""
+"""`SparseDropout`: the paper's control, with one mask for all examples."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tfmemloc.layers.masks import hash_bits_numpy
 
 @keras.saving.register_keras_serializable(package="tfmemloc")
 class SparseDropout(keras.layers.Layer):
-    """Switches the same units off for every example, in training and after.
+    """Switches the same units off for every example, also at inference.
 
     The paper's *sparse* control: a narrower network. Exactly
     `round(rate * C)` units (but never all of them), chosen by the seed, are

@@ -1,4 +1,4 @@
-"""`ExampleTiedDropout`: confines what is memorized to units of its own.
+"""`ExampleTiedDropout`: confines memorization to units that can be dropped.
 
 The layer of the paper (section 5). Its controls are `SparseDropout` and
 `keras.layers.Dropout`.
@@ -34,9 +34,9 @@ class ExampleTiedDropout(keras.layers.Layer):
     Of the C units along `axis`, the first `int(p_gen * C)` are *generalization
     units*: always on. Of the others, the *memorization units*, each example
     keeps each with probability `p_mem`, the same ones at every step (one
-    decision per channel, broadcast over space and time). What is particular to
-    one example is learned by the units that only few examples share, and goes
-    when they are switched off. Nothing is rescaled in training.
+    decision per channel, broadcast over space and time). The units that only
+    few examples share learn what is particular to one example; when they are
+    switched off, it is forgotten. Nothing is rescaled in training.
 
     At inference the layer does what `inference` says:
 
@@ -45,8 +45,8 @@ class ExampleTiedDropout(keras.layers.Layer):
     - `"tied"`: the example's own mask, as in training.
 
     The behaviour is part of the layer's configuration, because Keras caches
-    traced functions; `tfmemloc.with_inference(model, "tied")` makes a model
-    with another one that shares the weights.
+    traced functions; `tfmemloc.with_inference(model, "tied")` makes a new model
+    with that behaviour, which shares the weights.
 
     Args:
         p_gen: fraction of generalization units, in (0, 1]; the layer refuses

@@ -12,7 +12,7 @@ from tfmemloc.layers.tied_dropout import ExampleTiedDropout, dropped_fraction
 
 @keras.saving.register_keras_serializable(package="tfmemloc")
 class Logits(keras.layers.Layer):
-    """The end of a network: its logits in float32, whatever came before.
+    """Casts a network's logits to float32, whatever dtype came before.
 
     A loss in half precision would lose accuracy. Takes the example ids too,
     and does nothing with them: every network has the same inputs, and Keras

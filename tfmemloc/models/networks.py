@@ -75,7 +75,7 @@ def build_network(
     *,
     synchronized: bool = False,
 ) -> keras.Model:
-    """The freshly initialized network of three configs.
+    """Builds the network of a config for these examples, freshly initialized.
 
     Raises:
         ValueError: the examples are no pictures.

@@ -20,9 +20,9 @@ _DROPOUT = 0.1
 def vit(image, classes: int, make: LayerFactory):
     """Logits of the small ViT; 8 layer groups.
 
-    The paper names no place for the tied layers of a ViT; like in its deeper
-    ResNets there are two, at one and at two thirds of the depth (after blocks
-    2 and 4).
+    The paper does not say where the tied layers of a ViT are. As in its deeper
+    ResNets there are two here, at one and at two thirds of the depth (after
+    blocks 2 and 4).
     """
     units = _HEADS * max(1, make.width(512) // _HEADS)
     x = make.apply(
@@ -171,7 +171,7 @@ class TokenEmbedding(keras.layers.Layer):
 
 @keras.saving.register_keras_serializable(package="tfmemloc")
 class LocalityAttention(keras.layers.Layer):
-    """Self-attention that looks at other tokens only, at a learned heat.
+    """Self-attention to the other tokens only, with a learned temperature.
 
     The query-key products are multiplied by exp(temperature), learned from
     log(1 / sqrt(units per head)), and a token's own product is masked.

@@ -25,10 +25,11 @@ class AccountingConfig:
 
     Attributes:
         epochs: saved epochs; None takes all.
-        batch_statistics: BatchNorm of the aggregate gradients is as in
-            training; else its statistics are frozen.
-        batch_size: of the batches under batch statistics; None is the run's.
-        engine: how to get the gradients of single examples.
+        batch_statistics: take the aggregate gradients with BatchNorm on batch
+            statistics, as in training; otherwise its statistics are frozen.
+        batch_size: examples in a batch, with batch statistics; None is the
+            run's batch size.
+        engine: how to compute the gradients of single examples.
         weight_decay: adds weight_decay * w to each gradient.
         inference: behaviour of tied layers; None leaves it as built (drop).
         memory_budget_mib: MiB for a chunk of examples.
@@ -47,7 +48,7 @@ class AccountingConfig:
 
 
 class Accountant:
-    """Accounts one model again and again, with one trace.
+    """Accounts the gradients of one model at many epochs, with one trace.
 
     Args:
         model: any Keras model.
@@ -154,7 +155,7 @@ def _by_group(aggregate, measure) -> np.ndarray:
 
 
 def _cosines(aggregate, groups: list[str]) -> np.ndarray:
-    """[G]: between the two training subsets; NaN where there is one."""
+    """[G]: between the two training subsets; NaN if there is only one."""
     training = [aggregate[s] for s in aggregate if s in MEMORIZED + ORDINARY]
     if len(training) != 2:
         return np.full(len(groups), np.nan)

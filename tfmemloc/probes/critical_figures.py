@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def sizes(result: CriticalUnits) -> Drawing:
-    """Share of examples whose set has at most so many units."""
+    """Share of examples by the size of their critical sets, cumulative."""
     figure = Drawing(figsize=(5, 3.2), layout="constrained")
     axes = figure.subplots()
     for subset in result.searched():

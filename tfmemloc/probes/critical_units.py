@@ -1,8 +1,8 @@
 """Critical units: the smallest set of units that holds one example.
 
-Claim (paper, section 4.4): the prediction on a memorized example hangs on
-about five units, on a typical one on many more, and removing those few costs
-the other examples little.
+Claim (paper, section 4.4): the prediction on a memorized example depends on
+about five units, the prediction on a typical example on many more. Removing
+these few units costs the other examples little accuracy.
 
 For one example i with loss l_i and a population of examples j, a unit with
 gate m_u (1 is on; see `gates`) has, to first order, the score
@@ -11,12 +11,12 @@ gate m_u (1 is on; see `gates`) has, to first order, the score
 
 which is how much the objective  mean_j l_j - l_i  falls when the unit is
 removed. The unit with the largest score is removed, again and again, until
-the prediction on i flips or a limit is reached. That set is an upper bound:
-each of its units is then put back, where the prediction stays flipped without
-it, until every unit that is left is needed.
+the prediction on i flips or a limit is reached. This set may be larger than
+needed. Therefore each of its units is put back if the prediction stays flipped
+with it, until every unit that is left is needed.
 
-All examples of a block are searched side by side, each under its own gates:
-one forward and one backward pass for a removed unit of every example. With
+All examples of a block are searched at the same time, each under its own gates:
+one forward and one backward pass removes one unit of every example. With
 the population term `frozen` the gradient of mean_j l_j is taken once, on the
 whole network; `exact` takes it again for each example at each step, under
 that example's gates, which costs a pass over the population each time.
@@ -85,10 +85,10 @@ class CriticalUnits(OfSubsets, Result):
     gate: np.ndarray
     # [N, K] whether the unit stayed removed when putting it back was tried.
     critical: np.ndarray
-    flipped: np.ndarray  # [N] whether the prediction changed; else: limit.
+    flipped: np.ndarray  # [N] whether the prediction changed in the limit.
     prediction: np.ndarray  # [N] the class without the critical units.
-    # [N] units in a random order, and by falling activation, that it takes
-    # to change the prediction; NaN where all do not.
+    # [N] number of units, in a random order and by falling activation, whose
+    # removal changes the prediction; NaN if the removal of all does not.
     random_size: np.ndarray
     activation_size: np.ndarray
     # [N, S] accuracy on other examples without the critical units.
@@ -329,12 +329,13 @@ def find_critical_units(
     directory: str | os.PathLike | None = None,
     progress: bool = True,
 ) -> CriticalUnits:
-    """Finds the units without which each example's prediction flips.
+    """Finds the few units whose removal flips each example's prediction.
 
     Args:
         source: a run whose model can be rebuilt, or any functional model; it
             is not changed.
-        examples: the data: those searched, the population and the bystanders.
+        examples: all the data, among them the examples to search, the
+            population and the bystanders.
         config: which examples and units, and how.
         directory: where finished blocks of examples are kept, so that a
             killed search goes on there. None keeps nothing.
@@ -346,9 +347,9 @@ def find_critical_units(
         listed in `skipped`.
 
     Raises:
-        ValueError: an id is not in the data or given twice, a layer has no
-            units, the model's graph is not known,
-            or `directory` holds a search with other settings.
+        ValueError: an id is not in the data or is given twice, a layer has no
+            units, the model's graph is not known, or `directory` holds a
+            search with other settings.
 
     Example:
         >>> run = Run.open("runs/demo/standard")
@@ -401,7 +402,7 @@ def find_critical_units(
 
 
 def _identity(config: SearchConfig) -> dict[str, Any]:
-    """What makes a search another one; which examples is kept beside it."""
+    """The settings that identify a search, apart from examples and layers."""
     fields = configs.to_json(config)
     for name in ("ids", "count", "layers", "memory_budget_mib"):
         del fields[name]

@@ -2,7 +2,8 @@
 
 Claim (paper, section 4.1): with 10 % of the labels wrong, the aggregate
 gradient of the few noisy examples is comparable in norm to that of all clean
-ones, and points against it; in every layer, not in the last ones.
+ones, and points in the opposite direction. This holds in every layer, not only
+in the last ones.
 
 For each epoch and layer group, with g_S the sum of the gradients of subset S
 divided by the number of training examples:
@@ -12,13 +13,14 @@ divided by the number of training examples:
     cosine        = < g_noisy, g_clean > / (||g_noisy|| ||g_clean||)
     share         = sum over noisy i of ||g_i||^2 / sum over training i
 
-The aggregates (norm, cosine) are by default those that training took, with
-BatchNorm on batch statistics in batches that mix the subsets; with
-`batch_statistics=False`, and for the per-example norms always, the statistics
+By default the aggregates (norm, cosine) are taken as in training: BatchNorm
+uses batch statistics, in batches that mix the subsets. With
+`batch_statistics=False`, and always for the per-example norms, the statistics
 are frozen. The difference is large while the moving statistics lag behind the
-weights: the frozen gradients then share a part that only says so, and their
-cosine turns positive. The authors' code overwrites gradients by their norms
-before it takes the cosine; here all comes from the same untouched gradients.
+weights: the frozen gradients then share a component that comes from this lag
+alone, and their cosine turns positive. The authors' code overwrites gradients
+by their norms before it takes the cosine; here all numbers come from the same
+unchanged gradients.
 """
 
 from __future__ import annotations
@@ -93,8 +95,9 @@ class GradientAccounting(OfSubsets, Result):
         """What the gradients were like while the wrong labels were learned.
 
         Args:
-            low: the accuracy on the noisy (atypical) examples from which,
-            high: and up to which, epochs count.
+            low: lowest accuracy on the noisy (atypical) examples with which an
+                epoch counts.
+            high: highest accuracy with which an epoch counts.
 
         Returns:
             A row for each group: over those epochs the median ratio of the
@@ -126,7 +129,7 @@ class GradientAccounting(OfSubsets, Result):
         return Table(self.while_memorizing(), default=".3g")
 
     def sentence(self) -> str:
-        """How long and how opposed the gradients were meanwhile."""
+        """The norm ratio and the cosine while wrong labels were learned."""
         rows = self.while_memorizing()
         if not rows:
             return (
@@ -270,7 +273,7 @@ def account_gradients(
 
 
 class AccountGradients(keras.callbacks.Callback):
-    """Accounts gradients during anybody's `model.fit`.
+    """Accounts gradients during any `model.fit`.
 
     Args:
         examples: what to take gradients of.

@@ -1,8 +1,8 @@
-"""One layer group that learns anew behind its frozen front.
+"""Retrains one layer group while all other layers are frozen.
 
-What lies before the group (its *front*) gives the same activations in every
-epoch, unless the inputs are augmented or a layer of the front draws at random.
-Where they fit the budget they are computed once.
+The layers before the group (its *front*) give the same activations in every
+epoch, unless the inputs are augmented or a layer of the front is random. The
+activations are computed only once if they fit the memory budget.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _CHUNK = 512
 
 
 class GroupLearner:
-    """One group of a model, set back, learning behind its frozen front.
+    """Resets one group of a model and retrains it behind its frozen front.
 
     Args:
         model: comes back with the weights that it had.
@@ -63,7 +63,7 @@ class GroupLearner:
             yield
 
     def start(self, examples: Examples, training: TrainConfig, train_on: str):
-        """What an epoch takes, to be called in `alone`.
+        """Prepares the retraining; to be called within `alone`.
 
         Returns:
             (training step, batches of all epochs, the feed).

@@ -42,7 +42,7 @@ class RetrainConfig:
         train_on: the subset that a group is trained on; None is clean (or
             typical). `noisy` asks the opposite question.
         reset_to: the saved epoch that a group is set back to.
-        epochs: at most so many for each group.
+        epochs: maximum number of epochs for each group.
         learning_rate: peak of the triangle schedule.
         batch_size: examples in a step; None is the run's.
         stop_at: stop when the accuracy on the subset that is trained on has
@@ -200,7 +200,7 @@ def retrain_layers(
     directory: str | os.PathLike | None = None,
     progress: bool = True,
 ) -> LayerRetraining:
-    """Retrains each layer group of a network from one subset.
+    """Retrains each layer group of a network on one subset.
 
     Args:
         source: a run whose model can be rebuilt, or `Snapshots` of any model

@@ -264,7 +264,7 @@ def rewind_layers(
 
 
 class Rewinder:
-    """All (weights, group) pairs over all batches; one trace per suffix.
+    """Measures all (weights, group) pairs on all batches; a trace per suffix.
 
     Args:
         model: comes back with the weights that it had.
@@ -365,7 +365,7 @@ def _variables(groups, rewound, statistics):
 
 
 def _fresh_weights(source, examples: Examples) -> Weights | None:
-    """Another initialization of a network of ours; None for anybody's."""
+    """Another initialization of a network that tfmemloc built; else None."""
     config = source.model_config
     if config is None:
         return None

@@ -36,7 +36,7 @@ _LAST = 2**32  # Sorts behind every hash.
 
 @dataclasses.dataclass(frozen=True)
 class OwnUnitsConfig(SearchConfig):
-    """How an example's own units are asked; a search at the tied layers.
+    """How critical units are searched for, by default at the tied layers.
 
     Attributes:
         count: examples of each of the two subsets that are searched.
@@ -133,7 +133,7 @@ def find_own_units(
     directory: str | os.PathLike | None = None,
     progress: bool = True,
 ) -> OwnUnits:
-    """Asks whether an example's critical units are its own.
+    """Tests whether critical units are the example's own memorization units.
 
     Args:
         source: a run, or any functional model.

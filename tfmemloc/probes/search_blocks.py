@@ -1,4 +1,4 @@
-"""Which examples are searched, and the search of them block by block."""
+"""Chooses the examples to search, and searches them block by block."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ _BLOCK = 256
 def choose_ids(
     examples: Examples, *, count: int | None = None, seed: int = 0
 ) -> np.ndarray:
-    """Ids of as many ordinary as memorized examples, drawn by the seed.
+    """Draws equal numbers of ordinary and memorized examples; gives their ids.
 
     Args:
         examples: with noisy or atypical ones.
         count: of each subset; None takes all memorized ones.
-        seed: the examples with the smallest hashes of it are taken.
+        seed: of the draw: it hashes the ids, and the smallest hashes are taken.
 
     Returns:
         int64, the ordinary (clean or typical) examples first.

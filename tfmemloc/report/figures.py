@@ -22,7 +22,7 @@ _COLORS = {
     "atypical": "#D55E00",
     "test": "#009E73",
 }
-# Of everything that is no such subset.
+# The colours of all other names.
 SERIES = ("#CC79A7", "#56B4E9", "#E69F00", "#0072B2", "#D55E00", "#009E73")
 MARKERS = "osD^vX"
 LINES = {"plain": "-", "tied": "-", "drop": "--"}
@@ -36,7 +36,7 @@ WORDS = {
 
 
 def color_of(name: str, names: Sequence[str] = ()) -> str:
-    """The colour of a subset; of one with a name of its own, by its place."""
+    """The colour of a subset; of any other name, by its position in `names`."""
     if name in _COLORS:
         return _COLORS[name]
     others = [other for other in names if other not in _COLORS]

@@ -18,7 +18,7 @@ def check_classes(examples: Examples) -> None:
     """Refuses labels that cannot be ranked.
 
     Raises:
-        ValueError: there is one class alone, or a label for each position.
+        ValueError: there is only one class, or a label for each position.
     """
     if examples.label.ndim > 1:
         raise ValueError(
@@ -94,7 +94,7 @@ def checked_held_out(held_out, examples: Examples, dropped: np.ndarray):
 
 
 def checked_score(name: str, value, examples: Examples, taken) -> np.ndarray:
-    """A score that the caller brings: [N]."""
+    """A score that the caller passed, checked: [N]."""
     if name in taken or name in ExampleScores.COLUMNS:
         raise ValueError(
             f"A score of `extra_scores` is called {name!r}, as a column of "

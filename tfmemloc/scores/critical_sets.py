@@ -9,7 +9,7 @@ from tfmemloc.probes.critical_units import CriticalUnits
 
 
 def critical_set_score(result: CriticalUnits, examples: Examples) -> np.ndarray:
-    """Minus the size of each example's critical set, for `more`: [N].
+    """Minus the size of each critical set, for `extra_scores`: [N].
 
     0 for an example that was misclassified from the start.
 
@@ -25,6 +25,6 @@ def critical_set_score(result: CriticalUnits, examples: Examples) -> np.ndarray:
         raise ValueError(
             f"{len(missing)} of the {len(examples)} examples were not "
             f"searched, for instance id {missing[:5]}. Search them all: "
-            "find_critical_units(..., ids=examples.example_id)."
+            "SearchConfig(ids=tuple(examples.example_id.tolist()))."
         )
     return -np.array([size[i] for i in examples.example_id.tolist()], float)

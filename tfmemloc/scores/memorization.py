@@ -1,12 +1,13 @@
-"""How much each label depends on being seen: memorization by leaving out.
+"""Estimates memorization: how much a label depends on being trained on.
 
     mem(i) = P[h(x_i) = y_i | i in S] - P[h(x_i) = y_i | i not in S]
 
 over networks h trained on random subsets S of a fixed ratio (Feldman and
 Zhang, "What Neural Networks Memorize and Why", 2020, equation 1 and
-section 2.1). 1: the label is known only when it was seen; 0: the others teach
-it. Each training is an ordinary run with `DataConfig.subset_ratio` below 1, so
-that `binaries.sweep` makes them, in as many processes as wanted:
+section 2.1). A value of 1 means that only networks that trained on the example
+predict its label; 0 means that the other examples teach it just as well. Each
+training is an ordinary run with `DataConfig.subset_ratio` below 1, so that
+`binaries.sweep` can make them, in several processes:
 
     python -m binaries.sweep --grid=subset_seed=0..19 --over=subset_seed \
       --base="--dataset=digits --subset_ratio=0.7 --dropout=none" \
@@ -107,12 +108,12 @@ def estimate_memorization(
 ) -> MemorizationEstimates:
     """Estimates of memorization from runs on random subsets.
 
-    Tied networks are asked with the memorization units of each example on:
-    those of an example that was left out were trained by nobody.
+    A tied network predicts each example with the example's own memorization
+    units on; an example that was left out has not trained its own.
 
     Args:
-        runs: finished ones, of one data set, noise and `subset_ratio`, and
-            different `subset_seed`s.
+        runs: finished runs with the same data set, noise and `subset_ratio`,
+            and different `subset_seed`s.
         examples: the whole data set; None loads it.
         progress: show a progress bar.
 
@@ -223,5 +224,5 @@ def _check_finished(run: Run, examples: Examples) -> None:
     if not finished:
         raise ValueError(
             f"The run in {run.directory} is not finished. Expected runs with "
-            "all their epochs; the command that made it goes on."
+            "all their epochs; repeat its command to finish it."
         )

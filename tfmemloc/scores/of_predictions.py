@@ -34,11 +34,11 @@ def scores_of_logits(
 
     Args:
         examples: N training examples.
-        dropped: [N, classes] of a network that did not memorize: tied dropout
-            in drop mode, or cross-validation. Or [J, N, classes] of J judging
-            epochs or networks.
-        tied: [N, classes] as trained.
-        by_epoch: [E, N, classes] as trained, after E epochs.
+        dropped: predictions [N, classes] of a network that did not memorize
+            the labels: with tied dropout in drop mode, or by cross-validation.
+            Or [J, N, classes] of J judging epochs or networks.
+        tied: predictions [N, classes] of the network as trained.
+        by_epoch: the same after each of E epochs, [E, N, classes].
         held_out: (predictions of M other examples in the form of `dropped`,
             [M] their labels), to which the temperature is fitted. None, or
             fewer than 50, leave it at 1.
@@ -49,11 +49,12 @@ def scores_of_logits(
         extra_scores: further scores by name, [N] each, more is more suspicious.
 
     Returns:
-        All scores that these predictions allow. The combined ranking is the
-        mean of two ranks, by margin and by probability of the label, of the
-        mean of the judging predictions after the adjustment to the prior. The
-        suspicion is the probability that the label is wrong, given that mean
-        and the estimated rates at which classes are labelled as others.
+        All scores that these predictions allow. The judging predictions are
+        averaged and adjusted to the prior. The combined ranking is the mean of
+        two ranks of this average, by margin and by probability of the label.
+        The suspicion is the probability that the label is wrong, given this
+        average and the estimated rates at which each class is labelled as
+        another.
 
     Raises:
         ValueError: a shape does not fit the examples, a number is NaN, a name

@@ -1,14 +1,14 @@
 """Which examples are memorized, and which labels are wrong?
 
-A network trained with tied dropout says two things of each of its examples:
-what it makes of it with the example's own memorization units on, and with
-them off. Where only those units know the given label,
+A network trained with tied dropout gives two predictions for each example: one
+with the example's own memorization units on, and one with them off. If only
+those units know the given label, then
 
     tied gap  =  log p(label | own units on)  -  log p(label | off)
 
-is large: the label was learned by heart, and the dropped network's answer is
-a better one. Beside it stand scores that the field knows, all of the same
-training, each oriented so that more is more suspicious:
+is large: the label was learned by heart, and the dropped network's prediction
+is the better one. The other scores are known from the literature. They come
+from the same training, and in each of them more is more suspicious:
 
 - `dropped_margin`: the best other log-probability less that of the label,
   memorization units off; above 0 the dropped network disagrees;
@@ -28,27 +28,28 @@ training, each oriented so that more is more suspicious:
   al., 2020).
 
 `aum` to `el2n` come from what the training steps recorded (`recording.py`).
-Scores that take trainings of their own, `second_split_times` and
-`estimate_memorization`, are in `memorization.py`.
+The scores that need trainings of their own are in `second_split.py`
+(`second_split_times`) and `memorization.py` (`estimate_memorization`).
 
-The combined ranking, the suggestion and the suspicion come of what the dropped
-network says in the *judging epochs*, the saved ones of the second half of the
-training: one epoch's word on one example is a noisy one, their mean is less so.
-A class with many wrong labels is learned badly by the generalization units,
-too: the dropped network gives it too little everywhere. Each epoch's mean share
-of a class is therefore divided out (logit adjustment; Menon et al., 2021).
+The combined ranking, the suggestion and the suspicion come from the dropped
+network's predictions in the *judging epochs*, which are saved epochs of the
+second half of the training: the prediction of a single epoch is noisy, the mean
+of several epochs less so. The generalization units learn a class with many
+wrong labels badly, so that the dropped network gives it too little probability
+on all examples. Therefore the predictions of each epoch are divided by their
+mean share of each class (logit adjustment; Menon et al., 2021).
 
-That the network, asked without its memory, says something else is no proof
-that the label is wrong: where it knows little, it errs more often than the
-labels do. The suspicion weighs both. A temperature, fitted to the test
-examples, makes the network's word a calibrated one (Guo et al., 2017); how
-often each class is labelled as each other is estimated from what it says of
-all examples (Dawid and Skene, 1979); and Bayes' rule gives the probability that
-a label is wrong. It errs on the side of trusting labels, because what they
-teach the generalization units makes them look right.
+If the dropped network predicts another label, that does not prove that the
+given label is wrong: where the network knows little, it is wrong more often
+than the labels are. The suspicion weighs both errors. A temperature, fitted to
+the test examples, calibrates the network's predictions (Guo et al., 2017); the
+rates at which each class is labelled as each other class are estimated from its
+predictions on all examples (Dawid and Skene, 1979); and Bayes' rule gives the
+probability that a label is wrong. The result tends to trust the labels too
+much, because wrong labels also influence the generalization units.
 
-The tied gap is not part of the ranking: where the training ends before all
-labels are learned, it is small for those that were not, right or wrong.
+The tied gap is not part of the ranking: if the training ends before all labels
+are learned, it is small for those that were not learned, right or wrong.
 """
 
 from __future__ import annotations
@@ -120,9 +121,10 @@ def score_examples(
     Args:
         source: a run of a network with tied layers. If its folder
             `recording` has all epochs (`train` makes one, and so does
-            `RecordExamples`), the scores of the course of the training are in.
-            Or several runs of the same data, which differ in their seed: their
-            judging epochs rank together, and other scores are means.
+            `RecordExamples`), the scores of the course of the training are
+            included. Or several runs of the same data, which differ in their
+            seed: the ranking uses the judging epochs of all runs, and all other
+            scores are averaged over the runs.
         examples: the data of the runs.
         config: what is scored.
         prior: the true shares of the classes, [classes]; None takes

@@ -20,7 +20,8 @@ PRIORS = ("auto", "equal", "labels")
 # A temperature is fitted to no fewer examples.
 _FEWEST_HELD_OUT = 50
 
-# When the rates of wrong labels stay, and how long they are waited for.
+# The iteration over label rates stops below this change, or after this many
+# rounds.
 _SAME_RATE, _MOST_ROUNDS = 1e-6, 1000
 
 
@@ -98,9 +99,9 @@ def _shares(label, classes: int, prior: str | np.ndarray) -> np.ndarray:
 def _true_classes(chance: np.ndarray, label: np.ndarray) -> np.ndarray:
     """p(true class | prediction, label): [N, classes].
 
-    Alternates between it and the rates at which each class is labelled as each
-    other, until they stay. One example of each class counts as labelled at
-    random, so that no rate is 0.
+    Alternates between this probability and the rates at which each class is
+    labelled as each other class, until the rates converge. One more example of
+    each class counts as labelled at random, so that no rate is 0.
 
     Args:
         chance: [N, classes] p(true class | prediction), calibrated.

@@ -34,9 +34,9 @@ def second_split_times(
     """After how many epochs on other examples each one is forgotten for good.
 
     The training examples are split into halves by (seed, id). A network learns
-    the one and then goes on to learn the other; the time of an example of the
-    first is the first epoch after which it is never right again. Then the
-    halves change places, so that every example has its time.
+    one half and then goes on to learn the other. The time of an example of the
+    first half is the first epoch after which its prediction is never right
+    again. Then the halves change places, so that every example gets a time.
 
     Args:
         directory: of the four runs; killed, the same call goes on.

@@ -23,7 +23,7 @@ PAGE = "suspects.html"
 TABLE = "suspects.csv"
 EVALUATION = "suspects.json"
 _SHOWN = 100
-# Of an input that has no picture: so many numbers or tokens are shown.
+# How many numbers or tokens are shown of an input that is not a picture.
 _NUMBERS = 64
 
 
@@ -47,7 +47,7 @@ def find_label_errors(
             (pictures, texts or rows) and `suspects.json` (how well each score
             finds the labels that are known to be wrong) are written.
         config: what is scored, where `source` is a run or several.
-        shown: so many examples are on the page, suspects or not, the most
+        shown: number of examples on the page, suspects or not, the most
             suspicious first; None shows the first 100 suspects.
         **options: of `score_examples`, where `source` is a run or several.
 
@@ -75,7 +75,7 @@ def find_label_errors(
         raise TypeError(
             "Expected runs and options of `score_examples`, or scores and no "
             f"options. Received: {type(source).__name__}, options "
-            f"{sorted(options)}. `scores_of_logits` makes scores of anybody's "
+            f"{sorted(options)}. `scores_of_logits` makes scores from any "
             "predictions."
         )
     _check_examples(source, examples)
@@ -84,7 +84,7 @@ def find_label_errors(
     storage.write_text(directory / TABLE, _csv(source.rows()))
     storage.write_json(directory / EVALUATION, _evaluation(source))
     _write_page(directory / PAGE, source, examples, shown)
-    # Last: where the scores are, the page is.
+    # The scores are saved last: if they exist, the page exists, too.
     source.save(directory / "example_scores")
     return source
 

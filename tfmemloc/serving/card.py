@@ -80,7 +80,7 @@ def _run_facts(run: Run) -> dict[str, Any]:
         for name, part in parts.items()
     }
     if facts["data"] is not None:
-        # Where the data lay is nobody's business.
+        # The path of the data is not published.
         del facts["data"]["data_dir"]
     return {"epoch": max(run.epochs, default=None), **facts}
 
@@ -170,7 +170,7 @@ def card_text(card: Mapping[str, Any]) -> str:
     wrong = (
         f"{data['noise_rate']:.1%} of the training labels are known wrong."
         if data["noise_rate"]
-        else "No training label is known to be wrong; how many are, is not."
+        else "No training label is known to be wrong; some may be."
     )
     versions = ", ".join(f"{k} {v}" for k, v in card["versions"].items())
     takes = ", ".join(card["takes"])

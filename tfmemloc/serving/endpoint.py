@@ -21,7 +21,7 @@ FORMATS = ("keras", "litert", "onnx")
 
 
 class ExportError(RuntimeError):
-    """The export does not say what its model says."""
+    """The outputs of an export differ from those of its model."""
 
 
 _FILES = {
@@ -143,7 +143,7 @@ def _add_endpoint(archive, name, model, raw_pixels) -> None:
 
 
 def _served_dtype(tensor, raw_pixels: bool) -> str:
-    """What a caller gives: raw pixels are for images alone."""
+    """The dtype that a caller gives; only images are given as raw pixels."""
     is_image = len(tensor.shape) == 4 and "float" in tensor.dtype
     return "uint8" if raw_pixels and is_image else tensor.dtype
 

@@ -7,8 +7,8 @@ The folder that `export_saved_model` writes holds
     model_card.json, MODEL_CARD.md
                                  what was exported, and how it measures
 
-It is written beside its place, loaded again, compared with the network that
-it came from, and only then renamed: a folder that exists is a checked one.
+It is written under a temporary name, loaded again, compared with the network
+that it came from, and only then renamed: a folder that exists was checked.
 """
 
 from __future__ import annotations
@@ -50,9 +50,10 @@ def export_saved_model(
 ) -> pathlib.Path:
     """Exports a network for serving, checked against where it came from.
 
-    The default signature takes the images alone (any number of them) and
-    gives `logits` and `probabilities` (the latter alone where the model ends
-    in a softmax). A model with several outputs gives them under their names.
+    The default signature takes the model's inputs without the example ids, for
+    any number of examples, and gives `logits` and `probabilities` (only the
+    latter if the model ends in a softmax). A model with several outputs gives
+    them under their names.
 
     Args:
         source: a run, or any functional model.
@@ -62,8 +63,8 @@ def export_saved_model(
         inference: `drop` leaves the memorization units out, `expected` scales
             them by p_mem; `plain` exports a model without tied layers.
         prune: slice the memorization units out of the weights (see
-            `prune_memorization`); None does where they are dropped.
-        fold: put each BatchNorm into the layer before it (see
+            `prune_memorization`); None does so if they are dropped.
+        fold: fold each BatchNorm into the layer before it (see
             `fold_batch_norm`).
         recalibrate: recompute BatchNorm statistics on the training examples
             first (see `recalibrate_batch_norm`).
@@ -71,14 +72,14 @@ def export_saved_model(
         with_memorization: add the signature `with_memorization`, in expected
             behaviour. The memorization units are then in the file.
         formats: further files: `keras`, `litert`, `onnx`.
-        card: write the model card; None does where the source is a run.
-        overwrite: replace an export that lies at `path`.
+        card: write the model card; None does so if the source is a run.
+        overwrite: replace an export that exists at `path`.
 
     Returns:
         `path`.
 
     Raises:
-        ValueError: an option that does not go with the model or another.
+        ValueError: an option does not fit the model, or another option.
         FileExistsError: `path` exists, and is not an export to be replaced.
         ExportError: the loaded export differs from its model.
         OSError: the disk is full, the folder is read-only, ...; nothing is

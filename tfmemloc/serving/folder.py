@@ -1,4 +1,4 @@
-"""A folder that is written beside its place and renamed when it is whole."""
+"""Writes a folder under a temporary name and renames it when complete."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def beside(path: pathlib.Path, overwrite: bool) -> Iterator[pathlib.Path]:
     lock = None
     try:
         folder.mkdir()
-        # Goes away with the process: what has no lock is a leftover.
+        # The lock ends with the process: a folder without one is a leftover.
         lock = os.open(folder, os.O_RDONLY)
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield folder
@@ -67,7 +67,7 @@ def beside(path: pathlib.Path, overwrite: bool) -> Iterator[pathlib.Path]:
 
 
 def _clear_leftovers(path: pathlib.Path) -> None:
-    """Removes what exports to `path` left that were killed.
+    """Removes what killed exports to `path` left behind.
 
     A folder that was to be overwritten comes back if nothing took its place.
     """

@@ -10,9 +10,9 @@ from tfmemloc.serving.pruning_rules import activation_name
 
 
 def fold_batch_norm(model: keras.Model) -> keras.Model:
-    """Puts each BatchNorm into the convolution or dense layer before it.
+    """Folds each BatchNorm into the convolution or dense layer before it.
 
-    For serving alone: training would have nothing to normalize with. With the
+    For serving only: in training the new model would not normalize. With the
     moving statistics, a kernel w and a bias b become
 
         w * gamma / sqrt(variance + epsilon)

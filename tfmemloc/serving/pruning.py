@@ -130,7 +130,7 @@ class _Pruning:
         return keras.Model(used, outputs, name=self._model.name)
 
     def _call(self, node, rule, args, kwargs):
-        """One call anew, on inputs that have the channels it expects."""
+        """Repeats one call, on inputs that have the channels it expects."""
         have = self._inputs_of(node)
         plan = self._plan(node, rule)
         pairs = iter(zip(have, plan.targets, strict=True))

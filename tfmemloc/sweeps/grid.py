@@ -20,12 +20,12 @@ class Cell:
 
     @property
     def name(self) -> str:
-        """Of its folder."""
+        """The name of the cell's folder."""
         return ",".join(f"{flag}={value}" for flag, value in self.values)
 
     @property
     def flags(self) -> list[str]:
-        """For its command."""
+        """The flags of the cell's command."""
         return [f"--{flag}={value}" for flag, value in self.values]
 
 
@@ -36,7 +36,7 @@ def parse_grid(axes: Sequence[str]) -> list[Cell]:
         axes: such as `p_gen=0.1,0.2` or `seed=0..4` (4 included).
 
     Raises:
-        ValueError: an axis is not of this form, or a flag has two.
+        ValueError: an axis is not of this form, or a flag has two axes.
 
     Example:
         >>> [cell.name for cell in parse_grid(["p_gen=0.2", "seed=0..1"])]

@@ -44,7 +44,7 @@ class SweepError(RuntimeError):
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """What makes a cell; plain enough to be sent to another machine."""
+    """The command of a cell, as plain data that another machine can take."""
 
     directory: str
     command: tuple[str, ...]
@@ -68,7 +68,7 @@ def run_sweep(
     gpus_per_run: float = 0,
     progress: bool = True,
 ) -> SweepResults:
-    """Runs what is not finished, and gathers all.
+    """Runs the cells that are not finished, and gathers the results of all.
 
     Args:
         directory: of the sweep. With Ray on several machines it must be on a
@@ -157,12 +157,12 @@ def _keep_settings(directory, program, base) -> None:
     if there != settings:
         raise ValueError(
             f"{directory} holds a sweep with other settings: {there} there, "
-            f"{settings} here. Use its settings, or another --run_dir."
+            f"{settings} here. Use the original ones, or another --run_dir."
         )
 
 
 def _watch(finished, total, todo, progress) -> list[str]:
-    """Shows each cell that ends; what was wrong with those that failed."""
+    """Shows each cell that ends; returns the errors of those that failed."""
     failures = []
     with tqdm.tqdm(
         total=total,
@@ -197,7 +197,7 @@ def _in_processes(
 def _on_ray(
     jobs: Sequence[Job], address, cpus, gpus
 ) -> Iterator[tuple[Job, str | None]]:
-    """On a cluster; Ray itself begins anew what a lost worker was at."""
+    """Runs jobs on a Ray cluster; Ray restarts the jobs of a lost worker."""
     if importlib.util.find_spec("ray") is None:
         raise ModuleNotFoundError(
             "--backend=ray needs Ray, which is not installed. Run: pip install "
@@ -233,9 +233,9 @@ def _on_ray(
 
 
 def run_cell(job: Job, stop: threading.Event | None = None) -> str | None:
-    """Runs the command of a cell until it succeeds; what went wrong, if not.
+    """Runs the command of a cell, with retries; returns an error or None.
 
-    A cell whose process outlived a sweep that was killed is waited for.
+    If the cell's process has outlived a killed sweep, waits for its end first.
 
     Args:
         job: the cell.
@@ -262,7 +262,7 @@ def run_cell(job: Job, stop: threading.Event | None = None) -> str | None:
 
 
 def _run_command(job, environment, log, stop) -> int:
-    """The exit status of the command; its words go to the log."""
+    """Runs the command, its output into the log; returns the exit status."""
     with (
         open(log, "a", encoding="utf-8") as file,
         subprocess.Popen(

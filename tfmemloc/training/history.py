@@ -29,7 +29,7 @@ class TrainingHistory(Result):
     def of(
         cls, histories: Mapping[str, Sequence[Mapping[str, Any]]]
     ) -> TrainingHistory:
-        """The result of histories: name of the network -> lines of a run."""
+        """Makes the result from histories: name of a network -> its history."""
         curves = {name: _curves(lines) for name, lines in histories.items()}
         longest = max(map(len, histories.values()))
         widest = max(map(len, curves.values()), default=0)

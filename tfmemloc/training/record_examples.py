@@ -1,4 +1,4 @@
-"""`RecordExamples`: what anybody's `model.fit` sees of each example."""
+"""`RecordExamples`: records what any `model.fit` sees of each example."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from tfmemloc.training.recorder import ExampleRecorder
 
 
 class RecordExamples(keras.callbacks.Callback):
-    """Records what anybody's `model.fit` sees of each training example.
+    """Records what any `model.fit` sees of each training example.
 
-    The inputs of `fit` are a dict with `"example_id"`. A functional or
+    The inputs of `fit` must be a dict with `"example_id"`. A functional or
     Sequential model that has no such input is not given it; the `call` of a
-    subclassed one gets the whole dict. `Recording.open(directory)` reads what
-    was kept, `tfmemloc.scores_of_recording` makes scores of it.
+    subclassed one gets the whole dict. `Recording.open(directory)` reads the
+    recording, `tfmemloc.scores_of_recording` makes scores from it.
 
     Args:
         directory: of the recording.

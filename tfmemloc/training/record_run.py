@@ -1,4 +1,4 @@
-"""`RecordRun`: anybody's `model.fit` recorded into a run directory."""
+"""`RecordRun`: records any `model.fit` into a run directory."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from tfmemloc.training.progress import accuracies, behaviour_predictors
 
 
 class RecordRun(keras.callbacks.Callback):
-    """Records anybody's `model.fit` into a run directory.
+    """Records any `model.fit` into a run directory.
 
-    Weights at the beginning and after each epoch, and, where `examples` are
-    given, the accuracy of every subset. Every probe works on such a run.
+    Keeps the weights at the beginning and after each epoch and, if `examples`
+    are given, the accuracy of every subset. Every probe works on such a run.
 
     Args:
         directory: of the run; must not hold another one.

@@ -24,8 +24,8 @@ class ExampleRecorder:
     """The table behind a recording, for training loops of one's own.
 
     Args:
-        directory: of the recording; one that was begun for the same examples
-            is gone on with.
+        directory: of the recording; an earlier recording of the same examples
+            is continued.
         examples: the training examples (of a whole data set, its training
             part), so that the recording knows their inputs and labels; or
             their ids alone, [N], in any order.
@@ -71,7 +71,7 @@ class ExampleRecorder:
         self.example_id = np.sort(ids.astype(np.int64))
         if (np.diff(self.example_id) == 0).any():
             raise ValueError(
-                "Example ids: expected each but once. Received: some twice."
+                "Example ids: expected each only once. Received: some twice."
             )
         self.directory = pathlib.Path(directory)
         self._from_logits = from_logits
@@ -128,11 +128,11 @@ class ExampleRecorder:
         return recorded_epochs(self.directory)
 
     def begin_epoch(self, epoch: int) -> None:
-        """Empties the table; an epoch written before, from here on, goes.
+        """Empties the table, and deletes the written epochs from this one on.
 
         Args:
-            epoch: counted from 1. Of a training that goes on, the first one
-                that it takes again.
+            epoch: counted from 1. If a training is resumed, the first epoch
+                that it repeats.
         """
         self._table.assign(self._nothing)
         for later in self.epochs:

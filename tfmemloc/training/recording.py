@@ -1,13 +1,13 @@
 """What each training step saw of each example, epoch by epoch.
 
-A training step has the logits of its examples in its hands anyway. Kept by
-example id, they tell how the network came to know each of them: when it was
-learned, how often forgotten, with what margin. The table is updated in the
-graph, so that nothing leaves the device before the end of an epoch, and is
-written as one compressed file for each epoch.
+A training step computes the logits of its examples anyway. Kept by example id,
+they tell how the network learned each example: when it was learned, how often
+it was forgotten, and with what margin. The table is updated in the graph, so
+that nothing leaves the device before the end of an epoch, and is written as one
+compressed file for each epoch.
 
 The numbers are those of the training step: BatchNorm in training mode, the
-example's own memorization units on, augmented pixels, before the weights move.
+example's own memorization units on, augmented inputs, before the weights move.
 """
 
 from __future__ import annotations

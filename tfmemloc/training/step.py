@@ -24,7 +24,7 @@ def make_train_step(
     batch_spec: Any = None,
     recorder: ExampleRecorder | None = None,
 ) -> Callable[[Any], tf.Tensor]:
-    """A traced function that takes one step and gives the loss before it.
+    """Makes a traced function that takes a step and gives the loss before it.
 
     The loss is the batch's mean of what the rule gives. The weight decay adds
     weight_decay * w to the gradient of every trainable weight, as PyTorch's

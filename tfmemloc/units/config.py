@@ -16,9 +16,10 @@ class SearchConfig:
     """How critical units are searched for (see `find_critical_units`).
 
     Attributes:
-        ids: of the examples to search; None takes all noisy (atypical) ones
-            and as many clean (typical) ones.
-        count: at most so many of each of the two subsets; None takes all.
+        ids: ids of the examples to search; None takes all noisy (atypical)
+            examples and as many clean (typical) ones.
+        count: maximum number of examples of each of the two subsets; None
+            takes all.
         layers: names of the layers whose units may be removed; None takes all
             but those that make the logits.
         place: where a unit is gated: `unit`, its output after normalization
@@ -26,25 +27,25 @@ class SearchConfig:
             kernel's output before normalization, as the authors did.
         ranking: which unit goes first: the name of a module in
             `tfmemloc.units.rankings`; `first_order` is the paper's.
-        objective: of first_order: `zero` removes the unit that lowers the
-            objective most; `step` moves the gate with the largest gradient by
-            1 against it, so that a unit may also be doubled.
-        population_term: of first_order: the gradient of the population's mean
-            loss is taken `exact` (anew under each example's own gates, at
-            every step; slow), `frozen` (once, of the whole network) or not at
-            all (`none`).
+        objective: for the ranking first_order: `zero` removes the unit that
+            lowers the objective most; `step` moves the gate with the largest
+            gradient by 1 against it, so that a unit may also be doubled.
+        population_term: for the ranking first_order: how the gradient of the
+            population's mean loss is taken: `exact` (again under each example's
+            own gates, at every step; slow), `frozen` (once, with all units on)
+            or `none` (not at all).
         population: number of training examples, drawn by `seed`, over which
             that mean is taken.
-        perturbations: take the example's gradient of the logits averaged over
-            so many perturbed copies of its input; 0 takes the input itself.
-            The authors took 5.
+        perturbations: number of perturbed copies of the input over which the
+            logits are averaged before the example's gradient is taken; 0 takes
+            the input itself. The authors took 5.
         perturbation_norm: norm of the Gaussian perturbation relative to the
             input's.
         removed_value: what a removed unit gives: `zero`, or its `mean` over
             the population.
-        limit: remove at most so many units.
-        bystanders: the harm of a removal is measured on so many other
-            examples of each subset, drawn by `seed`; None takes all.
+        limit: maximum number of units to remove.
+        bystanders: number of other examples of each subset, drawn by `seed`,
+            on which the harm of a removal is measured; None takes all.
         inference: behaviour of tied layers; None leaves it as built (drop).
         seed: of population, bystanders, perturbations and random controls.
         memory_budget_mib: MiB for the activations of a chunk of examples.

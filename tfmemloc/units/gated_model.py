@@ -1,4 +1,4 @@
-"""What a model gives under gates, for many examples side by side.
+"""Computes the outputs of a model under gates, for many examples at once.
 
 Each function is traced once. Everything runs with `training=False`: BatchNorm
 uses its moving statistics, and tied layers do what their `inference` says.
@@ -35,7 +35,7 @@ def is_right(predicted: np.ndarray, label: np.ndarray) -> np.ndarray:
 
 
 class GatedModel:
-    """A model whose units have gates, another set for each example.
+    """A model whose units have gates, with a separate set for each example.
 
     Args:
         model: functional.

@@ -45,7 +45,7 @@ class UnitGates:
     Args:
         model: functional or Sequential.
         layers: names of the layers whose units get gates; None takes all with
-            a kernel, but those that make the logits. A layer without a kernel
+            a kernel except those that make the logits. A layer without a kernel
             (a dropout, an activation, a pooling) is gated at its output.
         place: `unit` gates a unit's output after normalization and
             activation; `block` the outputs of blocks; `weights` the output of
@@ -111,11 +111,11 @@ class UnitGates:
     def applied(
         self, gate: tf.Tensor, fill: tf.Tensor | None = None
     ) -> Iterator[None]:
-        """Within, calls of the model have these gates.
+        """Applies gates to the calls of the model within a context.
 
         Args:
             gate: [B, U] or [1, U], 1 is on.
-            fill: [U] what a unit gives that is off; None is 0.
+            fill: [U] the output of a unit that is off; None is 0.
         """
 
         def transform(x, start, site):
@@ -130,7 +130,7 @@ class UnitGates:
 
     @contextlib.contextmanager
     def recorded(self) -> Iterator[dict[int, tf.Tensor]]:
-        """Within, the outputs of units are kept: start -> [B, P, units]."""
+        """Keeps units' outputs within a context: start -> [B, P, units]."""
         outputs: dict[int, tf.Tensor] = {}
 
         def transform(x, start, site):

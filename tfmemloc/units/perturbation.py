@@ -1,4 +1,4 @@
-"""Inputs with a little noise, the same again for each example."""
+"""Adds a little noise to inputs, always the same noise for an example."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from tfmemloc.layers import masks
 
 
 def perturbed(image, example_id, copies: int, noise: float, seed: int):
-    """Copies of images with Gaussian noise of a given relative norm.
+    """Copies of an input with Gaussian noise of a given relative norm.
 
     Args:
-        image: [B, ...].
+        image: [B, ...], an input of any kind but tokens.
         example_id: [B]; the noise is a function of it and of the seed.
-        copies: how many.
-        noise: norm of the noise relative to the image's.
+        copies: number of copies of each example.
+        noise: norm of the noise relative to the input's.
         seed: of the noise.
 
     Returns:

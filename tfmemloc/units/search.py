@@ -1,15 +1,15 @@
 """The search for the units without which a prediction flips.
 
-All examples of a block are searched side by side, each under its own gates.
-Which unit goes first is the business of a ranking, which is an argument:
+All examples of a block are searched at the same time, each under its own gates.
+A ranking, which is an argument, decides in which order units are removed:
 
-- an adaptive ranking is asked again after each removal, until the prediction
+- an adaptive ranking is computed again after each removal, until the prediction
   flips or a limit is reached;
-- any other gives one order, and the shortest beginning of it that flips the
-  prediction is found by doubling and bisection.
+- any other ranking gives one order, and the shortest beginning of it that flips
+  the prediction is found by doubling and bisection.
 
-That set is an upper bound: each of its units is then put back where the
-prediction stays flipped without it, until every unit that is left is needed.
+This set may be larger than needed. Therefore each of its units is put back if
+the prediction stays flipped with it, until every unit that is left is needed.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def search(
 
 
 def nothing_found(subsets: int) -> dict[str, np.ndarray]:
-    """What the search of no example gives."""
+    """The result of a search without examples."""
     return {
         "units": np.zeros((0, 1), np.int32),
         "gate": np.zeros((0, 1), np.float32),
@@ -163,8 +163,8 @@ def crossing(
         rank: [N, U] place of each unit in its example's order.
     """
     units = gated.gates.units
-    below = np.zeros(len(block), int)  # So many do not flip it,
-    above = np.full(len(block), units + 1)  # and so many do.
+    below = np.zeros(len(block), int)  # Removing this many does not flip it,
+    above = np.full(len(block), units + 1)  # and removing this many does.
     while True:
         doubled = np.minimum(np.maximum(2 * below, 1), units)
         middle = (below + above) // 2

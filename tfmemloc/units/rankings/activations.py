@@ -12,6 +12,6 @@ ADAPTIVE = False
 
 
 def rank(gated: GatedModel, examples: Examples, gate: np.ndarray) -> Ranked:
-    """Ranks units by what they give for the example, no unit removed."""
+    """Ranks units by their mean |output| for the example, none removed."""
     del gate
     return Ranked(gated.activity(examples))
