@@ -46,7 +46,8 @@ def results_of(directory: pathlib.Path) -> dict[str, Result]:
     names = [
         path.stem
         for path in sorted(directory.glob("*.json"))
-        if is_result(path.with_suffix(""))
+        # The means of a report are no result of the directory.
+        if path.stem != "numbers" and is_result(path.with_suffix(""))
     ]
     others = [name for name in names if name not in (*_FIRST, *_LAST)]
     ordered = [*_FIRST, *others, *_LAST]
@@ -121,8 +122,10 @@ def seed_and_rest(directory: pathlib.Path) -> tuple[int, dict]:
 def numbers_of(directory: pathlib.Path) -> dict[str, float]:
     """The key numbers of all results of a main job."""
     numbers: dict[str, float] = {}
-    for result in results_of(directory).values():
-        numbers |= result.key_numbers()
+    for name, result in results_of(directory).items():
+        for key, value in result.key_numbers().items():
+            # Two searches may call their numbers alike.
+            numbers[f"{name}: {key}" if key in numbers else key] = value
     return numbers
 
 

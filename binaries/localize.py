@@ -136,7 +136,7 @@ def _keep_settings(path: pathlib.Path, settings: dict) -> None:
     if not path.exists():
         storage.write_json(path, settings)
         return
-    there = storage.read_json(path)
+    there = _completed(storage.read_json(path))
     wrong = []
     for part in sorted(settings.keys() | there.keys()):
         old, new = (_ours(side.get(part)) for side in (there, settings))
@@ -151,6 +151,20 @@ def _keep_settings(path: pathlib.Path, settings: dict) -> None:
             f"{'; '.join(wrong)}. Use the original settings, another "
             "--run_dir, or start over with --fresh."
         )
+
+
+def _completed(settings: dict) -> dict:
+    """Settings of an older version, with the fields that are new since."""
+    classes = {
+        "data": configs.DataConfig,
+        "model": configs.ModelConfig,
+        "training": configs.TrainConfig,
+    }
+    return settings | {
+        name: configs.to_json(configs.from_json(kind, settings[name]))
+        for name, kind in classes.items()
+        if name in settings
+    }
 
 
 def _ours(part) -> dict:

@@ -374,3 +374,34 @@ def test_bad_input_is_refused(run, examples, planted):
     with pytest.raises(ValueError, match="is not the data this run"):
         rewind_layers(run, clean)
     assert Run.open(run.directory).epochs == (0, 1, 2, 3)
+
+
+def test_a_softmax_in_the_middle_is_no_end(tmp_path, small_digits):
+    image = keras.Input((8, 8, 1), name="image")
+    x = keras.layers.Flatten()(image)
+    x = keras.layers.Dense(16, activation="softmax", name="attention")(x)
+    model = keras.Model(image, keras.layers.Dense(10, name="last")(x))
+    snapshots = Snapshots(model, {0: model.get_weights()})
+    result = rewind_layers(snapshots, small_digits, progress=False)
+    # Put back to the weights that it has, nothing changes.
+    np.testing.assert_allclose(
+        result.loss[0], np.tile(result.baseline_loss, (2, 1)), rtol=1e-5
+    )
+
+
+def test_retraining_keeps_apart_what_differs(planted, tmp_path):
+    run, examples = planted
+    directory = tmp_path / "retraining"
+    model = run.model(0)
+    first = Snapshots(run.model(), {0: model.get_weights()})
+    retrain_layers(first, examples, SHORT, directory=directory, progress=False)
+    other = Snapshots(model, {0: model.get_weights()})
+    with pytest.raises(ValueError, match="with other weights"):
+        retrain_layers(
+            other, examples, SHORT, directory=directory, progress=False
+        )
+    named = dataclasses.replace(
+        examples, subset=np.where(examples.subset == "test", "test", "noisy")
+    )
+    with pytest.raises(ValueError, match="no subset of rightly labelled"):
+        retrain_layers(other, named, SHORT, progress=False)

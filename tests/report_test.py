@@ -1,3 +1,4 @@
+import dataclasses
 import re
 
 import numpy as np
@@ -126,3 +127,9 @@ def test_curves_show_the_history():
     }
     assert lines["noisy dropped"].get_ydata().tolist() == [10, 10, 10]
     assert figure.axes[0].get_xlabel() == "epoch"
+
+
+def test_networks_of_other_names_are_told_too(result):
+    other = dataclasses.replace(result, models=("mine", "yours", "yours"))
+    assert other.sentence() == "Networks measured: mine, yours."
+    assert report.section_of(other).table.rows

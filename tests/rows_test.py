@@ -1,5 +1,6 @@
 """Inputs of any kind, in memory and on disk, by id."""
 
+import copy
 import dataclasses
 
 import keras
@@ -226,6 +227,7 @@ def test_labels_known_to_be_wrong_are_noisy():
         ({"subset": [1, 2, 3, 4]}, "subset expected 4 names"),
         ({"x": np.full((4, 2), np.nan)}, "NaN or infinity in 4 rows"),
         ({"x": np.zeros((4, 2), complex)}, "dtype complex128"),
+        ({"x": np.zeros((4, 8, 8, 1), int)}, "expected pictures of uint8"),
         ({"x": {"a": np.zeros((4, 2)), "b": np.zeros(3)}}, "'b': 3"),
         ({"x_test": np.zeros((2, 3)), "y_test": [0, 1]}, "of the same names"),
     ],
@@ -234,6 +236,88 @@ def test_bad_arrays_are_refused(arguments, words):
     given = {"x": np.zeros((4, 2)), "y": [0, 1, 0, 1], **arguments}
     with pytest.raises(ValueError, match=words):
         data.from_arrays(**given)
+
+
+def test_places_from_the_end_and_places_that_are_not_there(on_disk):
+    path, values = on_disk
+    for x in (values, path):
+        examples = data.from_arrays(x, np.arange(50) % 3)
+        part = examples.take(np.array([-1, -2]))
+        assert part.example_id.tolist() == [49, 48]
+        np.testing.assert_array_equal(part.inputs["image"][:], values[[49, 48]])
+        with pytest.raises(IndexError):
+            examples.take(np.array([50]))
+    view = examples.take(np.array([3, 4])).inputs["image"]
+    np.testing.assert_array_equal(view[..., 0], values[[3, 4], ..., 0])
+
+
+def test_other_byte_orders_and_slices_of_files(tmp_path, rng):
+    values = rng.normal(size=(20, 6)).astype(">f4")
+    np.save(tmp_path / "x.npy", values)
+    mapped = np.load(tmp_path / "x.npy", mmap_mode="r")
+    for x, expected in (
+        (tmp_path / "x.npy", values),
+        (mapped[5:], values[5:]),
+        (mapped[::2], values[::2]),
+        (mapped[:, :3], values[:, :3]),
+    ):
+        examples = data.from_arrays(x, np.zeros(len(expected), int), classes=2)
+        batches = data.make_batches(examples, 4, seed=0, stop_step=1)
+        for inputs, _ in batches:
+            np.testing.assert_allclose(
+                inputs["features"], expected[inputs["example_id"]], rtol=1e-6
+            )
+        found = data.as_arrays(examples)["features"]
+        np.testing.assert_allclose(found, expected, rtol=1e-6)
+
+
+def test_grey_pictures_on_disk_get_their_channel(tmp_path, rng):
+    values = rng.integers(0, 256, (6, 8, 8), np.uint8)
+    np.save(tmp_path / "x.npy", values)
+    examples = data.from_arrays(tmp_path / "x.npy", np.arange(6) % 2)
+    assert examples.inputs["image"].shape == (6, 8, 8, 1)
+    np.testing.assert_array_equal(
+        np.asarray(examples.inputs["image"])[..., 0], values
+    )
+    rows = rows_.FileRows(tmp_path / "x.npy", 128, (6, 8, 8), np.uint8)
+    again = copy.deepcopy(rows)
+    del rows  # Closes its file.
+    np.testing.assert_array_equal(again[[2, 0]], values[[2, 0]])
+
+
+def test_own_labels_and_subsets_stay_as_they_are(tmp_path):
+    np.savez(
+        tmp_path / "mine.npz",
+        x_train=np.zeros((4, 3), np.float32),
+        y_train=np.array([0, 1, 0, 1]),
+        true_label=np.array([0, 1, 1, 1]),
+        subset=np.array(["clean", "clean", "noisy", "heldout"]),
+    )
+    config = DataConfig(dataset=str(tmp_path / "mine.npz"), noise_rate=0.0)
+    examples = data.load(config)
+    assert examples.subset.tolist() == ["clean", "clean", "noisy", "heldout"]
+    assert examples.label.tolist() == [0, 1, 0, 1]
+    assert examples.true_label.tolist() == [0, 1, 1, 1]
+    np.savez(tmp_path / "text.npz", x_train=np.arange(12).reshape(3, 4))
+    config = DataConfig(dataset=str(tmp_path / "text.npz"), noise_rate=0.0)
+    assert data.load(config).task == "next_token"
+
+
+@pytest.mark.parametrize("name", ["example_id", "label"])
+def test_reserved_names_of_inputs_are_refused(name):
+    with pytest.raises(ValueError, match=f"cannot be called {name}"):
+        data.from_arrays({name: np.zeros((4, 2))}, [0, 1, 0, 1])
+
+
+def test_floats_do_not_become_integers_silently():
+    pixels = keras.Input((4, 4, 1), dtype="uint8", name="image")
+    x = keras.layers.Rescaling(1 / 255)(pixels)
+    model = keras.Model(
+        pixels, keras.layers.Dense(2)(keras.layers.Flatten()(x))
+    )
+    examples = data.from_arrays(np.zeros((4, 4, 4, 1), np.uint8), [0, 1, 0, 1])
+    with pytest.raises(ValueError, match="which would lose its fractions"):
+        evaluation.predict_logits(model, examples)
 
 
 def test_networks_of_the_paper_say_that_they_take_pictures(tmp_path):

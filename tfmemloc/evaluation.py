@@ -58,13 +58,18 @@ class Predictor:
 
     Args:
         model: any Keras model.
+        raw: give the outputs as they are, as of a part of a network.
     """
 
-    def __init__(self, model: keras.Model):
+    def __init__(self, model: keras.Model, *, raw: bool = False):
         self.model = model
         signature = _input_signature(model)
+
+        def outputs_of(outputs):
+            return outputs if raw else as_logits(model, outputs)
+
         self._function = tf.function(
-            lambda inputs: as_logits(model, model(inputs, training=False)),
+            lambda inputs: outputs_of(model(inputs, training=False)),
             input_signature=signature,
             reduce_retracing=signature is None,
         )

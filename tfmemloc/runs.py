@@ -102,7 +102,10 @@ class Run:
         directory = pathlib.Path(directory)
         path = directory / "config.json"
         if not path.exists():
-            main_job = (directory / "localization.json").exists()
+            main_job = any(
+                (directory / f"{name}.json").exists()
+                for name in ("networks", "localization")
+            )
             raise FileNotFoundError(
                 f"{directory} holds no run: it has no config.json. Expected a "
                 "directory that tfmemloc's train, `RecordRun` or "

@@ -243,6 +243,6 @@ def _check_alike(inputs, more, name: str) -> None:
 
 def _joined(first: rows_.Rows, second: rows_.Rows) -> rows_.Rows:
     """Both, one below the other."""
-    if not isinstance(first, np.ndarray):
+    if isinstance(first, np.memmap) or not isinstance(first, np.ndarray):
         return rows_.Stacked(first, second)
     return np.concatenate([first, np.asarray(second)])

@@ -257,6 +257,13 @@ def _frozen_inputs(examples: Examples) -> dict[str, rows_.Rows]:
             f"{examples.name}: expected inputs by name, such as "
             f'{{"image": images}}. Received: {type(examples.inputs).__name__}.'
         )
+    reserved = {IDS, "label", "true_label", "examples"} & set(examples.inputs)
+    if reserved:
+        raise ValueError(
+            f"{examples.name}: an input cannot be called "
+            f"{', '.join(sorted(reserved))}, which is kept beside the inputs. "
+            "Expected another name."
+        )
     frozen, counts = {}, {}
     for name, rows in examples.inputs.items():
         counts[name] = rows.shape[0]
@@ -293,7 +300,7 @@ def _integers(examples: Examples, field: str, count: int) -> np.ndarray:
             f"{examples.name}: expected {field} to be integers. Received: "
             f"dtype {array.dtype}."
         )
-    array = array.astype(np.int64)
+    array = array.astype(np.int64, copy=False).view()
     array.flags.writeable = False
     return array
 

@@ -82,10 +82,19 @@ def checked_input(name: str, values: Any, of: str) -> rows_.Rows:
             "floats), at least one row. Received: shape "
             f"{tuple(values.shape)}, dtype {dtype}."
         )
+    if dtype.kind in "iu" and dtype != np.uint8 and len(values.shape) == 4:
+        raise ValueError(
+            f"{of}: {name} expected pictures of uint8, or floats. Received: "
+            f"shape {tuple(values.shape)}, dtype {dtype}. x.astype(np.uint8) "
+            "makes pixels of whole numbers from 0 to 255."
+        )
     if not dtype.isnative and isinstance(values, np.ndarray):
         values = values.astype(dtype.newbyteorder("="))
     if values.dtype == np.uint8 and len(values.shape) == 3:
-        values = rows_.with_channel(values)
+        is_array = isinstance(values, np.ndarray)
+        values = (
+            values[..., np.newaxis] if is_array else (rows_.WithChannel(values))
+        )
     return values
 
 

@@ -61,6 +61,10 @@ class View:
         return len(self._places)
 
     def __getitem__(self, index: Any) -> np.ndarray:
+        if index is Ellipsis or (
+            isinstance(index, tuple) and index[0] is Ellipsis
+        ):
+            return self[:][index]
         first, rest = index, ()
         if isinstance(index, tuple):
             first, *rest = index
@@ -93,7 +97,7 @@ class Stacked:
         self.dtype = first.dtype
 
     def __getitem__(self, places: np.ndarray) -> np.ndarray:
-        places = np.arange(self.shape[0])[places]
+        places = as_places(places, self.shape[0])
         is_first = places < self._count
         if is_first.all():
             return read(self._parts[0], places)
@@ -130,16 +134,22 @@ class FileRows:
         shape: tuple[int, ...],
         dtype: np.dtype,
     ):
-        self.shape, self.dtype = tuple(shape), np.dtype(dtype)
+        self._arguments = path, offset, tuple(shape), dtype
+        self._on_disk = np.dtype(dtype)
+        self.shape, self.dtype = tuple(shape), self._on_disk.newbyteorder("=")
         self._offset = offset
         numbers = int(np.prod(self.shape[1:], dtype=np.int64))
         self._each = self.dtype.itemsize * numbers
         self._file = os.open(path, os.O_RDONLY)
         weakref.finalize(self, os.close, self._file)
 
+    def __reduce__(self):
+        # A copy opens the file anew: this one's is closed with this one.
+        return FileRows, self._arguments
+
     def __getitem__(self, places: np.ndarray) -> np.ndarray:
-        places = np.arange(self.shape[0])[places]
-        found = np.empty((len(places), *self.shape[1:]), self.dtype)
+        places = as_places(places, self.shape[0])
+        found = np.empty((len(places), *self.shape[1:]), self._on_disk)
         flat = memoryview(found.reshape(-1).view(np.uint8))
         # Adjacent rows are read together.
         breaks = np.flatnonzero(np.diff(places) != 1) + 1
@@ -149,7 +159,7 @@ class FileRows:
                     flat[run[0] * self._each : (run[-1] + 1) * self._each],
                     self._offset + int(places[run[0]]) * self._each,
                 )
-        return found
+        return found.astype(self.dtype, copy=False)
 
     def _read_into(self, buffer: memoryview, offset: int) -> None:
         while len(buffer):
@@ -175,6 +185,7 @@ def unmapped(values: np.ndarray) -> Rows:
     is_plain = (
         isinstance(values, np.memmap)
         and values.mode == "r"
+        and values.filename is not None
         and values.flags.c_contiguous
         and values.ndim > 0
     )
@@ -205,12 +216,59 @@ def _is_run(places: np.ndarray) -> bool:
     return len(places) == 1 or bool((np.diff(places) == 1).all())
 
 
-def with_channel(rows: Rows) -> Rows:
-    """Grey pictures [N, height, width] with a last axis of one channel."""
-    if isinstance(rows, np.ndarray):
-        return rows[..., np.newaxis]
-    rows.shape = (*rows.shape, 1)
-    return rows
+class WithChannel:
+    """Grey pictures [N, height, width] with a last axis of one channel.
+
+    Args:
+        rows: of rank 3.
+    """
+
+    def __init__(self, rows: Rows):
+        self._rows = rows
+        self.shape = (*rows.shape, 1)
+        self.dtype = rows.dtype
+
+    def __getitem__(self, places: np.ndarray) -> np.ndarray:
+        return read(self._rows, places)[..., np.newaxis]
+
+    def __array__(self, dtype=None, copy=None) -> np.ndarray:
+        del copy
+        found = self[np.arange(self.shape[0])]
+        return found if dtype is None else found.astype(dtype)
+
+
+def as_places(index: Any, count: int) -> np.ndarray:
+    """Places from 0 of an index into `count` rows.
+
+    Args:
+        index: integers, which may be negative, booleans, or a slice.
+        count: of the rows.
+
+    Raises:
+        IndexError: a place is not there.
+    """
+    if isinstance(index, slice):
+        return np.arange(*index.indices(count))
+    index = np.asarray(index)
+    if index.dtype == bool:
+        if index.shape != (count,):
+            raise IndexError(
+                f"Expected {count} booleans, one for each row. Received: shape "
+                f"{index.shape}."
+            )
+        return np.flatnonzero(index)
+    places = np.where(index < 0, index + count, index).astype(np.int64)
+    if places.size and not (places.min() >= 0 and places.max() < count):
+        raise IndexError(
+            f"Expected places from {-count} to {count - 1}. Received: "
+            f"{index.min()} to {index.max()}."
+        )
+    return places
+
+
+def taken(rows: Rows, index: np.ndarray) -> Rows:
+    """The rows at a boolean or integer index, as a view."""
+    return View(rows, as_places(index, rows.shape[0]))
 
 
 def blocks(rows: Rows, places: np.ndarray) -> Iterator[np.ndarray]:
@@ -227,10 +285,3 @@ def digest(rows: Rows, places: np.ndarray) -> str:
     for block in blocks(rows, places):
         result.update(np.ascontiguousarray(block).data)
     return result.hexdigest()[:16]
-
-
-def taken(rows: Rows, index: np.ndarray) -> Rows:
-    """The rows at a boolean or integer index, as a view."""
-    index = np.asarray(index)
-    places = np.flatnonzero(index) if index.dtype == bool else index
-    return View(rows, places.astype(np.int64))

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import os
 import pathlib
 from collections.abc import Mapping
 
@@ -68,6 +67,8 @@ def _with_subsets(examples: Examples, config: DataConfig) -> Examples:
         return split_by_score(examples, scores, config.score_threshold)
     if config.noise_file:
         return set_labels(examples, read_pairs(config.noise_file, "label", int))
+    if config.noise_rate == 0:  # Labels and subsets stay as they were given.
+        return examples
     return add_label_noise(examples, config.noise_rate, seed=config.noise_seed)
 
 
@@ -119,7 +120,12 @@ def _from_named(arrays: Mapping, path: pathlib.Path) -> Examples:
     found = {"x_train": x_train, "y_train": arrays.get("y_train")}
     if has_test:
         found |= {"x_test": x_test, "y_test": arrays.get("y_test")}
-    missing = [name for name, array in found.items() if array is None]
+    missing = [
+        name
+        for name, array in found.items()
+        # Without labels the next token is the label.
+        if array is None and not (name[0] == "y" and _are_tokens(x_train))
+    ]
     if missing:
         raise ValueError(
             f"{path} lacks {', '.join(missing)}. Expected the arrays x_train, "
@@ -132,10 +138,16 @@ def _from_named(arrays: Mapping, path: pathlib.Path) -> Examples:
         name=path.name,
         classes=len(class_names) or None,
         class_names=class_names,
+        true_label=arrays.get("true_label"),
         ids=arrays.get("example_id"),
         subset=arrays.get("subset"),
         group=arrays.get("group"),
     )
+
+
+def _are_tokens(x) -> bool:
+    """Whether it is one array of integers [N, time]."""
+    return isinstance(x, np.ndarray) and x.ndim == 2 and x.dtype.kind in "iu"
 
 
 def _inputs_of(part: str, arrays: Mapping):
@@ -166,8 +178,8 @@ def _read_npz(path: pathlib.Path) -> dict[str, np.ndarray]:
 
 def is_own(dataset: str) -> bool:
     """Whether a data set is a file or folder of the user's own."""
-    return dataset.endswith(".npz") or (
-        dataset != "digits" and os.path.isdir(dataset)
+    return dataset.endswith(".npz") or any(
+        pathlib.Path(dataset).glob("x_train*.npy")
     )
 
 
@@ -181,12 +193,14 @@ def count_train(path: str) -> int:
 def _first(examples: Examples, train: int | None, test: int | None) -> Examples:
     """Keeps the first examples of each part, in the data set's order."""
     keep = np.zeros(len(examples), bool)
-    is_test = ~examples.is_trained_on
-    for part, wanted, mine in (
-        ("train", train, ~is_test),
+    is_test = examples.subset == "test"
+    is_other = ~is_test & ~examples.is_trained_on
+    for part, wanted, members in (
+        ("train", train, examples.is_trained_on),
         ("test", test, is_test),
+        ("held-out", None, is_other),
     ):
-        places = np.flatnonzero(mine)
+        places = np.flatnonzero(members)
         count = len(places) if wanted is None else wanted
         keep[
             places[: checked_count(examples.name, part, count, len(places))]

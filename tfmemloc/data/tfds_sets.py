@@ -133,7 +133,7 @@ class SourceRows:
         self.dtype = first.dtype
 
     def __getitem__(self, places: np.ndarray) -> np.ndarray:
-        places = np.arange(self.shape[0])[places]
+        places = rows.as_places(places, self.shape[0])
         if not len(places):
             return np.empty((0, *self.shape[1:]), self.dtype)
         records = self._source.__getitems__(places.tolist())

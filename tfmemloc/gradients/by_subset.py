@@ -59,7 +59,7 @@ def account_subsets(
             norms, here = norms.numpy(), places[chunk.places]
             check_finite(norms, examples.example_id[here], examples.name)
             squared[here] = norms
-            right += losses.correct(chunk.label, logits.numpy()).sum()
+            right += _right(chunk.label, logits.numpy())
             for so_far, gradient in zip(total, gradients, strict=True):
                 so_far += gradient.numpy()
         weight = len(places)
@@ -68,6 +68,15 @@ def account_subsets(
         aggregate[subset] = [gradient / weight for gradient in total]
         accuracy.append(right / len(places))
     return SubsetAccount(subsets, squared, aggregate, np.array(accuracy))
+
+
+def _right(label: np.ndarray, outputs: np.ndarray) -> float:
+    """How many predictions are right; NaN where outputs are no logits.
+
+    A loss of one's own may be of other outputs.
+    """
+    is_logits = outputs.ndim == label.ndim + 1 and outputs.shape[-1] > 1
+    return losses.correct(label, outputs).sum() if is_logits else np.nan
 
 
 def subset_gradients(

@@ -26,7 +26,10 @@ def bytes_per_example(engine: GradientEngine, examples: Examples) -> int:
     one = chunk_at(examples, np.arange(1))
     function = tf.function(engine._account_of).get_concrete_function(
         *tf.nest.map_structure(
-            tf.TensorSpec.from_tensor, engine.as_batch(one.inputs, one.label)
+            lambda value: tf.TensorSpec.from_tensor(
+                tf.convert_to_tensor(value)
+            ),
+            engine.as_batch(one.inputs, one.label),
         )
     )
     graph = function.graph

@@ -88,6 +88,13 @@ def _as_input(model, name: str, tensor, value):
             f"Model '{model.name}' expected {name} of shape "
             f"{[None, *tensor.shape[1:]]}. Received: {value.shape.as_list()}."
         )
-    return (
-        value if value.dtype == tensor.dtype else tf.cast(value, tensor.dtype)
-    )
+    if value.dtype == tensor.dtype:
+        return value
+    if value.dtype.is_floating and tf.as_dtype(tensor.dtype).is_integer:
+        raise ValueError(
+            f"Model '{model.name}' takes {name} as {tensor.dtype}. Received: "
+            f"{value.dtype.name}, which would lose its fractions. Pictures are "
+            "fed as floats in [-1, 1]: make the input float32, and where the "
+            "network wants 0 to 255 begin with Rescaling(127.5, offset=127.5)."
+        )
+    return tf.cast(value, tensor.dtype)

@@ -235,6 +235,7 @@ class CriticalUnits(OfSubsets, Result):
         mine = self.subset == subset
         size = self.size[mine]
         low, high = bootstrap_interval(size, np.median)
+        is_class = bool((self.prediction[mine] >= 0).all())
         to_true = self.prediction[mine] == self.true_label[mine]
         return {
             "subset": subset,
@@ -250,7 +251,7 @@ class CriticalUnits(OfSubsets, Result):
             "greedy": float(np.median(self.greedy_size[mine])),
             "random": median_or_none(self.random_size[mine]),
             "by_activation": median_or_none(self.activation_size[mine]),
-            "to_true_label": float(to_true.mean()),
+            "to_true_label": float(to_true.mean()) if is_class else None,
             **{
                 f"{name}_after": float(self.accuracy_after[mine, s].mean())
                 for s, name in enumerate(self.subsets)

@@ -22,7 +22,7 @@ from typing import Any, ClassVar
 import numpy as np
 from tqdm import auto as tqdm
 
-from tfmemloc import configs, evaluation, graph, storage
+from tfmemloc import configs, evaluation, graph, storage, subsets
 from tfmemloc.configs import TrainConfig
 from tfmemloc.data.examples import Examples
 from tfmemloc.probes.group_learner import GroupLearner
@@ -230,7 +230,7 @@ def retrain_layers(
     source = as_source(source)
     source.check(examples)
     source.check_epochs([config.reset_to])
-    train_on = config.train_on or examples.ordinary or examples.subsets[0]
+    train_on = config.train_on or _default_subset(examples)
     examples.of_subset(train_on)
     model = source.model(inference=config.inference)
     named = graph.layer_groups(model, groups)
@@ -238,17 +238,24 @@ def retrain_layers(
     training = config.training(
         source.training.batch_size if source.training else 512
     )
+    reset = source.weights(config.reset_to)
     parts = storage.Parts(
         directory,
         {
             "training": configs.to_json(training),
             "train_on": train_on,
             "reset_to": config.reset_to,
-            "fingerprint": source.fingerprint,
+            "inference": config.inference,
+            "fingerprint": source.fingerprint or examples.fingerprint(),
+            "weights": storage.digest(model.get_weights()),
+            "reset": storage.digest(reset),
+            "groups": {
+                name: [layer.name for layer in layers]
+                for name, layers in named.items()
+            },
         },
         "retraining",
     )
-    reset = source.weights(config.reset_to)
     budget = config.memory_budget_mib * 2**20
     curves = []
     with tqdm.tqdm(
@@ -275,6 +282,22 @@ def retrain_layers(
         epochs=np.array([len(curve) - 1 for curve in curves]),
         baseline=evaluation.evaluate(model, examples).accuracy,
     )
+
+
+def _default_subset(examples: Examples) -> str:
+    """Clean or typical, or else the first training subset not memorized."""
+    names = [
+        name
+        for name in subsets.training(examples.subsets)
+        if name not in subsets.MEMORIZED
+    ]
+    if not names:
+        raise ValueError(
+            f"{examples.name} has no subset of rightly labelled training "
+            "examples. Expected `train_on`, the subset to train on. Received: "
+            f"the subsets {', '.join(examples.subsets)}."
+        )
+    return examples.ordinary or names[0]
 
 
 def _chosen(named: graph.Groups, only: Sequence[str] | None) -> list[str]:

@@ -298,7 +298,7 @@ class Rewinder:
         }
         self.cuts = graph.cuts_before(model, layers)
         self.stages = [
-            (place, evaluation.Predictor(stage))
+            (place, evaluation.Predictor(stage, raw=True))
             for place, stage in graph.stages(model, list(self.cuts.values()))
         ]
         self.suffixes = {

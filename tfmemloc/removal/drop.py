@@ -137,9 +137,19 @@ class NetworkComparison(OfSubsets, Result):
 
     def sentence(self) -> str:
         """What was memorized, and what is left of it."""
+        pairs = set(zip(self.models, self.inferences, strict=True))
+        if not {("example_tied", "tied"), ("example_tied", "drop")} <= pairs:
+            return (
+                f"Networks measured: {', '.join(dict.fromkeys(self.models))}."
+            )
         tied = self.row("example_tied", "tied")
         drop = self.row("example_tied", "drop")
-        tests = _test_in_words(drop, self.row("standard", "plain"))
+        standard = (
+            self.row("standard", "plain")
+            if ("standard", "plain") in pairs
+            else {}
+        )
+        tests = _test_in_words(drop, standard)
         memorized = self.memorized
         if memorized is None:
             return f"No label is known to be wrong. {tests}".rstrip()
@@ -179,10 +189,10 @@ class NetworkComparison(OfSubsets, Result):
 def _test_in_words(drop, standard) -> str:
     if "test" not in drop:
         return ""
-    return (
-        f"Test accuracy is {drop['test']:.1%} after the drop; the standard "
-        f"network's is {standard['test']:.1%}."
-    )
+    text = f"Test accuracy is {drop['test']:.1%} after the drop"
+    if standard:
+        text += f"; the standard network's is {standard['test']:.1%}"
+    return f"{text}."
 
 
 def _accuracy_bars(result: NetworkComparison):

@@ -103,6 +103,8 @@ def _takes(examples: Examples, raw_pixels: bool) -> list[str]:
 def _noise_rate(examples: Examples) -> float:
     """The share of training labels that are not the true ones."""
     train = examples.train
+    if not len(train):
+        return 0.0
     return float(np.mean(train.label != train.true_label))
 
 
