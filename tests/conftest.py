@@ -8,6 +8,7 @@ os.environ.setdefault("MPLBACKEND", "Agg")
 # have no gradient of grouped convolutions.
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
 
+import fcntl
 import pathlib
 
 import numpy as np
@@ -28,6 +29,26 @@ from tfmemloc.data.kinds import scale_pixels
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 REAL_DATA = ROOT.parent / "shared" / "tfds"
+
+
+def shared_folder(tmp_path_factory, name, make):
+    """A folder that one test process fills and all others read.
+
+    Args:
+        tmp_path_factory: of pytest.
+        name: of the folder.
+        make: fills it; called with its path, once for all processes.
+    """
+    base = tmp_path_factory.getbasetemp()
+    if os.environ.get("PYTEST_XDIST_WORKER"):
+        base = base.parent
+    folder, done = base / name, base / f"{name}.done"
+    with open(base / f"{name}.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not done.exists():
+            make(folder)
+            done.touch()
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -1,5 +1,6 @@
 """The examples in the docstrings of public names run, and say what they say."""
 
+import dataclasses
 import doctest
 import inspect
 import os
@@ -12,6 +13,7 @@ import pytest
 import tensorflow as tf
 
 import tfmemloc
+from tests.conftest import shared_folder
 from tfmemloc import report, result, statistics, sweeps
 from tfmemloc.configs import DataConfig, ModelConfig, TrainConfig
 
@@ -49,7 +51,10 @@ TESTS = {
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory):
     """A folder with the runs of a small main job, as the examples have it."""
-    folder = tmp_path_factory.mktemp("documented")
+    return shared_folder(tmp_path_factory, "documented", _prepare)
+
+
+def _prepare(folder):
     data = DataConfig(train_examples=80, test_examples=40, noise_rate=0.2)
     examples = tfmemloc.load(data)
     runs = tfmemloc.train_networks(
@@ -57,7 +62,7 @@ def prepared(tmp_path_factory):
         examples,
         data=data,
         model=ModelConfig(width=0.25),
-        training=TrainConfig(epochs=15, batch_size=40, learning_rate=0.1),
+        training=TrainConfig(epochs=8, batch_size=40, learning_rate=0.1),
         progress=False,
     )
     rewinding = tfmemloc.rewind_layers(
@@ -67,18 +72,11 @@ def prepared(tmp_path_factory):
     for seed in (0, 1):
         tfmemloc.train(
             folder / "runs" / "subsets" / f"seed{seed}",
-            data=DataConfig(
-                train_examples=80,
-                test_examples=40,
-                noise_rate=0.2,
-                subset_ratio=0.5,
-                subset_seed=seed,
-            ),
+            data=dataclasses.replace(data, subset_ratio=0.5, subset_seed=seed),
             model=ModelConfig(width=0.125),
             training=TrainConfig(epochs=1, batch_size=40),
             progress=False,
         )
-    return folder
 
 
 @pytest.fixture
@@ -89,9 +87,15 @@ def names(prepared, tmp_path, monkeypatch):
     run = tfmemloc.Run.open("runs/demo/example_tied")
     examples = run.examples()
     inputs = tfmemloc.as_arrays(examples.train)
+    model = run.model()
+    model.compile(
+        "sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    )
     return {
         **{name: getattr(tfmemloc, name) for name in tfmemloc.__all__},
-        **{thing.__name__.split(".")[-1]: thing for thing in MORE},
+        "text_table": report.text_table,
+        "parse_grid": sweeps.parse_grid,
+        "bootstrap_interval": statistics.bootstrap_interval,
         "Result": result.Result,
         "keras": keras,
         "np": np,
@@ -100,7 +104,9 @@ def names(prepared, tmp_path, monkeypatch):
         "pathlib": pathlib,
         "run": run,
         "examples": examples,
-        "model": run.model(),
+        "model": model,
+        "inputs": inputs,
+        "labels": examples.train.label,
         "x": inputs["image"],
         "y": examples.train.label,
         "ids": inputs["example_id"],

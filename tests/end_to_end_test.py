@@ -1,9 +1,7 @@
 """The programs, run as a person would."""
 
 import dataclasses
-import fcntl
 import json
-import os
 import re
 import shutil
 import time
@@ -12,7 +10,7 @@ import numpy as np
 import pytest
 
 from tests import programs
-from tests.conftest import ROOT
+from tests.conftest import ROOT, shared_folder
 from tfmemloc import data, models, sweeps
 from tfmemloc.configs import DataConfig, ModelConfig
 from tfmemloc.removal.drop import NetworkComparison
@@ -28,16 +26,13 @@ def _run(*arguments, **options):
 @pytest.fixture(scope="module")
 def localized(tmp_path_factory):
     """A quick main job, which all test processes share."""
-    base = tmp_path_factory.getbasetemp()
-    if os.environ.get("PYTEST_XDIST_WORKER"):
-        base = base.parent
-    directory, said = base / "localized", base / "localized.txt"
-    with open(base / "localized.lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not said.exists():
-            done = _run(*QUICK, f"--run_dir={directory}")
-            said.write_text(done.stdout)
-    return directory, said.read_text()
+
+    def make(folder):
+        done = _run(*QUICK, f"--run_dir={folder}")
+        (folder / "said.txt").write_text(done.stdout)
+
+    directory = shared_folder(tmp_path_factory, "localized", make)
+    return directory, (directory / "said.txt").read_text()
 
 
 def test_localize_writes_summary_figures_and_report(localized):

@@ -130,7 +130,7 @@ def predict_logits(
 
     Example:
         >>> predict_logits(model, examples.test).shape
-        (360, 10)
+        (40, 10)
     """
     predict = _as_predictor(model)
     logits = [

@@ -328,11 +328,13 @@ class Run:
             metrics: what to note in the history, as json.
 
         Example:
-            >>> run = Run.create("runs/mine", model)
+            >>> run = Run.create("runs/loop", model)
             >>> run.record_epoch(model, 0)
-            >>> for epoch in range(1, 11):
-            ...     my_training_loop(model)
+            >>> for epoch in (1, 2):
+            ...     loss = 1 / epoch  # Of a training loop of your own.
             ...     run.record_epoch(model, epoch, {"loss": loss})
+            >>> [line["loss"] for line in run.history[1:]]
+            [1.0, 0.5]
         """
         self.save_weights(model, epoch)
         history = [line for line in self.history if line["epoch"] < epoch]

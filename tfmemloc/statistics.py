@@ -25,7 +25,7 @@ def bootstrap_interval(
 
     Example:
         >>> bootstrap_interval(np.arange(9), np.median)
-        (2.0, 6.0)
+        (1.0, 7.0)
     """
     values = np.asarray(values, float)
     if len(values) < 2 or np.ptp(values) == 0:

@@ -48,6 +48,11 @@ def make_batches(
         tokens int64, features float32), int64 ids [batch] and int64 labels
         [batch] or [batch, time]; prefetched. Inputs are read from where they
         lie, a batch at a time.
+
+    Example:
+        >>> batches = make_batches(examples.train, 32, seed=0, stop_step=3)
+        >>> [len(label) for _, label in batches]
+        [32, 32, 16]
     """
     count = len(examples)
     if count == 0:

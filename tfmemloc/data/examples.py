@@ -46,6 +46,12 @@ class Examples(OfSubsets):
         class_names: one for each class, for people; may be empty.
         group: [N] names of a person, source or site, or None.
         words: name of an input -> names of its tokens or columns, for people.
+
+    Example:
+        >>> examples.train.of_subset("noisy").label.shape
+        (16,)
+        >>> examples.of_ids(examples.example_id[[5, 3]]).inputs["image"].shape
+        (2, 8, 8, 1)
     """
 
     inputs: Mapping[str, rows_.Rows]

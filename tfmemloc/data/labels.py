@@ -30,6 +30,11 @@ def add_label_noise(examples: Examples, rate: float, *, seed: int) -> Examples:
     Raises:
         ValueError: there is only one class, or labels are tokens.
 
+    Example:
+        >>> noisy = add_label_noise(examples, 0.5, seed=1)
+        >>> len(noisy.of_subset("noisy"))
+        40
+
     Reference: paper, section 3. The authors' code never draws the last of the
     wrong classes; this function does.
     """
@@ -87,6 +92,12 @@ def set_labels(examples: Examples, labels: Mapping[int, int]) -> Examples:
     Raises:
         ValueError: an id that is not a training example's, or a label that is
             no class.
+
+    Example:
+        >>> first = int(examples.test.example_id[0])
+        >>> set_labels(examples, {first: 0})
+        Traceback (most recent call last):
+        ValueError: digits has no example with id ...
     """
     _check_one_label_each(examples)
     ids = np.array(list(labels), np.int64)
@@ -108,6 +119,11 @@ def split_by_score(
 
     Raises:
         ValueError: a training example has no score.
+
+    Example:
+        >>> scores = {i: i / 100 for i in examples.train.example_id.tolist()}
+        >>> split_by_score(examples, scores, threshold=0.5).subsets
+        ('typical', 'atypical', 'test')
     """
     ids = examples.example_id
     is_train = examples.is_trained_on

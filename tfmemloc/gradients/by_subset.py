@@ -107,6 +107,10 @@ def subset_gradients(
 
     Returns:
         subset -> V arrays, one for each of the engine's variables.
+
+    Example:
+        >>> sorted(subset_gradients(GradientEngine(model), examples))
+        ['clean', 'noisy', 'test']
     """
     if not batch_statistics:
         return account_subsets(

@@ -63,6 +63,11 @@ class GradientEngine:
     Raises:
         ValueError: the model has no trainable weight, or the engine is
             unknown.
+
+    Example:
+        >>> engine = GradientEngine(model)
+        >>> engine.norms_squared(inputs, labels).shape[0]  # By variable.
+        80
     """
 
     def __init__(

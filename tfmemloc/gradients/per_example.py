@@ -21,6 +21,12 @@ def per_example_gradients(
     """The gradient of each example: V arrays [N, *shape of the variable].
 
     For few examples: N gradients are as large as N copies of the weights.
+
+    Example:
+        >>> engine = GradientEngine(model)
+        >>> gradients = per_example_gradients(engine, examples.test)
+        >>> gradients[0].shape == (40, *engine.variables[0].shape)
+        True
     """
     chunks = [
         [part.numpy() for part in engine.gradients(chunk.inputs, chunk.label)]
@@ -60,6 +66,8 @@ def per_example_norms(
         >>> engine = GradientEngine(model)
         >>> norms = per_example_norms(engine, examples,
         ...                           groups=layer_groups(model))
+        >>> norms.shape
+        (120, 9)
     """
     matrix = group_matrix(engine, groups)
     parts = []
@@ -94,6 +102,12 @@ def per_example_dots(
     Returns:
         float32 [N, G] or [N, V]; their sum over the last axis is the whole
         product.
+
+    Example:
+        >>> engine = GradientEngine(model)
+        >>> direction = [v.numpy() for v in engine.variables]
+        >>> per_example_dots(engine, examples.test, direction).shape[0]
+        40
     """
     expected = [tuple(v.shape) for v in engine.variables]
     received = [np.shape(d) for d in direction]

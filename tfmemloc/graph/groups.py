@@ -32,6 +32,10 @@ def layer_groups(
         ValueError: the model has no weights; or `groups` names a layer that
             does not exist, names one twice, leaves one out, or has a group
             without weights.
+
+    Example:
+        >>> list(layer_groups(model))[:3]
+        ['conv1', 'conv2', 'res1a']
     """
     layers = [layer for layer in flat_layers(model) if layer.weights]
     if not layers:

@@ -52,7 +52,8 @@ def with_inference(model: keras.Model, inference: str) -> keras.Model:
 
     Example:
         >>> tied = with_inference(model, "tied")
-        >>> tied.predict({"image": x, "example_id": ids})
+        >>> tied.predict({"image": x, "example_id": ids}, verbose=0).shape
+        (80, 10)
     """
     if not tied_layers(model):
         raise ValueError(
@@ -111,11 +112,16 @@ def tie_dropout(
             named `example_id` that is not one integer for each example.
 
     Example:
-        >>> tied = tie_dropout(keras.applications.ResNet50(weights=None))
-        >>> list(tied.input)
-        ['keras_tensor', 'example_id']
-        >>> tied.compile("sgd", "sparse_categorical_crossentropy")
-        >>> tied.fit({"keras_tensor": x, "example_id": ids}, y)
+        >>> image = keras.Input((8, 8, 1), name="image")
+        >>> hidden = keras.layers.Flatten()(image)
+        >>> hidden = keras.layers.Dense(32, activation="relu")(hidden)
+        >>> network = keras.Model(image, keras.layers.Dense(10)(hidden))
+        >>> tied = tie_dropout(network)
+        >>> sorted(tied.input)
+        ['example_id', 'image']
+        >>> loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+        >>> tied.compile("sgd", loss)
+        >>> _ = tied.fit({"image": x, "example_id": ids}, y, verbose=0)
     """
     if not is_functional(model):
         raise ValueError(
@@ -226,6 +232,11 @@ def untie(model: keras.Model) -> keras.Model:
 
     Raises:
         ValueError: the graph is not known, or there are no tied layers.
+
+    Example:
+        >>> plain = untie(with_inference(model, "drop"))
+        >>> plain.count_params() == model.count_params()
+        True
     """
     if not tied_layers(model):
         raise ValueError(
@@ -252,8 +263,9 @@ def tie_plan(model: keras.Model) -> list[dict[str, Any]]:
     `on` is the average number of units that are on for an example in training.
 
     Example:
-        >>> from tfmemloc.report import text_table
-        >>> print(text_table(tie_plan(model), percent=False))
+        >>> plan = tie_plan(model)
+        >>> plan[0]["layer"], plan[0]["units"], plan[0]["generalization"]
+        ('conv1.dropout', 16, 3)
     """
     rows = []
     for layer in tied_layers(model):

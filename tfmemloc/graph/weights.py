@@ -21,6 +21,12 @@ def swapped_weights(
     Raises:
         ValueError: the numbers or the shapes of variables and values differ;
             nothing is changed then.
+
+    Example:
+        >>> zeros = [np.zeros(w.shape) for w in model.get_weights()]
+        >>> with swapped_weights(model.weights, zeros):
+        ...     float(np.abs(predict_logits(model, examples.test)).max())
+        0.0
     """
     shapes = [tuple(variable.shape) for variable in variables]
     given = [np.shape(value) for value in values]

@@ -59,7 +59,15 @@ def example_mask(
 def example_mask_numpy(
     seed: int, example_ids: np.ndarray, units: int, p_mem: float
 ) -> np.ndarray:
-    """The same as `example_mask`, in NumPy; bool [N, U]."""
+    """The same as `example_mask`, in NumPy; bool [N, U].
+
+    Example:
+        >>> ids = np.array([5, 9])
+        >>> mask = example_mask_numpy(0, ids, units=4, p_mem=0.5)
+        >>> same = example_mask(0, tf.constant(ids), units=4, p_mem=0.5)
+        >>> bool((mask == same.numpy()).all())
+        True
+    """
     bits = hash_bits_numpy(seed, example_ids, units)
     return bits.astype(np.int64) < threshold(p_mem)
 
@@ -108,6 +116,12 @@ def fold_seed(seed: int, *salts: int | str) -> int:
 
     Gives each tied layer, each kind of randomness and each step a stream of
     its own: `fold_seed(0, "noise")` and `fold_seed(0, "order")` are unrelated.
+
+    Example:
+        >>> fold_seed(0, "order") == fold_seed(0, "order")
+        True
+        >>> fold_seed(0, "order") == fold_seed(0, "noise")
+        False
     """
     for salt in salts:
         if isinstance(salt, str):

@@ -30,6 +30,10 @@ class SparseDropout(keras.layers.Layer):
         inputs: float tensor of rank 2 or more.
 
     Output shape: that of `inputs`.
+
+    Example:
+        >>> float(tf.reduce_sum(SparseDropout(0.5, seed=1)(tf.ones([1, 8]))))
+        8.0
     """
 
     def __init__(

@@ -282,9 +282,11 @@ class AccountGradients(keras.callbacks.Callback):
         groups: names of groups -> names of layers; None is `layer_groups`.
 
     Example:
-        >>> account = AccountGradients(examples)
-        >>> model.fit(batches, epochs=20, callbacks=[account])
-        >>> account.result().save("gradient_accounting")
+        >>> account = AccountGradients(examples, every=2)
+        >>> _ = model.fit(inputs, labels, epochs=2, verbose=0,
+        ...               callbacks=[account])
+        >>> account.result().epochs
+        (0, 2)
     """
 
     def __init__(

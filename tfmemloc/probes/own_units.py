@@ -153,8 +153,9 @@ def find_own_units(
     Example:
         >>> run = Run.open("runs/demo/example_tied")
         >>> config = OwnUnitsConfig(count=4, inference="tied", bystanders=20)
-        >>> find_own_units(run, run.examples(), config).rows()[0]["examples"]
-        4
+        >>> result = find_own_units(run, run.examples(), config)
+        >>> result.own.shape == result.example_id.shape
+        True
     """
     model = model_of(source, examples, config.inference)
     tied = model if tied is None else tied

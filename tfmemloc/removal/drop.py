@@ -61,6 +61,19 @@ def train_networks(
         strategy: see `train`.
         tensorboard: see `train`.
         progress: show a progress bar for each network.
+
+    Example:
+        >>> data = DataConfig(train_examples=40, test_examples=20)
+        >>> runs = train_networks(
+        ...     "runs/four",
+        ...     load(data),
+        ...     data=data,
+        ...     model=ModelConfig(width=0.125),
+        ...     training=TrainConfig(epochs=1, batch_size=20),
+        ...     progress=False,
+        ... )
+        >>> list(runs)
+        ['standard', 'standard_dropout', 'sparse', 'example_tied']
     """
     return {
         name: train(

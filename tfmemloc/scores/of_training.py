@@ -35,8 +35,9 @@ def scores_of_recording(
             never seen, or epochs are missing.
 
     Example:
-        >>> recording = Recording.open("runs/mine/recording")
-        >>> scores_of_recording(recording, examples.train)["aum"].argsort()
+        >>> recording = Recording.open("runs/demo/example_tied/recording")
+        >>> sorted(scores_of_recording(recording, examples.train))
+        ['aum', 'el2n', 'first_learned', 'forgetting']
     """
     epochs = recording.epochs
     if epochs != tuple(range(1, len(epochs) + 1)):

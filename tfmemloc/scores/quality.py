@@ -28,6 +28,12 @@ def evaluate_scores(scores: ExampleScores) -> list[dict[str, Any]]:
         A row for each score: area under the ROC curve, average precision, and
         precision at the true number of wrong labels, each with a 95 %
         bootstrap interval. Empty where no label is known to be wrong.
+
+    Example:
+        >>> off = predict_logits(with_inference(model, "drop"), examples.train)
+        >>> scores = scores_of_logits(examples.train, dropped=off)
+        >>> evaluate_scores(scores)[0]["score"]
+        'combined'
     """
     wrong = scores.label != scores.true_label
     if not wrong.any() or wrong.all():

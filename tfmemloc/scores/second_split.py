@@ -55,6 +55,17 @@ def second_split_times(
     Raises:
         ValueError: the directory holds runs with other settings or data.
         DirectoryInUseError: another process trains there.
+
+    Example:
+        >>> times = second_split_times(
+        ...     "second_split",
+        ...     examples,
+        ...     model=ModelConfig(width=0.125, dropout="none"),
+        ...     training=TrainConfig(epochs=1, batch_size=40),
+        ...     progress=False,
+        ... )
+        >>> times.shape
+        (80,)
     """
     model = model or ModelConfig(dropout="none")
     training = dataclasses.replace(training or TrainConfig(), save_every=1)

@@ -86,9 +86,11 @@ def export_saved_model(
             left behind then, and what was at `path` is still there.
 
     Example:
-        >>> export_saved_model(Run.open("runs/demo/example_tied"), "served")
-        >>> served = tf.saved_model.load("served")
-        >>> served.signatures["serving_default"](image=images)["probabilities"]
+        >>> run = Run.open("runs/demo/example_tied")
+        >>> path = export_saved_model(run, "served")
+        >>> served = tf.saved_model.load(path).signatures["serving_default"]
+        >>> served(image=tf.constant(x[:3]))["probabilities"].shape
+        TensorShape([3, 10])
     """
     path = pathlib.Path(path)
     check_choice("inference", inference, INFERENCES)

@@ -45,8 +45,9 @@ def prune_memorization(model: keras.Model) -> keras.Model:
             behaviour, or its graph is not known.
 
     Example:
-        >>> small = prune_memorization(run.model())
-        >>> small.count_params()
+        >>> small = prune_memorization(with_inference(model, "drop"))
+        >>> small.count_params() < model.count_params()
+        True
     """
     return _Pruning(model).model()
 
@@ -60,6 +61,11 @@ def pruning_plan(model: keras.Model) -> list[dict[str, Any]]:
     Returns:
         A row for each layer: units and input channels, before and after; and
         whether it stays `whole` because pruning cannot see through it.
+
+    Example:
+        >>> plan = pruning_plan(with_inference(model, "drop"))
+        >>> plan[0]["layer"], plan[0]["units"], plan[0]["units_after"]
+        ('conv1.conv', 16, 3)
     """
     return _Pruning(model).rows()
 

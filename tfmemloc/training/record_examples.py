@@ -42,11 +42,11 @@ class RecordExamples(keras.callbacks.Callback):
             model is then as it was before.
 
     Example:
-        >>> inputs = {"image": x_train, "example_id": ids}
-        >>> model.fit(inputs, y_train, epochs=10,
-        ...           callbacks=[RecordExamples("runs/mine/recording", ids)])
+        >>> record = RecordExamples("runs/mine/recording", examples.train)
+        >>> _ = model.fit(inputs, labels, epochs=2, verbose=0,
+        ...               callbacks=[record])
         >>> Recording.open("runs/mine/recording").margin.shape
-        (10, 60000)
+        (2, 80)
     """
 
     def __init__(

@@ -27,8 +27,11 @@ class RecordRun(keras.callbacks.Callback):
         data: config of the data, if `tfmemloc.load` loaded them.
 
     Example:
-        >>> model.fit(batches, epochs=10,
-        ...           callbacks=[RecordRun("runs/mine", examples)])
+        >>> record = RecordRun("runs/mine", examples)
+        >>> _ = model.fit(inputs, labels, epochs=2, verbose=0,
+        ...               callbacks=[record])
+        >>> Run.open("runs/mine").epochs
+        (0, 1, 2)
     """
 
     def __init__(
