@@ -16,6 +16,8 @@ from typing import Any, Literal, TypeVar
 
 from binaries.flags import FLAGS, flags
 from tfmemloc import configs, data
+from tfmemloc.training import rules
+from tfmemloc.units import rankings
 
 # The flags belong to the program that asks for them, so that --help of each
 # program lists its own.
@@ -28,6 +30,8 @@ _QUICK_EXAMPLES = 512
 _QUICK_BATCH = 128
 # Field -> name of its flag, where the two differ.
 _MODEL_FLAGS = {"name": "model"}
+# Fields that name a module of a package: what there is.
+_NAMES = {"ranking": rankings.names, "rule": rules.names}
 _PRESET_CONFIGS = (configs.ModelConfig, configs.TrainConfig)
 
 
@@ -55,6 +59,8 @@ def define(
         if field.name in skip:
             continue
         words = helps.get(field.name, "")
+        if field.name in _NAMES:
+            words += f" There are {', '.join(_NAMES[field.name]())}."
         default = field.default
         if unset:
             note = (notes or {}).get(field.name)

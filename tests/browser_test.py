@@ -15,6 +15,7 @@ from matplotlib.image import imread
 from tfmemloc import report
 from tfmemloc.removal.drop import NetworkComparison
 from tfmemloc.scores.of_predictions import scores_of_logits
+from tfmemloc.scores.suspects import find_label_errors
 from tfmemloc.training import TrainingHistory
 
 BROWSER = next(
@@ -100,7 +101,7 @@ def pages(tmp_path_factory, digits):
     )
     part = named.train
     scores = scores_of_logits(part, dropped=4 * np.eye(10)[part.true_label])
-    scores.find_label_errors(scores, named, directory)
+    find_label_errors(scores, named, directory)
     table = np.linspace(0, 1, 24).reshape(6, 4)
     result = NetworkComparison(
         dataset=named.name,

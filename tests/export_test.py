@@ -383,7 +383,7 @@ def test_leftovers_of_killed_exports_go(tmp_path):
         serving.folder._clear_leftovers(path)
         # The killed one had moved the old export out of the way.
         assert (path / "file").read_text() == "x"
-        with serving.beside(path, overwrite=True) as folder:
+        with serving.folder.beside(path, overwrite=True) as folder:
             (folder / "new").write_text("y")
         assert live.exists() and other.exists()
     assert not dead.exists() and not old.exists()

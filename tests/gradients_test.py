@@ -5,9 +5,9 @@ import tensorflow as tf
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tfmemloc import data, gradients, graph, losses, models
+from tests.oracles import assert_close, randomize
+from tfmemloc import gradients, graph, losses, models
 from tfmemloc.configs import ModelConfig
-from tfmemloc.data.kinds import scale_pixels
 from tfmemloc.gradients.engine import GradientEngine
 from tfmemloc.graph.inputs import arranged
 
@@ -141,6 +141,8 @@ MODELS = {
     "subclassed": _subclassed_model,
     "text": _text_model,
 }
+
+
 # No closed form: done by vectorized_map of that layer alone.
 FALLBACKS = {
     "conv2d_transpose": lambda: _flat_model(
@@ -172,19 +174,6 @@ def _images(count, shape):
     image = rng.uniform(-1, 1, (count, *shape)).astype(np.float32)
     inputs = {"image": image, "example_id": np.arange(count)}
     return inputs, np.arange(count) % 5
-
-
-def _randomize(model, seed=1):
-    """Weights without special values, so that nothing cancels."""
-    rng = np.random.default_rng(seed)
-    model.set_weights(
-        [
-            np.abs(rng.normal(size=w.shape)) + 0.1
-            if "variance" in v.path
-            else w + 0.1 * rng.normal(size=w.shape)
-            for v, w in zip(model.weights, model.get_weights(), strict=True)
-        ]
-    )
 
 
 def _one_by_one(model, batch, weight_decay=0.0):
@@ -222,12 +211,6 @@ def _one_by_one(model, batch, weight_decay=0.0):
     ]
 
 
-def _assert_close(found, expected, rtol=1e-5, least=1e-30):
-    """Within `rtol` of the largest entry, or of `least`."""
-    scale = max(np.abs(expected).max(), least)
-    np.testing.assert_allclose(found, expected, rtol=0, atol=rtol * scale)
-
-
 def _assert_exact(model, batch=None, rtol=1e-5, **options):
     """All quantities of the engine against tapes and each other."""
     batch = batch or _batch(model)
@@ -238,9 +221,9 @@ def _assert_exact(model, batch=None, rtol=1e-5, **options):
     # is measured by the others.
     least = 0.1 * max(np.abs(e).max() for e in expected)
     for g, e in zip(found, expected, strict=True):
-        _assert_close(g, e, rtol, least)
+        assert_close(g, e, rtol, least)
     norms = np.stack([(e**2).reshape(len(e), -1).sum(1) for e in expected], 1)
-    _assert_close(engine.norms_squared(*batch), norms, rtol)
+    assert_close(engine.norms_squared(*batch), norms, rtol)
     rng = np.random.default_rng(3)
     direction = [
         rng.normal(size=v.shape).astype(np.float32) for v in engine.variables
@@ -252,25 +235,25 @@ def _assert_exact(model, batch=None, rtol=1e-5, **options):
         ],
         1,
     )
-    _assert_close(engine.dots(*batch, direction), dots, rtol)
+    assert_close(engine.dots(*batch, direction), dots, rtol)
     norms_too, sums, _ = engine.account(*batch)
-    _assert_close(norms_too, norms, rtol)
+    assert_close(norms_too, norms, rtol)
     for total, e in zip(sums, expected, strict=True):
-        _assert_close(total, e.sum(axis=0), rtol, least)
+        assert_close(total, e.sum(axis=0), rtol, least)
     return engine
 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_closed_forms_are_exact(name):
     model = MODELS[name]()
-    _randomize(model)
+    randomize(model)
     assert _assert_exact(model).fallbacks == ()
 
 
 @pytest.mark.parametrize("name", FALLBACKS)
 def test_other_layers_fall_back_alone(name):
     model = FALLBACKS[name]()
-    _randomize(model)
+    randomize(model)
     engine = _assert_exact(model)
     assert len(engine.fallbacks) == 1
 
@@ -278,7 +261,7 @@ def test_other_layers_fall_back_alone(name):
 @pytest.mark.parametrize("name", ["dense_rank_4", "conv2d_gram", "embedding"])
 def test_vectorized_map_is_exact(name):
     model = MODELS[name]()
-    _randomize(model)
+    randomize(model)
     _assert_exact(model, engine="vectorized_map")
 
 
@@ -286,7 +269,7 @@ def test_vectorized_map_is_exact(name):
 @pytest.mark.parametrize("name", ["conv2d_groups", "embedding", "shared"])
 def test_weight_decay_is_part_of_each_gradient(name, engine):
     model = MODELS[name]()
-    _randomize(model)
+    randomize(model)
     _assert_exact(model, engine=engine, weight_decay=0.3)
 
 
@@ -318,7 +301,7 @@ def test_a_keras_application_is_exact():
         include_preprocessing=False,
         classifier_activation=None,
     )
-    _randomize(model)
+    randomize(model)
     batch = _images(3, (32, 32, 3))
     # Eighty layers: rounding adds up; measured 3e-6.
     assert _assert_exact(model, batch, rtol=3e-5).fallbacks == ()
@@ -334,6 +317,8 @@ _CONVOLUTION = st.fixed_dictionaries(
         "activation": st.sampled_from([None, "relu", "tanh"]),
     }
 )
+
+
 _LAYER = st.one_of(
     _CONVOLUTION.map(lambda options: ("Conv2D", options)),
     st.just(("DepthwiseConv2D", {"kernel_size": 3, "padding": "same"})),
@@ -354,7 +339,7 @@ def test_random_architectures_are_exact(specs):
     stack = [getattr(layers, name)(**options) for name, options in specs]
     # Nine pixels are enough for four valid 3x3 convolutions.
     model = _flat_model((9, 9, 4), *stack)
-    _randomize(model)
+    randomize(model)
     _assert_exact(model, _batch(model, 3))
 
 
@@ -368,7 +353,7 @@ def test_the_layers_are_left_as_they_were(jit_compile):
     if jit_compile:
         function = tf.function(engine._norms_squared_of, jit_compile=True)
         norms = function(*engine.as_batch(*batch))
-        _assert_close(norms, engine.norms_squared(*batch))
+        assert_close(norms, engine.norms_squared(*batch))
     else:
         engine.norms_squared(*batch)
     for layer, attributes in before.items():
@@ -402,123 +387,10 @@ def test_a_model_of_a_mirrored_strategy(two_devices):
         mirrored = models.build(config, (8, 8, 1), 5, synchronized=True)
     plain = models.build(config, (8, 8, 1), 5)
     batch = _images(5, (8, 8, 1))
-    _assert_close(
+    assert_close(
         GradientEngine(mirrored).norms_squared(*batch),
         GradientEngine(plain).norms_squared(*batch),
     )
-
-
-@pytest.fixture(scope="module")
-def network():
-    return models.build(ModelConfig(width=0.125, dropout="none"), (8, 8, 1), 10)
-
-
-def test_streams_with_one_trace_in_any_chunks(network, small_digits):
-    engine = GradientEngine(network)
-    groups = graph.layer_groups(network)
-    bytes_each = gradients.bytes_per_example(engine, small_digits)
-    chunked = gradients.per_example_norms(
-        engine, small_digits, groups=groups, memory_budget=7 * bytes_each
-    )
-    whole = gradients.per_example_norms(engine, small_digits, groups=groups)
-    assert chunked.shape == (120, 9)
-    # Convolutions of 7 and of 120 images sum in another order.
-    np.testing.assert_allclose(chunked, whole, rtol=1e-4)
-    assert engine.trace_count() == 1
-    by_variable = gradients.per_example_norms(engine, small_digits)
-    np.testing.assert_allclose(
-        (by_variable**2).sum(axis=1), (whole**2).sum(axis=1), rtol=1e-4
-    )
-
-
-def test_dots_with_the_mean_gradient_average_to_its_square(
-    network, small_digits
-):
-    engine = GradientEngine(network)
-    train = small_digits.train
-    subsets = gradients.subset_gradients(engine, train)
-    mean = [sum(parts) for parts in zip(*subsets.values(), strict=True)]
-    dots = gradients.per_example_dots(engine, train, mean)
-    square = sum(np.sum(g**2) for g in mean)
-    np.testing.assert_allclose(dots.sum(axis=1).mean(), square, rtol=1e-4)
-
-
-@pytest.mark.parametrize("batch_statistics", [False, True])
-def test_subsets_add_up_to_the_gradient_of_the_whole(
-    network, small_digits, batch_statistics
-):
-    _randomize(network)
-    engine = GradientEngine(network)
-    before = network.get_weights()
-    train = small_digits.train
-    subsets = gradients.subset_gradients(
-        engine,
-        small_digits,
-        batch_statistics=batch_statistics,
-        batch_size=len(train),
-    )
-    assert list(subsets) == ["clean", "noisy", "test"]
-    # Training moves the statistics; they must be as they were.
-    for a, b in zip(before, network.get_weights(), strict=True):
-        np.testing.assert_array_equal(a, b)
-    with tf.GradientTape() as tape:
-        logits = network(
-            {
-                "image": scale_pixels(train.inputs["image"]),
-                "example_id": train.example_id,
-            },
-            training=batch_statistics,
-        )
-        loss = tf.reduce_mean(
-            losses.cross_entropy(tf.constant(train.label), logits)
-        )
-    whole = tape.gradient(loss, [v.value for v in engine.variables])
-    network.set_weights(before)
-    for clean, noisy, expected in zip(
-        subsets["clean"], subsets["noisy"], whole, strict=True
-    ):
-        _assert_close(clean + noisy, expected, rtol=1e-4)
-
-
-def test_accounts_are_in_the_order_of_the_examples(network, small_digits):
-    engine = GradientEngine(network)
-    account = gradients.account_subsets(engine, small_digits)
-    norms = gradients.per_example_norms(engine, small_digits)
-    np.testing.assert_allclose(
-        np.sqrt(account.norms_squared), norms, rtol=1e-3, atol=1e-6
-    )
-
-
-def test_bad_input_is_refused(network, small_digits):
-    with pytest.raises(ValueError, match="one of 'layerwise'"):
-        GradientEngine(network, engine="fast")
-    frozen = _flat_model((4,))
-    frozen.trainable = False
-    with pytest.raises(ValueError, match="no trainable weights"):
-        GradientEngine(frozen)
-    mean_loss = GradientEngine(
-        network, loss=keras.losses.SparseCategoricalCrossentropy(True)
-    )
-    with pytest.raises(ValueError, match="loss of each example"):
-        mean_loss.norms_squared(*_images(2, (8, 8, 1)))
-    engine = GradientEngine(network)
-    with pytest.raises(ValueError, match="Received: 1,000 bytes"):
-        gradients.per_example_norms(engine, small_digits, memory_budget=1000)
-    with pytest.raises(ValueError, match="Expected a direction of shapes"):
-        gradients.per_example_dots(engine, small_digits, [np.zeros(3)])
-    few = models.build(ModelConfig(width=0.125), (8, 8, 1), 4)
-    with pytest.raises(ValueError, match="'resnet9' has 4 outputs"):
-        gradients.per_example_norms(GradientEngine(few), small_digits)
-
-
-def test_gradients_that_are_not_finite_name_the_examples(small_digits):
-    model = models.build(
-        ModelConfig(width=0.125, dropout="none"), (8, 8, 1), 10
-    )
-    model.set_weights([np.full_like(w, np.nan) for w in model.get_weights()])
-    first = int(small_digits.example_id[0])
-    with pytest.raises(FloatingPointError, match=f"ids .{first}, "):
-        gradients.per_example_norms(GradientEngine(model), small_digits)
 
 
 def test_weights_used_outside_of_their_layer_are_refused():
@@ -542,41 +414,3 @@ def test_weights_used_outside_of_their_layer_are_refused():
         GradientEngine(model).norms_squared(*batch)
     norms = GradientEngine(model, engine="vectorized_map").norms_squared(*batch)
     assert norms.shape == (2, 1)
-
-
-def test_memory_estimate_covers_every_layer(small_digits):
-    narrow, wide = (
-        gradients.bytes_per_example(
-            GradientEngine(
-                models.build(
-                    ModelConfig(width=w, dropout="none"), (8, 8, 1), 10
-                )
-            ),
-            small_digits,
-        )
-        for w in (0.125, 0.25)
-    )
-    assert 1.3 * narrow < wide
-    # At least all activations, once for each of the nine layers' outputs.
-    model = models.build(
-        ModelConfig(width=0.125, dropout="none"), (8, 8, 1), 10
-    )
-    activations = sum(
-        4 * np.prod(layer.output.shape[1:]) for layer in model.layers[1:]
-    )
-    assert narrow > activations
-
-
-def test_examples_of_other_types_stream(network):
-    rng = np.random.default_rng(0)
-    pixels = rng.integers(0, 256, (9, 8, 8, 1), np.uint8)
-    examples = data.from_arrays(
-        pixels[:8], np.arange(8), pixels[8:], np.array([9])
-    )
-    engine = GradientEngine(network)
-    found = gradients.per_example_gradients(engine, examples)
-    norms = gradients.per_example_norms(engine, examples)
-    for g, column in zip(found, norms.T, strict=True):
-        _assert_close(
-            np.sqrt((g**2).reshape(9, -1).sum(axis=1)), column, rtol=1e-4
-        )

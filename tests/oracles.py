@@ -113,3 +113,22 @@ def one_example_units(
         value = gates[layer].numpy()
         value[unit - starts[layer]] = removed[-1][1]
         gates[layer].assign(value)
+
+
+def assert_close(found, expected, rtol=1e-5, least=1e-30):
+    """Within `rtol` of the largest entry, or of `least`."""
+    scale = max(np.abs(expected).max(), least)
+    np.testing.assert_allclose(found, expected, rtol=0, atol=rtol * scale)
+
+
+def randomize(model, seed=1):
+    """Weights without special values, so that nothing cancels."""
+    rng = np.random.default_rng(seed)
+    model.set_weights(
+        [
+            np.abs(rng.normal(size=w.shape)) + 0.1
+            if "variance" in v.path
+            else w + 0.1 * rng.normal(size=w.shape)
+            for v, w in zip(model.weights, model.get_weights(), strict=True)
+        ]
+    )

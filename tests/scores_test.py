@@ -7,9 +7,7 @@ import shutil
 import keras
 import numpy as np
 import pytest
-import tensorflow as tf
 from scipy import stats
-from sklearn import metrics
 
 from tests import oracles
 from tfmemloc import data, evaluation, graph, models, storage
@@ -23,12 +21,10 @@ from tfmemloc.scores.of_predictions import scores_of_logits
 from tfmemloc.scores.of_runs import ScoreConfig, _rate, score_examples
 from tfmemloc.scores.of_training import dynamics
 from tfmemloc.scores.quality import (
-    _retrieval,
     calibration_error,
     evaluate_scores,
     suggestions_right,
 )
-from tfmemloc.scores.ranking import fit_temperature
 from tfmemloc.scores.suspects import find_label_errors
 from tfmemloc.training.loop import train
 from tfmemloc.training.record_examples import RecordExamples
@@ -170,32 +166,6 @@ def _true_classes_slowly(chance, label):
     return true
 
 
-def test_the_suspicion_is_the_share_of_wrong_labels(rng):
-    """Overlapping classes whose predictions are the true probabilities."""
-    centers = 1.5 * np.eye(4)
-    true = rng.integers(0, 4, 6000)
-    x = rng.normal(size=(6000, 4)) + centers[true]
-    logits = x @ centers.T  # The centers are of one length.
-    # A class is labelled as the next one, at rates of its own.
-    rate = np.array([0.0, 0.1, 0.2, 0.3])
-    is_wrong = rng.random(6000) < rate[true]
-    label = np.where(is_wrong, (true + 1) % 4, true)
-    examples = data.from_arrays(np.zeros((6000, 1, 1), np.uint8), label).train
-    examples = dataclasses.replace(examples, true_label=true)
-    found = scores_of_logits(examples, dropped=logits, prior="equal")
-    assert calibration_error(found) < 0.02
-    # The predictions alone are wrong more often than the labels are.
-    assert found.is_suspect.mean() > 2 * is_wrong.mean()
-    sure = found.suspects(at_least=0.5)
-    assert len(sure) < is_wrong.sum()
-    assert np.mean([row["label"] != row["true_label"] for row in sure]) > 0.5
-    # By the label: 3 -> 0 is frequent, 0 -> 1 never happens.
-    suspicion = [found.suspicion[label == y].mean() for y in range(4)]
-    np.testing.assert_allclose(
-        suspicion, [is_wrong[label == y].mean() for y in range(4)], atol=0.03
-    )
-
-
 def _shared_out(chance, of):
     """Probabilities after each class's mean share in `of` is divided out."""
     chance = chance / of.mean(axis=0)
@@ -205,54 +175,6 @@ def _shared_out(chance, of):
 def _softmax(logits):
     shifted = np.exp(logits.astype(float) - logits.max(axis=1, keepdims=True))
     return shifted / shifted.sum(axis=1, keepdims=True)
-
-
-def test_measures_are_those_of_scikit_learn(rng):
-    count = 300
-    wrong = rng.random(count) < 0.2
-    value = np.round(rng.normal(size=count) + wrong, 1)  # With ties.
-    weights = rng.multinomial(count, np.full(count, 1 / count), 5)
-    found = _retrieval(wrong, value, np.vstack([np.ones(count, int), weights]))
-    for b, weight in enumerate([np.ones(count), *weights]):
-        repeated = np.repeat(np.arange(count), weight.astype(int))
-        assert found["auroc"][b] == pytest.approx(
-            metrics.roc_auc_score(wrong[repeated], value[repeated])
-        )
-        assert found["average_precision"][b] == pytest.approx(
-            metrics.average_precision_score(wrong[repeated], value[repeated])
-        )
-    # Equal values in many orders.
-    tops = [
-        np.lexsort((rng.random(count), -value))[: wrong.sum()]
-        for _ in range(2000)
-    ]
-    mean = np.mean([wrong[top].mean() for top in tops])
-    assert found["precision_at_n"][0] == pytest.approx(mean, abs=2e-3)
-    none = _retrieval(wrong, np.zeros(count), np.ones((1, count), np.int32))
-    assert none["precision_at_n"][0] == pytest.approx(wrong.mean())
-
-
-def test_a_badly_learned_class_is_not_suspected_as_a_whole(small_digits):
-    """A network that gives class 3 far less than it should."""
-    part = small_digits.train
-    logits = 6 * np.eye(10)[part.true_label]
-    logits[:, 3] -= 5.5
-    found = scores_of_logits(part, dropped=logits)
-    wrong = part.label != part.true_label
-    np.testing.assert_array_equal(found.suggested, part.true_label)
-    np.testing.assert_array_equal(found.is_suspect, wrong)
-    (row,) = [r for r in evaluate_scores(found) if r["score"] == "combined"]
-    assert row["average_precision"] == 1
-    with pytest.raises(ValueError, match="`prior` expected 10 shares"):
-        scores_of_logits(part, dropped=logits, prior=np.ones(9))
-
-
-def test_the_temperature_undoes_a_factor(rng):
-    label = rng.integers(0, 4, 4000)
-    logits = rng.normal(size=(4000, 4))
-    chance = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
-    label = np.array([rng.choice(4, p=p) for p in chance])
-    assert fit_temperature(3 * logits, label) == pytest.approx(3, rel=0.1)
 
 
 def test_examples_that_some_epochs_did_not_see():
@@ -285,57 +207,6 @@ def test_gradient_scores_are_their_slow_twins(tied_run, scored, digits):
     np.testing.assert_allclose(
         scored.of("tracin")[places], influence, rtol=1e-3
     )
-
-
-def test_scores_of_the_callers_own_predictions(rng):
-    from tfmemloc.data.arrays import from_arrays
-
-    label = np.arange(40) % 4
-    examples = from_arrays(
-        rng.normal(size=(41, 8, 8, 1)).astype(np.float32)[:40] / 9,
-        label,
-        np.zeros((1, 8, 8, 1), np.float32),
-        np.zeros(1, int),
-    ).train
-    dropped = 5 * np.eye(4)[label]
-    dropped[7] = 5 * np.eye(4)[(label[7] + 1) % 4]
-    scores = scores_of_logits(examples, dropped=dropped)
-    assert scores.names == ("combined", "dropped_margin", "disagreement")
-    (suspect,) = scores.suspects()
-    assert suspect["example_id"] == examples.example_id[7]
-    assert suspect["suggested"] == (label[7] + 1) % 4
-    assert evaluate_scores(scores) == []  # No label is known to be wrong.
-    assert "known to be" not in scores.sentence()
-    # What is not known is not said.
-    assert not {"true_label", "subset"} & set(suspect)
-
-
-def _chance(rng, label, classes):
-    chance = rng.dirichlet(np.ones(classes), len(label))
-    return 0.5 * chance + 0.5 * np.eye(classes)[label]
-
-
-def test_predictions_may_be_probabilities_lists_and_tensors(small_digits, rng):
-    part = small_digits.train
-    chance = _chance(rng, part.true_label, 10)
-    expected = scores_of_logits(part, dropped=np.log(chance))
-    for given in (chance, chance.tolist(), tf.constant(chance)):
-        found = scores_of_logits(part, dropped=given)
-        np.testing.assert_allclose(found.suspicion, expected.suspicion)
-        np.testing.assert_allclose(found.values, expected.values)
-    chance[3] = np.eye(10)[part.label[3]]  # An exact zero.
-    assert np.isfinite(scores_of_logits(part, dropped=chance).values).all()
-
-
-def test_several_judges_are_better_than_one(digits, rng):
-    part = digits.train
-    clear = np.log(np.eye(10)[part.true_label] + 0.3)
-    judges = clear + rng.normal(size=(8, len(part), 10))
-    one, all_ = (
-        evaluate_scores(scores_of_logits(part, dropped=given))[0]
-        for given in (judges[0], judges)
-    )
-    assert all_["average_precision"] > one["average_precision"] + 0.2
 
 
 def test_a_softmax_at_the_end_changes_no_score(tmp_path, small_digits):
@@ -374,30 +245,6 @@ def test_a_softmax_at_the_end_changes_no_score(tmp_path, small_digits):
         for run in (Run.open(tmp_path / name) for name in ends)
     ]
     np.testing.assert_array_equal(units[0].size, units[1].size)
-
-
-def test_which_shares_of_the_classes_are_the_true_ones(rng):
-    """Overlapping classes, one of them four times as frequent."""
-    true = (rng.random(8000) < 0.2).astype(int)
-    x = rng.normal(size=8000) + true
-    odds = (x - 0.5) + np.log(0.2 / 0.8)
-    logits = np.stack([np.zeros(8000), odds], axis=1)
-    label = np.where(rng.random(8000) < 0.05, 1 - true, true)
-    examples = data.from_arrays(
-        np.zeros((8000, 1, 1), np.uint8),
-        label,
-        np.zeros((1, 1, 1), np.uint8),
-        np.zeros(1, int),
-    ).train
-    share = {}
-    for prior in ("auto", "labels", "equal", (0.8, 0.2)):
-        found = scores_of_logits(examples, dropped=logits, prior=prior)
-        share[prior] = np.mean(found.suggested == 1)
-    assert share["auto"] == share["labels"]
-    assert share[0.8, 0.2] == pytest.approx(np.mean(odds > 0), abs=0.03)
-    assert share["equal"] > 0.3
-    with pytest.raises(ValueError, match="`prior` must be one of 'auto'"):
-        scores_of_logits(examples, dropped=logits, prior="even")
 
 
 def test_a_recording_beside_anybodys_run_is_used(tmp_path, small_digits):
@@ -567,34 +414,3 @@ def test_runs_that_cannot_be_scored(tmp_path, digits, tied_run):
     untrained.record_epoch(tied_run.model(), 0)
     with pytest.raises(ValueError, match="no saved epoch after the init"):
         score_examples(untrained, digits)
-
-
-def test_bad_predictions_are_refused(digits):
-    part = digits.train
-    good = np.zeros((len(part), 10))
-    for shape in (good[:, :9], good[0], good[np.newaxis, np.newaxis]):
-        with pytest.raises(ValueError, match="`dropped` expected logits of sh"):
-            scores_of_logits(part, dropped=shape)
-    with pytest.raises(ValueError, match="`by_epoch` expected logits of sh"):
-        scores_of_logits(part, dropped=good, by_epoch=good)
-    for name in ("combined", "label", "dropped_margin"):
-        with pytest.raises(ValueError, match=f"called {name!r}, as a column"):
-            scores_of_logits(
-                part, dropped=good, extra_scores={name: good[:, 0]}
-            )
-    for logits, label, words in (
-        (good[:60], np.zeros(59, int), r"shapes \(59, 10\) and \(59,\)"),
-        (good[:60, :9], np.zeros(60, int), "in the form of `dropped`"),
-        (good[:60], np.full(60, 10), "integer labels from 0 to 9"),
-        (good[:60], np.zeros(60), "labels of dtype float64"),
-        (np.full((60, 10), np.nan), np.zeros(60, int), "600 predictions not"),
-    ):
-        with pytest.raises(ValueError, match=words):
-            scores_of_logits(part, dropped=good, held_out=(logits, label))
-    missing = np.stack([good, good])
-    missing[1, 3] = np.nan
-    with pytest.raises(ValueError, match=r"`by_epoch` has logits that are not"):
-        scores_of_logits(part, dropped=good, by_epoch=missing)
-    one_class = part.take(part.label == 3)
-    with pytest.raises(ValueError, match="Expected at least two classes"):
-        scores_of_logits(one_class, dropped=good[: len(one_class)])

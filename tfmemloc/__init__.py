@@ -125,7 +125,7 @@ from tfmemloc.serving import (
 # Results: what every method gives back.
 from tfmemloc.result import Result, Table
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "AccountGradients",
