@@ -61,7 +61,7 @@ def _prepare(folder):
         folder / "runs" / "demo",
         examples,
         data=data,
-        model=ModelConfig(width=0.25),
+        model=ModelConfig("lenet"),
         training=TrainConfig(epochs=8, batch_size=40, learning_rate=0.1),
         progress=False,
     )
@@ -73,7 +73,7 @@ def _prepare(folder):
         tfmemloc.train(
             folder / "runs" / "subsets" / f"seed{seed}",
             data=dataclasses.replace(data, subset_ratio=0.5, subset_seed=seed),
-            model=ModelConfig(width=0.125),
+            model=ModelConfig("lenet"),
             training=TrainConfig(epochs=1, batch_size=40),
             progress=False,
         )

@@ -274,7 +274,8 @@ def recalibrate_batch_norm(
         ValueError: the model has no BatchNorm layer.
 
     Example:
-        >>> dropped = with_inference(model, "drop")
+        >>> network = build(ModelConfig("resnet9"), (8, 8, 1), 10)
+        >>> dropped = with_inference(network, "drop")
         >>> recalibrated = recalibrate_batch_norm(dropped, examples.train)
     """
     result = graph.with_own_batch_norm(model)

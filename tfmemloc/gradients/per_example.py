@@ -67,7 +67,7 @@ def per_example_norms(
         >>> norms = per_example_norms(engine, examples,
         ...                           groups=layer_groups(model))
         >>> norms.shape
-        (120, 9)
+        (120, 5)
     """
     matrix = group_matrix(engine, groups)
     parts = []

@@ -35,7 +35,7 @@ def layer_groups(
 
     Example:
         >>> list(layer_groups(model))[:3]
-        ['conv1', 'conv2', 'res1a']
+        ['conv1', 'conv2', 'dense1']
     """
     layers = [layer for layer in flat_layers(model) if layer.weights]
     if not layers:

@@ -265,7 +265,7 @@ def tie_plan(model: keras.Model) -> list[dict[str, Any]]:
     Example:
         >>> plan = tie_plan(model)
         >>> plan[0]["layer"], plan[0]["units"], plan[0]["generalization"]
-        ('conv1.dropout', 16, 3)
+        ('conv1.dropout', 6, 1)
     """
     rows = []
     for layer in tied_layers(model):

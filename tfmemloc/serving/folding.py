@@ -26,8 +26,8 @@ def fold_batch_norm(model: keras.Model) -> keras.Model:
         that are not changed are shared with `model`.
 
     Example:
-        >>> small = prune_memorization(with_inference(model, "drop"))
-        >>> len(fold_batch_norm(small).layers) < len(small.layers)
+        >>> network = build(ModelConfig("resnet9"), (8, 8, 1), 10)
+        >>> len(fold_batch_norm(network).layers) < len(network.layers)
         True
     """
     model = graph.inlined(model)

@@ -65,7 +65,7 @@ def pruning_plan(model: keras.Model) -> list[dict[str, Any]]:
     Example:
         >>> plan = pruning_plan(with_inference(model, "drop"))
         >>> plan[0]["layer"], plan[0]["units"], plan[0]["units_after"]
-        ('conv1.conv', 16, 3)
+        ('conv1.conv', 6, 1)
     """
     return _Pruning(model).rows()
 
