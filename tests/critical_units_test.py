@@ -389,7 +389,7 @@ def test_the_result_comes_back_from_its_files(
 
 
 def test_own_units_are_the_examples_designated_ones(small_digits):
-    model = build(ModelConfig(width=0.25), (8, 8, 1), 10)
+    model = build(ModelConfig("lenet"), (8, 8, 1), 10)
     tied = graph.with_inference(model, "tied")
     image = scale_pixels(small_digits.inputs["image"])
     logits = tied.predict(
@@ -425,6 +425,6 @@ def test_own_units_are_the_examples_designated_ones(small_digits):
         assert result.own[n] == len(designated.intersection(critical))
         one = examples.of_ids([example_id])
         assert result.own_flips[n] == _flips(gated, one, designated)
-    plain = build(ModelConfig(width=0.25, dropout="none"), (8, 8, 1), 10)
+    plain = build(ModelConfig("lenet", dropout="none"), (8, 8, 1), 10)
     with pytest.raises(ValueError, match="has no ExampleTiedDropout layer"):
         find_own_units(plain, examples, config, progress=False)
