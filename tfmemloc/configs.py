@@ -87,7 +87,7 @@ class DataConfig:
                 check_range(name, getattr(self, name), 1, None)
         if self.noise_file and self.score_file:
             raise ValueError(
-                "`noise_file` and `score_file` exclude each other: a training "
+                "Expected `noise_file` or `score_file`, not both: a training "
                 "example is in one subset. Received: "
                 f"noise_file={self.noise_file!r}, "
                 f"score_file={self.score_file!r}."
