@@ -202,18 +202,6 @@ def joined_metrics(
         name: np.concatenate([part[name] for part in parts])
         for name in parts[0]
     }
-    return _metrics(values, examples, by)
-
-
-def metrics_of_logits(
-    logits: np.ndarray, examples: Examples, *, by: str = "subset"
-) -> SubsetMetrics:
-    """The metrics of logits [N, classes] that were computed before."""
-    everything = np.arange(len(examples))
-    return _metrics(measured(logits, examples, everything), examples, by)
-
-
-def _metrics(values, examples: Examples, by: str) -> SubsetMetrics:
     if by not in BY:
         raise ValueError(
             f"`by` must be one of {', '.join(map(repr, BY))}. Received: "

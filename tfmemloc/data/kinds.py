@@ -30,11 +30,6 @@ def kind_of(rows: rows_.Rows) -> str:
     return FEATURES if is_float else TOKENS
 
 
-def fed_dtype(rows: rows_.Rows) -> str:
-    """The dtype in which an input is fed to a network."""
-    return "int64" if kind_of(rows) == TOKENS else "float32"
-
-
 def scale_pixels(image: Any) -> Any:
     """Scales uint8 pixels to float32 in [-1, 1]; leaves floats as they are.
 

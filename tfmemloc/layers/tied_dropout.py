@@ -6,13 +6,13 @@ The layer of the paper (section 5). Its controls are `SparseDropout` and
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, get_args
 
 import keras
 import numpy as np
 import tensorflow as tf
 
-from tfmemloc.configs import check_choice
+from tfmemloc.configs import Inference, check_choice
 from tfmemloc.layers.arguments import (
     check_axis,
     check_probability,
@@ -22,7 +22,7 @@ from tfmemloc.layers.arguments import (
 )
 from tfmemloc.layers.masks import example_mask, example_mask_numpy
 
-INFERENCE = ("drop", "expected", "tied")
+INFERENCE = get_args(Inference)
 
 RESCALE = ("none", "mass")
 
