@@ -28,7 +28,7 @@ def test_paper_defaults():
         (DataConfig, {"noise_rate": 1.5}, "at most 1.0. Received: noise_rat"),
         (DataConfig, {"noise_rate": float("nan")}, "Received: noise_rate=nan"),
         (DataConfig, {"train_examples": 0}, "at least 1"),
-        (DataConfig, {"noise_file": "a", "score_file": "b"}, "exclude"),
+        (DataConfig, {"noise_file": "a", "score_file": "b"}, "not both"),
         (ModelConfig, {"name": "alexnet"}, "one of 'lenet', 'resnet9'"),
         (ModelConfig, {"p_gen": 0.0}, "Received: p_gen=0.0"),
         (ModelConfig, {"width": -1.0}, "Received: width=-1.0"),
