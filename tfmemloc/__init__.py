@@ -58,17 +58,23 @@ from tfmemloc.evaluation import (
     recalibrate_batch_norm,
 )
 
-# The main job.
+# The two main jobs: memory out of a trained network, and out of one that is
+# trained for it.
 from tfmemloc.removal import (
     ComparisonConfig,
+    CurvatureConfig,
+    CurvatureEdit,
     NetworkComparison,
+    Removal,
     compare_networks,
+    remove_memory,
     train_networks,
 )
 
 # Gradients by example and by subset.
 from tfmemloc.gradients import (
     GradientEngine,
+    curvature_factors,
     per_example_dots,
     per_example_gradients,
     per_example_norms,
@@ -132,6 +138,8 @@ __all__ = [
     "AccountingConfig",
     "ComparisonConfig",
     "CriticalUnits",
+    "CurvatureConfig",
+    "CurvatureEdit",
     "DataConfig",
     "ExampleRecorder",
     "ExampleScores",
@@ -149,6 +157,7 @@ __all__ = [
     "RecordExamples",
     "RecordRun",
     "Recording",
+    "Removal",
     "Result",
     "RetrainConfig",
     "RewindConfig",
@@ -168,6 +177,7 @@ __all__ = [
     "build",
     "choose_ids",
     "compare_networks",
+    "curvature_factors",
     "estimate_memorization",
     "evaluate",
     "evaluate_scores",
@@ -190,6 +200,7 @@ __all__ = [
     "prune_memorization",
     "pruning_plan",
     "recalibrate_batch_norm",
+    "remove_memory",
     "retrain_layers",
     "rewind_layers",
     "score_examples",

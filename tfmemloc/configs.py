@@ -61,6 +61,10 @@ class DataConfig:
         score_file: `.csv` of `example_id,score` that splits the training
             examples into typical and atypical; their labels stay.
         score_threshold: an example with a score below this is atypical.
+        heldout: keep this fraction of the training examples aside, with the
+            labels that they have, wrong ones among them: the subset
+            `heldout`, by which `remove_memory` chooses.
+        heldout_seed: decides which examples are kept aside.
         subset_ratio: train on this fraction of the training examples alone,
             for memorization estimates (see `estimate_memorization`).
         subset_seed: decides which examples are in that fraction.
@@ -75,12 +79,15 @@ class DataConfig:
     noise_file: str | None = None
     score_file: str | None = None
     score_threshold: float = 0.5
+    heldout: float = 0.0
+    heldout_seed: int = 0
     subset_ratio: float = 1.0
     subset_seed: int = 0
 
     def __post_init__(self):
         check_choices(self)
         check_range("noise_rate", self.noise_rate, 0.0, 1.0)
+        check_range("heldout", self.heldout, 0.0, 0.9)
         check_range("subset_ratio", self.subset_ratio, 1e-6, 1.0)
         for name in ("train_examples", "test_examples"):
             if getattr(self, name) is not None:

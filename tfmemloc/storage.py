@@ -212,10 +212,16 @@ class Parts:
             return None
         return read_arrays(self._path(name))
 
-    def write(self, name: str, arrays: Mapping[str, np.ndarray]) -> None:
-        """Keeps a part, compressed."""
+    def write(
+        self,
+        name: str,
+        arrays: Mapping[str, np.ndarray],
+        *,
+        compressed: bool = True,
+    ) -> None:
+        """Keeps a part."""
         if self.directory is not None:
-            write_arrays(self._path(name), arrays, compressed=True)
+            write_arrays(self._path(name), arrays, compressed=compressed)
 
 
 @contextlib.contextmanager

@@ -41,10 +41,15 @@ def add_label_noise(examples: Examples, rate: float, *, seed: int) -> Examples:
     _check_one_label_each(examples)
     ids = examples.example_id
     is_train = examples.is_trained_on
-    rank = masks.hash_bits_numpy(masks.fold_seed(seed, "label noise"), ids, 1)
-    candidates = np.flatnonzero(is_train)
-    order = np.lexsort((ids[candidates], rank[candidates, 0]))
-    chosen = candidates[order[: int(rate * len(candidates))]]
+    count = int(rate * is_train.sum())
+    chosen = np.flatnonzero(
+        np.isin(
+            ids,
+            drawn_ids(
+                ids[is_train], count, masks.fold_seed(seed, "label noise")
+            ),
+        )
+    )
     if chosen.size and examples.classes < 2:
         raise ValueError(
             f"{examples.name} has {examples.classes} class, so that no label "
@@ -58,6 +63,38 @@ def add_label_noise(examples: Examples, rate: float, *, seed: int) -> Examples:
     label = examples.true_label.copy()
     label[chosen] = (label[chosen] + step) % examples.classes
     return _relabelled(examples, label)
+
+
+def hold_out(examples: Examples, ratio: float, *, seed: int) -> Examples:
+    """Keeps int(ratio * N) training examples aside, as the subset `heldout`.
+
+    They keep the labels that they have, wrong ones among them, as somebody has
+    them who does not know which labels are wrong. The choice is a function of
+    (seed, example id) alone.
+
+    Raises:
+        ValueError: none would be kept aside, or none trained on.
+
+    Example:
+        >>> hold_out(examples, 0.25, seed=0).subsets
+        ('clean', 'noisy', 'heldout', 'test')
+    """
+    if ratio == 0:
+        return examples
+    train = examples.train
+    count = int(ratio * len(train))
+    if not 0 < count < len(train):
+        raise ValueError(
+            f"To hold out {ratio} of the {len(train)} training examples of "
+            f"{examples.name} would leave one side empty. Expected another "
+            "`heldout`."
+        )
+    chosen = drawn_ids(
+        train.example_id, count, masks.fold_seed(seed, "held out")
+    )
+    is_chosen = np.isin(examples.example_id, chosen)
+    subset = np.where(is_chosen, "heldout", examples.subset)
+    return dataclasses.replace(examples, subset=subset)
 
 
 def random_subset(examples: Examples, ratio: float, *, seed: int) -> Examples:
@@ -77,9 +114,15 @@ def random_subset(examples: Examples, ratio: float, *, seed: int) -> Examples:
             f"A subset of {ratio} of the {len(train)} training examples of "
             f"{examples.name} would be empty. Expected a larger subset_ratio."
         )
-    ids = train.example_id
-    rank = masks.hash_bits_numpy(masks.fold_seed(seed, "subset"), ids, 1)
-    return examples.trained_on(ids[np.lexsort((ids, rank[:, 0]))[:count]])
+    return examples.trained_on(
+        drawn_ids(train.example_id, count, masks.fold_seed(seed, "subset"))
+    )
+
+
+def drawn_ids(ids: np.ndarray, count: int, seed: int) -> np.ndarray:
+    """`count` of the ids; which ones is a function of the seed and each id."""
+    rank = masks.hash_bits_numpy(seed, ids, 1)
+    return ids[np.lexsort((ids, rank[:, 0]))[:count]]
 
 
 def set_labels(examples: Examples, labels: Mapping[int, int]) -> Examples:

@@ -5,6 +5,12 @@ from tfmemloc.gradients.by_subset import (
     account_subsets,
     subset_gradients,
 )
+from tfmemloc.gradients.curvature import (
+    Kernel,
+    KernelFactors,
+    curvature_factors,
+    kernels_of,
+)
 from tfmemloc.gradients.engine import ENGINES, GradientEngine
 from tfmemloc.gradients.per_example import (
     group_gradients,

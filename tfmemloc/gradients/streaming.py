@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 import numpy as np
 import tensorflow as tf
@@ -14,7 +14,7 @@ from tfmemloc.gradients.engine import GradientEngine
 
 MEMORY_BUDGET = 2**30
 
-_LARGEST_CHUNK = 512
+LARGEST_CHUNK = 512
 
 
 def bytes_per_example(engine: GradientEngine, examples: Examples) -> int:
@@ -32,21 +32,31 @@ def bytes_per_example(engine: GradientEngine, examples: Examples) -> int:
             engine.as_batch(one.inputs, one.label),
         )
     )
-    graph = function.graph
+    return bytes_of(
+        function.graph, without={tuple(v.shape) for v in engine.variables}
+    )
+
+
+def bytes_of(graph: tf.Graph, *, without: Collection[tuple]) -> int:
+    """The sizes of all tensors of a traced graph for one example, added up.
+
+    Args:
+        graph: of a concrete function; an axis of unknown size counts as 1.
+        without: shapes that no example adds to, such as those of weights.
+    """
     nested = [graph.get_operations()]
     for definition in graph.as_graph_def().library.function:
         known = graph._functions.get(definition.signature.name)
         if known is not None and hasattr(known, "graph"):
             nested.append(known.graph.get_operations())
-    weights = {tuple(v.shape) for v in engine.variables}
     return sum(
-        tensor.dtype.size * math.prod(tensor.shape)
+        tensor.dtype.size * math.prod(size or 1 for size in tensor.shape)
         for operations in nested
         for operation in operations
         if operation.type not in _FREE_OPERATIONS
         for tensor in operation.outputs
-        if tensor.shape.is_fully_defined()
-        and tuple(tensor.shape) not in weights
+        if tensor.shape.rank is not None
+        and tuple(tensor.shape) not in without
         and tensor.dtype.size
     )
 
@@ -82,7 +92,7 @@ def _chunk_size(engine, examples: Examples, memory_budget: int) -> int:
     cache: dict = engine.__dict__.setdefault("_bytes_per_example", {})
     if key not in cache:
         cache[key] = bytes_per_example(engine, examples)
-    return min(_LARGEST_CHUNK, examples_that_fit(cache[key], memory_budget))
+    return min(LARGEST_CHUNK, examples_that_fit(cache[key], memory_budget))
 
 
 def examples_that_fit(each: int, memory_budget: int) -> int:

@@ -1,5 +1,10 @@
 """Taking the memory out of networks."""
 
+from tfmemloc.removal.curvature import (
+    CurvatureConfig,
+    CurvatureEdit,
+    remove_memory,
+)
 from tfmemloc.removal.drop import (
     NETWORKS,
     ComparisonConfig,
@@ -7,3 +12,4 @@ from tfmemloc.removal.drop import (
     compare_networks,
     train_networks,
 )
+from tfmemloc.removal.outcome import Removal

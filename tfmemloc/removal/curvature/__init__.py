@@ -1,0 +1,4 @@
+"""Removal by the curvature of the loss, from a network that is trained."""
+
+from tfmemloc.removal.curvature.edit import CurvatureConfig, remove_memory
+from tfmemloc.removal.curvature.result import CurvatureEdit

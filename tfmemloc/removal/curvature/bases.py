@@ -1,0 +1,217 @@
+"""A kernel in the basis in which the curvature of the loss is diagonal.
+
+With K-FAC's factors A = U diag(mu) U' and B = V diag(lambda) V' (see
+`tfmemloc.gradients.curvature`), a kernel W [I, O] has the coefficients
+
+    C = U' W V,        and direction (i, j) the curvature  P_ij = mu_i lambda_j.
+
+Directions of large curvature are used by many examples; what is memorized of
+one example lies in those of small curvature. An edit keeps the coefficients
+with the largest P until their sum is the share `keep` of the total, sets the
+others to 0, and goes back:  W' = U (C * kept) V'.
+
+Reference: 2510.24256 (for the MLPs of transformers).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import os
+from collections.abc import Sequence
+
+import keras
+import numpy as np
+import scipy.linalg
+import tensorflow as tf
+
+from tfmemloc import storage
+from tfmemloc.data.examples import Examples
+from tfmemloc.gradients.curvature import (
+    Kernel,
+    KernelFactors,
+    Scalar,
+    curvature_factors,
+    kernels_of,
+)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Cut:
+    """A kernel without its directions of small curvature.
+
+    Attributes:
+        kernel: in the shape of the layer's.
+        energy: share of the squared coefficients that is left, in [0, 1].
+        rank: the smallest rank [groups] of two factors that give the kernel.
+    """
+
+    kernel: np.ndarray
+    energy: float
+    rank: int
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class KernelBasis:
+    """One kernel, its eigenvectors and the curvature of each direction.
+
+    Attributes:
+        kernel: which one.
+        value: the kernel as it was.
+        input_vectors: U [groups, I, I].
+        output_vectors: V [groups, O, O].
+        curvature: P [groups, I, O].
+    """
+
+    kernel: Kernel
+    value: np.ndarray
+    input_vectors: np.ndarray
+    output_vectors: np.ndarray
+    curvature: np.ndarray
+
+    @property
+    def name(self) -> str:
+        """The name of the layer."""
+        return self.kernel.name
+
+    @functools.cached_property
+    def coefficients(self) -> np.ndarray:
+        """C [groups, I, O]."""
+        matrices = self.kernel.as_matrices(tf.constant(self.value)).numpy()
+        return (
+            self.input_vectors.swapaxes(1, 2) @ matrices @ self.output_vectors
+        )
+
+    @functools.cached_property
+    def _order(self) -> np.ndarray:
+        """All directions, that of the largest curvature first."""
+        return np.argsort(-self.curvature, axis=None, kind="stable")
+
+    @functools.cached_property
+    def _cumulated(self) -> np.ndarray:
+        return np.cumsum(self.curvature.ravel()[self._order], dtype=np.float64)
+
+    def cut(self, keep: float) -> Cut:
+        """The kernel with the share `keep` of the curvature; 1 is all of it."""
+        size = self.curvature.size
+        count = size
+        if keep < 1:
+            wanted = keep * self._cumulated[-1]
+            count = min(size, 1 + int(np.searchsorted(self._cumulated, wanted)))
+        if count == size:
+            return Cut(self.value, 1.0, min(self.curvature.shape[1:]))
+        kept = np.zeros(size, bool)
+        kept[self._order[:count]] = True
+        left = np.where(
+            kept.reshape(self.curvature.shape), self.coefficients, 0
+        )
+        matrices = (
+            self.input_vectors @ left @ self.output_vectors.swapaxes(1, 2)
+        )
+        kernel = self.kernel.as_kernel(
+            tf.constant(matrices[np.newaxis], tf.float32)
+        )
+        rows, columns = (
+            (left != 0).any(axis=axis).sum(axis=1).max() for axis in (2, 1)
+        )
+        energy = np.sum(left**2) / np.sum(self.coefficients**2)
+        return Cut(kernel.numpy()[0], float(energy), int(min(rows, columns)))
+
+
+def kernel_bases(factors: Sequence[KernelFactors]) -> list[KernelBasis]:
+    """The basis of each kernel, as the model holds it now."""
+    bases = []
+    for one in factors:
+        input_values, input_vectors = _eigen(one.inputs)
+        output_values, output_vectors = _eigen(one.outputs)
+        bases.append(
+            KernelBasis(
+                one.kernel,
+                _value(one.kernel),
+                input_vectors,
+                output_vectors,
+                input_values[:, :, np.newaxis] * output_values[:, np.newaxis],
+            )
+        )
+    return bases
+
+
+def _eigen(matrices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Eigenvalues [groups, I], none below 0, and vectors; float32."""
+    # Scaled, so that float32 holds the sums over any number of examples.
+    scale = np.trace(matrices, axis1=1, axis2=2).max() or 1.0
+    found = [
+        scipy.linalg.eigh(
+            (matrix / scale).astype(np.float32), driver="evd", check_finite=True
+        )
+        for matrix in matrices
+    ]
+    values = np.stack([value for value, _ in found])
+    return np.maximum(values, 0), np.stack([vectors for _, vectors in found])
+
+
+def _value(kernel: Kernel) -> np.ndarray:
+    return kernel.variable.numpy().astype(np.float32)
+
+
+_FIELDS = ("input_vectors", "output_vectors", "curvature")
+
+
+def kept_bases(
+    model: keras.Model,
+    examples: Examples,
+    directory: str | os.PathLike | None,
+    *,
+    scalar: Scalar,
+    seed: int,
+    progress: bool = False,
+) -> list[KernelBasis]:
+    """The basis of each kernel, read from a folder or else kept in it.
+
+    Args:
+        model: whose kernels.
+        examples: over which the curvature is taken.
+        directory: where bases are kept; None keeps nothing.
+        scalar: see `curvature_factors`.
+        seed: see `curvature_factors`.
+        progress: show a progress bar.
+
+    Raises:
+        ValueError: the folder holds bases of another model or other data.
+    """
+    parts = storage.Parts(
+        directory,
+        {
+            "weights": storage.digest(model.get_weights()),
+            "examples": storage.digest([examples.example_id, examples.label]),
+            "inputs": examples.inputs_digest(),
+            "scalar": scalar,
+            "seed": seed,
+        },
+        "set of curvature factors",
+    )
+    arrays = parts.read("bases")
+    if arrays is not None:
+        return [
+            KernelBasis(
+                kernel,
+                _value(kernel),
+                *(arrays[f"{index:04d}/{field}"] for field in _FIELDS),
+            )
+            for index, kernel in enumerate(kernels_of(model, examples))
+        ]
+    bases = kernel_bases(
+        curvature_factors(
+            model, examples, scalar=scalar, seed=seed, progress=progress
+        )
+    )
+    parts.write(
+        "bases",
+        {
+            f"{index:04d}/{field}": getattr(basis, field)
+            for index, basis in enumerate(bases)
+            for field in _FIELDS
+        },
+        compressed=False,
+    )
+    return bases

@@ -1,0 +1,290 @@
+"""How much of which kernels to cut, chosen on labels of examples held out.
+
+No true label is used: the held-out examples, which the network was not trained
+on, have their labels as they were given, wrong ones among them, and so has the
+sample of the training examples.
+
+1. Each kernel is cut alone. The more the predictions on the held-out inputs
+   move (Kullback-Leibler divergence), the more *sensitive* the kernel.
+2. A path for each number of the most sensitive kernels that are left whole: all
+   others are cut alike, from mild to strong, until the held-out accuracy falls.
+3. Of all points whose held-out accuracy is within one standard error of the
+   best one, the point with the smallest *gap* is chosen: how much higher the
+   accuracy on training examples is than on held-out ones. The gap is what the
+   network knows of its training labels beyond what they have in common, in
+   other words what it memorized. Where gaps are equal, or none is left, the
+   held-out accuracy decides.
+
+While points are compared, BatchNorm takes its statistics from the inputs on
+which they are compared; after the choice they are recomputed over all training
+examples.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+
+import keras
+import numpy as np
+from tqdm import auto as tqdm
+
+from tfmemloc import graph, losses
+from tfmemloc.data.chunks import chunks
+from tfmemloc.data.examples import Examples
+from tfmemloc.data.labels import drawn_ids
+from tfmemloc.evaluation import Predictor
+from tfmemloc.layers import masks
+from tfmemloc.removal.curvature.bases import KernelBasis
+
+# Shares of the curvature that are kept, from mild to strong.
+PATH = (0.98, 0.96, 0.94, 0.92, 0.9, 0.88, 0.86, 0.84, 0.8, 0.75, 0.65, 0.5)
+# Where there is nothing to choose on.
+DEFAULT_KEEP = 0.9
+_ALONE = 0.85
+_SAMPLE = 512
+_CHUNK = 512
+# A path ends where the held-out accuracy is this many standard errors below
+# the best one.
+_END = 2.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """Which kernels are cut, and how much of their curvature is kept."""
+
+    layers: tuple[str, ...]
+    keep: float
+
+    def keep_of(self, name: str) -> float:
+        """The share that is kept of a layer's curvature."""
+        return self.keep if name in self.layers else 1.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Point:
+    """A plan that was tried, and what was measured.
+
+    Attributes:
+        plan: what was tried.
+        whole: how many of the most sensitive kernels were left whole.
+        energy: share of the squared coefficients of all kernels that is left.
+        heldout: accuracy on the held-out examples, labels as given.
+        train: the same on the sample of the training examples.
+        noisy: on the noisy ones of the sample; NaN where none is known.
+    """
+
+    plan: Plan
+    whole: int
+    energy: float
+    heldout: float
+    train: float
+    noisy: float
+
+    @property
+    def gap(self) -> float:
+        """What is left of the memory; not below 0."""
+        return max(0.0, self.train - self.heldout)
+
+
+@dataclasses.dataclass(frozen=True)
+class Choice:
+    """All points, and the one that was chosen.
+
+    Attributes:
+        points: in the order in which they were tried; the first is the
+            network as it was.
+        chosen: index of the point.
+        error: one standard error of the best held-out accuracy.
+        sensitivity: name of a layer -> mean divergence in nats.
+    """
+
+    points: tuple[Point, ...]
+    chosen: int
+    error: float
+    sensitivity: Mapping[str, float]
+
+    @property
+    def plan(self) -> Plan:
+        """The plan that was chosen."""
+        return self.points[self.chosen].plan
+
+    @classmethod
+    def from_json(cls, fields: Mapping) -> Choice:
+        """Reads back what `dataclasses.asdict` gave."""
+        points = []
+        for point in fields["points"]:
+            layers, keep = point["plan"]["layers"], point["plan"]["keep"]
+            points.append(Point(**{**point, "plan": Plan(tuple(layers), keep)}))
+        return cls(**{**fields, "points": tuple(points)})
+
+
+def choose(
+    model: keras.Model,
+    bases: Sequence[KernelBasis],
+    train: Examples,
+    heldout: Examples,
+    *,
+    layers: Sequence[str] | None = None,
+    keep: float | None = None,
+    seed: int = 0,
+    progress: bool = False,
+) -> Choice:
+    """Tries cuts of a model's kernels and chooses one.
+
+    Args:
+        model: of the bases; its weights are as before at the end.
+        bases: of its kernels.
+        train: the training examples, of which a sample is measured.
+        heldout: examples that the network was not trained on.
+        layers: names of the layers to cut; None chooses.
+        keep: share of the curvature that is kept; None chooses.
+        seed: of the sample.
+        progress: show a progress bar.
+    """
+    trial = _Trial(model, bases, train, heldout, seed)
+    names = [basis.name for basis in bases]
+    sensitivity = {}
+    if layers is None:
+        sensitivity = trial.sensitivities(progress)
+        ordered = sorted(names, key=lambda name: -sensitivity[name])
+        sets = [
+            (whole, tuple(n for n in names if n not in ordered[:whole]))
+            for whole in _numbers_left_whole(len(names))
+        ]
+    else:
+        sets = [(len(names) - len(layers), tuple(layers))]
+    points = [trial.point(Plan((), 1.0), len(names))]
+    grid = PATH if keep is None else (keep,)
+    bar = tqdm.tqdm(
+        total=len(sets) * len(grid),
+        desc="choosing",
+        unit="edit",
+        disable=not progress,
+        leave=False,
+    )
+    with bar:
+        for whole, part in sets:
+            for share in grid:
+                points.append(trial.point(Plan(part, share), whole))
+                bar.update()
+                best = max(point.heldout for point in points)
+                floor = best - _END * _error(best, len(heldout))
+                if points[-1].heldout < floor:
+                    break
+    best = max(point.heldout for point in points)
+    error = _error(best, len(heldout))
+    return Choice(
+        tuple(points), _chosen(points, best - error), error, sensitivity
+    )
+
+
+def _numbers_left_whole(count: int) -> list[int]:
+    """0, 1, 2, 4, 8, ... of the kernels, at most half of them."""
+    numbers, whole = [0], 1
+    while whole <= count // 2:
+        numbers.append(whole)
+        whole *= 2
+    return numbers
+
+
+def _chosen(points: Sequence[Point], floor: float) -> int:
+    """The index of the smallest gap among the points above a floor."""
+    allowed = [i for i, point in enumerate(points) if point.heldout >= floor]
+    return min(allowed, key=lambda i: (points[i].gap, -points[i].heldout))
+
+
+def _error(accuracy: float, count: int) -> float:
+    """The standard error of an accuracy that was measured on `count`."""
+    return float(np.sqrt(accuracy * (1 - accuracy) / count))
+
+
+class _Trial:
+    """Measures a model with cut kernels; one function, traced once."""
+
+    def __init__(self, model, bases, train, heldout, seed):
+        self._bases = bases
+        self._heldout = heldout
+        self._sample = _sample_of(train, seed)
+        has_norms = any(
+            isinstance(layer, keras.layers.BatchNormalization)
+            for layer in graph.flat_layers(model)
+        )
+        # Shares all kernels with the model.
+        self._predict = Predictor(
+            graph.with_own_batch_norm(model, collect=True)
+            if has_norms
+            else model
+        )
+
+    def sensitivities(self, progress: bool) -> dict[str, float]:
+        """How far the predictions move when a kernel alone is cut."""
+        before = losses.log_softmax(self._logits(self._heldout))
+        result = {}
+        for basis in tqdm.tqdm(
+            self._bases,
+            desc="sensitivity",
+            unit="kernel",
+            disable=not progress,
+            leave=False,
+        ):
+            with _assigned([(basis, basis.cut(_ALONE).kernel)]):
+                after = losses.log_softmax(self._logits(self._heldout))
+            divergence = (np.exp(before) * (before - after)).sum(axis=-1)
+            result[basis.name] = float(divergence.mean())
+        return result
+
+    def point(self, plan: Plan, whole: int) -> Point:
+        """What a plan comes to."""
+        cuts = [basis.cut(plan.keep_of(basis.name)) for basis in self._bases]
+        kernels = [cut.kernel for cut in cuts]
+        with _assigned(list(zip(self._bases, kernels, strict=True))):
+            heldout = self._right(self._heldout)
+            train = self._right(self._sample)
+        total = sum(_energy(basis) for basis in self._bases)
+        left = sum(
+            cut.energy * _energy(basis)
+            for cut, basis in zip(cuts, self._bases, strict=True)
+        )
+        is_noisy = self._sample.subset == (self._sample.memorized or "")
+        return Point(
+            plan,
+            whole,
+            float(left / total),
+            float(heldout.mean()),
+            float(train.mean()),
+            float(train[is_noisy].mean()) if is_noisy.any() else float("nan"),
+        )
+
+    def _right(self, examples: Examples) -> np.ndarray:
+        return losses.correct(examples.label, self._logits(examples))
+
+    def _logits(self, examples: Examples) -> np.ndarray:
+        # Chunks of one size, so that BatchNorm's statistics are as good in
+        # the last one.
+        return np.concatenate(
+            [
+                self._predict(chunk.inputs).numpy()
+                for chunk in chunks(examples, _CHUNK, even=True)
+            ]
+        ).astype(np.float32)
+
+
+def _energy(basis: KernelBasis) -> float:
+    return float(np.sum(np.square(basis.value, dtype=np.float64)))
+
+
+def _sample_of(train: Examples, seed: int) -> Examples:
+    """At most `_SAMPLE` training examples; a function of seed and ids."""
+    if len(train) <= _SAMPLE:
+        return train
+    ids = drawn_ids(train.example_id, _SAMPLE, masks.fold_seed(seed, "sample"))
+    return train.of_ids(ids)
+
+
+def _assigned(pairs):
+    """Lends kernels to their variables."""
+    return graph.swapped_weights(
+        [basis.kernel.variable for basis, _ in pairs],
+        [kernel for _, kernel in pairs],
+    )

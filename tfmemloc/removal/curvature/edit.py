@@ -1,0 +1,272 @@
+"""Takes the memory out of a network that is already trained.
+
+Claim: what a network shares between examples lies in directions of its kernels
+along which the loss of many examples curves; what it memorized of single ones
+lies in the others (2510.24256). One pass over the training examples measures
+the curvature (`tfmemloc.gradients.curvature`); the directions that few examples
+use are cut (`bases`); how much of which kernels is chosen on the given labels
+of examples held out (`choice`); and a few epochs on the examples that the
+edited network believes mend what was cut too much (`refit`). Then the same once
+more. No example ids, no second training, no true labels.
+
+Beyond the reference: convolutions, the choice by the gap, BatchNorm
+recalibrated, rounds of edit and refit.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import pathlib
+import time
+
+import keras
+import numpy as np
+
+from tfmemloc import evaluation, graph, storage
+from tfmemloc.configs import TrainConfig, check_choices, check_range
+from tfmemloc.data.examples import Examples
+from tfmemloc.gradients.curvature import Scalar
+from tfmemloc.removal.curvature.bases import KernelBasis, kept_bases
+from tfmemloc.removal.curvature.choice import (
+    DEFAULT_KEEP,
+    Choice,
+    Plan,
+    choose,
+)
+from tfmemloc.removal.curvature.refit import believed, refit
+from tfmemloc.removal.curvature.result import (
+    CurvatureEdit,
+    EditRound,
+    details,
+)
+from tfmemloc.removal.outcome import measures
+from tfmemloc.snapshots import Source, model_of
+
+# Not trained on, and so fit to choose by. The test examples choose nothing.
+HELD_OUT = ("heldout", "validation")
+
+
+@dataclasses.dataclass(frozen=True)
+class CurvatureConfig:
+    """How memory is taken out by curvature.
+
+    Attributes:
+        keep: share of the curvature of each edited kernel that is kept; None
+            chooses on the held-out examples, and is 0.9 where there are none.
+        layers: names of the layers that are edited; None chooses on the
+            held-out examples, and is all but the last where there are none.
+        scalar: whose curvature: `logits`, `labels` or `sampled`; see
+            `tfmemloc.curvature_factors`.
+        rounds: how often the network is edited and refitted.
+        refit_epochs: epochs after each edit on the examples whose label the
+            edited network predicts; 0 does not train, and edits once.
+        refit_rate: peak of the learning rate of these epochs, with Adam.
+        batch_size: examples in a step of these epochs.
+        seed: of everything that is drawn.
+    """
+
+    keep: float | None = None
+    layers: tuple[str, ...] | None = None
+    scalar: Scalar = "logits"
+    rounds: int = 2
+    refit_epochs: int = 3
+    refit_rate: float = 1e-3
+    batch_size: int = 128
+    seed: int = 0
+
+    def __post_init__(self):
+        check_choices(self)
+        if self.keep is not None:
+            check_range("keep", self.keep, 1e-6, 1.0)
+        check_range("rounds", self.rounds, 1, None)
+        check_range("refit_epochs", self.refit_epochs, 0, None)
+        check_range("refit_rate", self.refit_rate, 0.0, None)
+        check_range("batch_size", self.batch_size, 1, None)
+
+
+def remove_memory(
+    source: Source,
+    examples: Examples,
+    config: CurvatureConfig = CurvatureConfig(),
+    *,
+    directory: str | os.PathLike | None = None,
+    progress: bool = False,
+) -> tuple[keras.Model, CurvatureEdit]:
+    """Takes memory out of a trained network by the curvature of its loss.
+
+    Args:
+        source: a run, or a functional Keras model; it is not changed.
+        examples: those that it was trained on, with their labels as given,
+            and a subset `heldout` or `validation` of others to choose by.
+        config: how.
+        directory: keeps factors and refits, so that a killed job goes on and
+            another `keep` needs no other pass; None keeps nothing.
+        progress: show progress bars.
+
+    Returns:
+        The edited network, and what was done.
+
+    Raises:
+        ValueError: no kernel can be edited, a layer is not known, there are
+            no training examples, or the directory is of another model.
+
+    Example:
+        >>> edited, result = remove_memory(
+        ...     model, examples, CurvatureConfig(keep=0.9, refit_epochs=0)
+        ... )
+        >>> [row["stage"] for row in result.rows()]
+        ['before', 'after']
+    """
+    original = model_of(source, examples)
+    check_examples(original, examples)
+    started = time.perf_counter()
+    model = own_copy(original)
+    rounds = config.rounds if config.refit_epochs else 1
+    done: list[EditRound] = []
+    trained = examples
+    for number in range(rounds):
+        folder = (
+            None
+            if directory is None
+            else pathlib.Path(directory) / f"round_{number + 1}"
+        )
+        model, part = _edited(model, trained, config, folder, progress)
+        if config.refit_epochs:
+            trained = believed(model, examples)
+            refit(
+                model,
+                trained,
+                _refitting(config),
+                None if folder is None else folder / "refit",
+                progress=progress,
+            )
+            part = dataclasses.replace(part, believed=len(trained.train))
+        done.append(part)
+    seconds = time.perf_counter() - started
+    return model, CurvatureEdit(
+        method="curvature",
+        seconds=seconds,
+        **measures(original, model, examples),
+        **details(done),
+    )
+
+
+def own_copy(model: keras.Model) -> keras.Model:
+    """The same network with weights of its own."""
+    if not graph.is_functional(model):
+        raise ValueError(
+            f"Model '{model.name}' is a subclassed {type(model).__name__}, "
+            "whose graph is not known. Expected a functional or Sequential "
+            "model, of which a copy can be made."
+        )
+    copy = keras.models.clone_model(model)
+    copy.set_weights(model.get_weights())
+    return copy
+
+
+def check_examples(model: keras.Model, examples: Examples) -> None:
+    """Refuses examples on which a model was not trained, as far as one sees.
+
+    Raises:
+        ValueError: there are none, or the model has other classes.
+    """
+    if not examples.is_trained_on.any():
+        raise ValueError(
+            f"{examples.name} has no training examples. Expected those that "
+            "the network was trained on; received subsets: "
+            f"{', '.join(examples.subsets) or 'none'}."
+        )
+    outputs = keras.tree.flatten(getattr(model, "output_shape", None) or ())
+    if outputs and outputs[-1] is not None and examples.classes > outputs[-1]:
+        raise ValueError(
+            f"{examples.name} has {examples.classes} classes, but model "
+            f"'{model.name}' has {outputs[-1]} outputs. Expected the examples "
+            "that it was trained on, with labels from 0."
+        )
+
+
+def _edited(model, examples, config, folder, progress):
+    """The model with its kernels cut and BatchNorm recalibrated."""
+    bases = kept_bases(
+        model,
+        examples.train,
+        None if folder is None else folder / "factors",
+        scalar=config.scalar,
+        seed=config.seed,
+        progress=progress,
+    )
+    _check_layers(model, bases, config.layers)
+    plan, choice = _planned(model, bases, examples, config, folder, progress)
+    cuts = [basis.cut(plan.keep_of(basis.name)) for basis in bases]
+    for basis, cut in zip(bases, cuts, strict=True):
+        if cut.kernel is not basis.value:
+            basis.kernel.variable.assign(cut.kernel)
+    if any(
+        isinstance(layer, keras.layers.BatchNormalization)
+        for layer in graph.flat_layers(model)
+    ):
+        model = evaluation.recalibrate_batch_norm(model, examples.train)
+    return model, EditRound(
+        names=tuple(basis.name for basis in bases),
+        keep=tuple(plan.keep_of(basis.name) for basis in bases),
+        energy=tuple(cut.energy for cut in cuts),
+        choice=choice,
+    )
+
+
+def _check_layers(model, bases: list[KernelBasis], layers) -> None:
+    names = [basis.name for basis in bases]
+    unknown = [name for name in layers or () if name not in names]
+    if unknown:
+        raise ValueError(
+            f"Model '{model.name}' has no kernel that can be edited in "
+            f"{', '.join(unknown)}. Expected some of: {', '.join(names)}."
+        )
+
+
+def _planned(
+    model, bases, examples, config, folder, progress
+) -> tuple[Plan, Choice | None]:
+    """What is cut: as given, chosen, or the default."""
+    names = tuple(basis.name for basis in bases)
+    held_out = np.isin(examples.subset, HELD_OUT)
+    is_given = config.keep is not None and config.layers is not None
+    if is_given or not held_out.any():
+        rest = names[:-1] or names
+        layers = rest if config.layers is None else tuple(config.layers)
+        return Plan(layers, config.keep or DEFAULT_KEEP), None
+    path = None if folder is None else folder / "choice.json"
+    asked = {"keep": config.keep, "layers": config.layers, "seed": config.seed}
+    if path is not None and path.exists():
+        kept = storage.read_json(path)
+        if kept.get("asked") == json.loads(json.dumps(asked)):
+            choice = Choice.from_json(kept["choice"])
+            return choice.plan, choice
+    choice = choose(
+        model,
+        bases,
+        examples.train,
+        examples.take(held_out),
+        layers=config.layers,
+        keep=config.keep,
+        seed=config.seed,
+        progress=progress,
+    )
+    if path is not None:
+        storage.write_json(path, {"asked": asked, **dataclasses.asdict(choice)})
+    return choice.plan, choice
+
+
+def _refitting(config: CurvatureConfig) -> TrainConfig:
+    return TrainConfig(
+        epochs=config.refit_epochs,
+        batch_size=config.batch_size,
+        optimizer="adam",
+        learning_rate=config.refit_rate,
+        weight_decay=0.0,
+        save_every=config.refit_epochs,
+        evaluate_every=config.refit_epochs,
+        seed=config.seed,
+    )

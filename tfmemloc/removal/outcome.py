@@ -1,0 +1,158 @@
+"""What a removal did: a network before and after, by subset.
+
+Every removal gives a new network and a `Removal`, so that all are compared by
+the same numbers: how many of the labels to be forgotten are still predicted
+(`noisy`), how many of these examples get their true label, and what it cost
+(`clean`, `test`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, ClassVar
+
+import keras
+import numpy as np
+
+from tfmemloc.data.examples import Examples
+from tfmemloc.evaluation import evaluate, predict_logits
+from tfmemloc.report import figures
+from tfmemloc.result import Figure, Result, Table
+from tfmemloc.scores.of_predictions import scores_of_logits
+from tfmemloc.scores.quality import evaluate_scores
+from tfmemloc.subsets import OfSubsets
+
+STAGES = ("before", "after")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Removal(OfSubsets, Result):
+    """A network before and after memory was taken out of it."""
+
+    title: ClassVar[str] = "The network before and after the removal"
+
+    method: str
+    dataset: str
+    subsets: tuple[str, ...]  # S names.
+    count: np.ndarray  # [S] examples.
+    accuracy: np.ndarray  # [2, S] before and after, labels as given.
+    true_accuracy: np.ndarray  # [2, S] of the true labels.
+    loss: np.ndarray  # [2, S] mean cross-entropy in nats.
+    # [2] of ranking labels by the network's own margin; NaN if none is wrong.
+    average_precision: np.ndarray
+    seconds: float  # Of the removal, without measuring it.
+
+    def rows(self) -> list[dict[str, Any]]:
+        """A row for each stage: accuracy by subset, as far as known."""
+        return [self._row(stage) for stage in range(len(STAGES))]
+
+    def _row(self, stage: int) -> dict[str, Any]:
+        row: dict[str, Any] = {"stage": STAGES[stage]}
+        for s, subset in enumerate(self.subsets):
+            row[subset] = float(self.accuracy[stage, s])
+            if subset == "noisy":
+                row["noisy_true_label"] = float(self.true_accuracy[stage, s])
+        if np.isfinite(self.average_precision).all():
+            row["average_precision"] = float(self.average_precision[stage])
+        return row
+
+    def table(self) -> Table:
+        """The same rows."""
+        return Table(self.rows())
+
+    def sentence(self) -> str:
+        """What was forgotten, and what it cost."""
+        before, after = self.rows()
+        text = f"Method: {self.method}, {self.seconds:.0f} seconds."
+        memorized = self.memorized
+        if memorized is not None:
+            text += (
+                f" Of the {memorized} training examples the network gets "
+                f"{after[memorized]:.1%} right as they are labelled (before: "
+                f"{before[memorized]:.1%})"
+            )
+            if memorized == "noisy":
+                text += (
+                    f", and it gives {after['noisy_true_label']:.1%} of them "
+                    f"their true label ({before['noisy_true_label']:.1%})"
+                )
+            text += "."
+        for subset in ("test", "heldout", "validation"):
+            if subset in after:
+                text += (
+                    f" Accuracy on {subset} examples: {after[subset]:.1%} "
+                    f"({before[subset]:.1%})."
+                )
+        if "average_precision" in after:
+            text += (
+                " Ranking the labels by its margins finds the wrong ones with "
+                "an average precision of "
+                f"{after['average_precision']:.1%} "
+                f"({before['average_precision']:.1%})."
+            )
+        return text
+
+    def figures(self) -> dict[str, Figure]:
+        """Bars before and after."""
+        return {
+            "removal": Figure(
+                "Accuracy of each subset before and after.", _bars(self)
+            )
+        }
+
+    def key_numbers(self) -> dict[str, float]:
+        """Every accuracy."""
+        return {
+            f"{row['stage']} removal: {name}".replace("_", " "): value
+            for row in self.rows()
+            for name, value in row.items()
+            if isinstance(value, float)
+        }
+
+
+def measures(
+    before: keras.Model, after: keras.Model, examples: Examples
+) -> dict[str, Any]:
+    """The fields of a `Removal` that compare two networks."""
+    metrics = [evaluate(model, examples) for model in (before, after)]
+    return {
+        "dataset": examples.name,
+        "subsets": metrics[0].subsets,
+        "count": metrics[0].count,
+        "average_precision": np.array(
+            [_average_precision(model, examples) for model in (before, after)]
+        ),
+        **{
+            field: np.stack([getattr(m, field) for m in metrics])
+            for field in ("accuracy", "true_accuracy", "loss")
+        },
+    }
+
+
+def _average_precision(model: keras.Model, examples: Examples) -> float:
+    """Of the ranking of the training labels by the network's margins."""
+    train = examples.train
+    if train.label.ndim > 1 or "noisy" not in examples.subsets:
+        return float("nan")
+    scores = scores_of_logits(train, dropped=predict_logits(model, train))
+    found = {row["score"]: row for row in evaluate_scores(scores)}
+    return found["dropped_margin"]["average_precision"]
+
+
+def _bars(result: Removal):
+    figure, axes = figures.bars(
+        list(STAGES),
+        {
+            subset: 100 * result.accuracy[:, s]
+            for s, subset in enumerate(result.subsets)
+        },
+        colors=[
+            figures.color_of(subset, result.subsets)
+            for subset in result.subsets
+        ],
+        numbers=True,
+    )
+    axes.set_ylabel("accuracy (%)")
+    axes.set_ylim(0, 118)
+    axes.legend(ncols=len(result.subsets), fontsize=8, loc="upper center")
+    return figure
