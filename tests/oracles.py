@@ -132,3 +132,77 @@ def randomize(model, seed=1):
             for v, w in zip(model.weights, model.get_weights(), strict=True)
         ]
     )
+
+
+def slow_factors(model, kernel, x, label):
+    """K-FAC's A and B of a kernel, from what its layer does to its input.
+
+    A layer is linear in its kernel: with a kernel that is 1 at (group, i, o)
+    and else 0, its output in channel (group, o) *is* input i, position by
+    position. The gradients are those of a zero that is added to the output.
+    """
+    layer = next(
+        layer
+        for layer in model._flatten_layers(recursive=True)
+        if getattr(layer, "kernel", None) is kernel.variable
+    )
+    linear, calls = _linear_call(layer), []
+    activation = getattr(layer, "activation", None) or (lambda z: z)
+    with tf.GradientTape() as tape:
+
+        def call(inputs, *args, **kwargs):
+            z = linear(inputs)
+            zero = tf.zeros_like(z)
+            tape.watch(zero)
+            calls.append((inputs, zero))
+            return activation(z + zero)
+
+        vars(layer)["call"] = call
+        logits = model(x, training=False)
+        del vars(layer)["call"]
+        loss = tf.nn.sparse_softmax_cross_entropy_with_logits(label, logits)
+    gradients = tape.gradient(loss, [zero for _, zero in calls])
+    groups, rows, columns = kernel.as_matrices(kernel.variable.value).shape
+    inputs = np.zeros((groups, rows, rows))
+    outputs = np.zeros((groups, columns, columns))
+    value = kernel.variable.numpy()
+    for (given, _), gradient in zip(calls, gradients, strict=True):
+
+        def response(matrices, given=given):
+            kernel.variable.assign(kernel.as_kernel(matrices[np.newaxis])[0])
+            flat = linear(given).numpy().reshape(len(x), -1)
+            kernel.variable.assign(np.zeros_like(value))
+            return flat - linear(given).numpy().reshape(len(x), -1)
+
+        g = gradient.numpy().reshape(len(x), -1)
+        for group in range(groups):
+            one = np.zeros((groups, rows, columns), np.float32)
+            places = []
+            for o in range(columns):
+                one[:] = 0
+                one[group, :, o] = 1
+                places.append(np.flatnonzero(response(one).any(axis=0)))
+            patch = []
+            for i in range(rows):
+                one[:] = 0
+                one[group, i, 0] = 1
+                patch.append(response(one)[:, places[0]].ravel())
+            inputs[group] += np.array(patch) @ np.array(patch).T
+            rights = np.array([g[:, place].ravel() for place in places])
+            outputs[group] += rights @ rights.T
+    kernel.variable.assign(value)
+    return inputs, outputs
+
+
+def _linear_call(layer):
+    """What a layer does before its activation."""
+
+    def call(inputs):
+        own = vars(layer).get("activation")
+        vars(layer)["activation"] = keras.activations.linear
+        try:
+            return type(layer).call(layer, inputs)
+        finally:
+            vars(layer)["activation"] = own
+
+    return call

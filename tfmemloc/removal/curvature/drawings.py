@@ -51,7 +51,10 @@ def curve(result: CurvatureEdit) -> dict[str, Figure]:
     )
     floor = heldout.max() - 100 * result.error[0]
     axes.axhline(floor, color="black", linewidth=0.8, linestyle=":")
-    axes.invert_xaxis()
+    # Edits that destroyed the network would press all others together.
+    shown = heldout > floor - 15
+    axes.set_ylim(max(0, floor - 15), heldout.max() + 2)
+    axes.set_xlim(train[shown].max() + 2, train[shown].min() - 2)
     axes.set_xlabel("accuracy on examples trained on, labels as given (%)")
     axes.set_ylabel("accuracy held out (%)")
     axes.legend(fontsize=7)

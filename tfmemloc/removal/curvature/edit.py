@@ -255,7 +255,9 @@ def _planned(
         progress=progress,
     )
     if path is not None:
-        storage.write_json(path, {"asked": asked, **dataclasses.asdict(choice)})
+        storage.write_json(
+            path, {"asked": asked, "choice": dataclasses.asdict(choice)}
+        )
     return choice.plan, choice
 
 

@@ -1,0 +1,381 @@
+"""Curvature factors, cuts of kernels, and the removal built on them."""
+
+import dataclasses
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import tfmemloc
+from tests import oracles, toys
+from tfmemloc import CurvatureConfig, remove_memory, storage
+from tfmemloc.configs import DataConfig
+from tfmemloc.data import from_arrays, load
+from tfmemloc.data.labels import hold_out
+from tfmemloc.gradients import curvature_factors, kernels_of
+from tfmemloc.removal.curvature import bases as bases_
+from tfmemloc.removal.curvature import choice
+
+PLANTED = CurvatureConfig(keep=0.95, layers=("memory",), refit_epochs=0)
+
+
+def _image_model(*layers):
+    return keras.Sequential(
+        [keras.Input((6, 5, 4)), *layers, keras.layers.Flatten()]
+        + [keras.layers.Dense(3, name="head")]
+    )
+
+
+def _sequence_model(*layers):
+    return keras.Sequential(
+        [keras.Input((7, 4)), *layers, keras.layers.Flatten()]
+        + [keras.layers.Dense(3, name="head")]
+    )
+
+
+def _attention_model():
+    x = inputs = keras.Input((5, 4))
+    x = keras.layers.MultiHeadAttention(2, 3, name="attention")(x, x)
+    x = keras.layers.GlobalAveragePooling1D()(keras.ops.gelu(x))
+    return keras.Model(inputs, keras.layers.Dense(3, name="head")(x))
+
+
+def _shared_model():
+    x = inputs = keras.Input((4,))
+    shared = keras.layers.Dense(4, name="shared")
+    x = keras.ops.tanh(shared(keras.ops.tanh(shared(x))))
+    return keras.Model(inputs, keras.layers.Dense(3, name="head")(x))
+
+
+def _nested_model():
+    inner = keras.Sequential(
+        [keras.Input((6, 5, 4)), keras.layers.Conv2D(3, 3, name="inner")],
+        name="backbone",
+    )
+    return _image_model(inner, keras.layers.ReLU())
+
+
+CONV = keras.layers.Conv2D
+MODELS = {
+    "dense": lambda: _sequence_model(keras.layers.Dense(5, name="d")),
+    "activation": lambda: _sequence_model(
+        keras.layers.Dense(5, activation="tanh", name="d")
+    ),
+    "einsum": lambda: _sequence_model(
+        keras.layers.EinsumDense("abc,cde->abde", (7, 2, 3), name="e")
+    ),
+    "conv1d": lambda: _sequence_model(
+        keras.layers.Conv1D(3, 3, padding="causal", dilation_rate=2, name="c")
+    ),
+    "conv2d": lambda: _image_model(CONV(3, 3, padding="same", name="c")),
+    "strides": lambda: _image_model(CONV(3, (3, 2), strides=2, name="c")),
+    "dilation": lambda: _image_model(
+        CONV(3, 2, dilation_rate=2, use_bias=False, name="c")
+    ),
+    "groups": lambda: _image_model(CONV(6, 3, groups=2, name="c")),
+    "one_by_one": lambda: _image_model(CONV(3, 1, strides=2, name="c")),
+    "depthwise": lambda: _image_model(
+        keras.layers.DepthwiseConv2D(3, depth_multiplier=2, name="c")
+    ),
+    "attention": _attention_model,
+    "shared": _shared_model,
+    "nested": _nested_model,
+}
+
+
+@pytest.fixture(scope="module")
+def planted(tmp_path_factory):
+    return toys.memory_run(tmp_path_factory.mktemp("curvature") / "run")
+
+
+@pytest.fixture(scope="module")
+def memory(planted):
+    """The planted network; each marker in one of 185 training examples."""
+    run, examples = planted
+    clean = np.flatnonzero(examples.subset == "clean")
+    index = np.concatenate([np.arange(len(examples)), np.tile(clean, 11)])
+    return run.model(), dataclasses.replace(
+        examples,
+        inputs={"image": examples.inputs["image"][index]},
+        label=examples.label[index],
+        true_label=examples.true_label[index],
+        subset=examples.subset[index],
+        example_id=np.arange(len(index)),
+    )
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_factors_are_those_of_the_slow_twin(name, rng):
+    keras.utils.set_random_seed(0)
+    model = MODELS[name]()
+    x = rng.normal(size=(6, *model.input_shape[1:])).astype(np.float32)
+    examples = from_arrays(x, np.arange(6) % 3)
+    for found in curvature_factors(model, examples, scalar="labels"):
+        inputs, outputs = oracles.slow_factors(
+            model, found.kernel, x, examples.label
+        )
+        # Sums of float32 products; measured: 4e-7 of the largest.
+        for one, other in ((found.inputs, inputs), (found.outputs, outputs)):
+            largest = np.abs(other).max()
+            np.testing.assert_allclose(one, other, rtol=0, atol=2e-6 * largest)
+
+
+@pytest.mark.parametrize("name", ["groups", "depthwise", "attention"])
+def test_a_kernel_is_its_matrices_and_back(name):
+    model = MODELS[name]()
+    examples = from_arrays(
+        np.ones((2, *model.input_shape[1:]), np.float32), [0, 1]
+    )
+    for kernel in kernels_of(model, examples):
+        matrices = kernel.as_matrices(kernel.variable.value)
+        back = kernel.as_kernel(matrices[tf.newaxis])[0]
+        np.testing.assert_array_equal(back, kernel.variable.value)
+
+
+def test_chunks_add_up(small_network, small_digits):
+    train = small_digits.train
+    whole = curvature_factors(small_network, train)
+    # 80 examples in chunks of a few.
+    parts = curvature_factors(small_network, train, memory_budget=3_000_000)
+    for one, other in zip(whole, parts, strict=True):
+        for field in ("inputs", "outputs"):
+            a, b = getattr(one, field), getattr(other, field)
+            np.testing.assert_allclose(a, b, rtol=0, atol=1e-6 * a.max())
+
+
+def test_scalars_are_functions_of_the_ids(rng):
+    keras.utils.set_random_seed(0)
+    model = MODELS["dense"]()
+    x = rng.normal(size=(9, 7, 4)).astype(np.float32)
+    train = from_arrays(x, np.arange(9) % 3)
+    backwards = train.take(np.arange(len(train))[::-1])
+    for scalar in ("logits", "sampled"):
+        one, other, new = (
+            curvature_factors(model, e, scalar=scalar, seed=seed)[-1]
+            for e, seed in ((train, 0), (backwards, 0), (train, 1))
+        )
+        np.testing.assert_allclose(one.outputs, other.outputs, atol=1e-5)
+        assert not np.allclose(one.outputs, new.outputs, atol=1e-3)
+
+
+def test_random_signs_weigh_all_logits_alike(planted):
+    run, examples = planted
+    head = curvature_factors(run.model(), examples.train)[-1]
+    count = len(examples.train)
+    np.testing.assert_allclose(np.diag(head.outputs[0]), count)
+
+
+def test_keeping_all_is_the_identity(small_network, small_digits):
+    train = small_digits.train
+    for basis in bases_.kernel_bases(curvature_factors(small_network, train)):
+        cut = basis.cut(1.0)
+        assert cut.kernel is basis.value
+        back = (
+            basis.input_vectors
+            @ basis.coefficients
+            @ basis.output_vectors.swapaxes(1, 2)
+        )
+        # In float32; measured: 1e-6.
+        matrices = basis.kernel.as_matrices(tf.constant(basis.value))
+        np.testing.assert_allclose(back, matrices, rtol=0, atol=1e-5)
+
+
+def test_a_cut_keeps_the_largest_curvatures():
+    identity = np.eye(3, dtype=np.float32)[np.newaxis]
+    kernel = tfmemloc.gradients.Kernel(
+        None, "k", lambda w: w[tf.newaxis], lambda m: m[:, 0]
+    )
+    curvature = np.array([[[5, 0, 0], [0, 3, 0], [0, 0, 2]]], np.float32)
+    value = np.ones((3, 3), np.float32)
+    basis = bases_.KernelBasis(kernel, value, identity, identity, curvature)
+    cut = basis.cut(0.75)
+    np.testing.assert_array_equal(cut.kernel, np.diag([1, 1, 0]))
+    assert cut.energy == pytest.approx(2 / 9) and cut.rank == 2
+    np.testing.assert_array_equal(basis.cut(0.5).kernel, np.diag([1, 0, 0]))
+
+
+def test_it_takes_out_a_planted_memory(memory):
+    model, examples = memory
+    weights = model.get_weights()
+    edited, result = remove_memory(model, examples, PLANTED)
+    before, after = result.rows()
+    assert before["noisy"] == 1 and before["noisy_true_label"] == 0
+    assert after["noisy"] == 0 and after["noisy_true_label"] == 1
+    assert after["clean"] == after["test"] == 1
+    assert before["average_precision"] < after["average_precision"] == 1
+    for old, new in zip(weights, model.get_weights(), strict=True):
+        np.testing.assert_array_equal(old, new)
+    # Only what was named was cut.
+    for i, name in enumerate(result.layers):
+        same = np.array_equal(edited.get_weights()[i], weights[i])
+        assert same == (name != "memory")
+        assert (result.keep[0, i] < 1) == (name == "memory")
+
+
+def test_without_held_out_examples_nothing_is_chosen(planted):
+    run, examples = planted
+    config = dataclasses.replace(PLANTED, layers=None, keep=None)
+    _, result = remove_memory(run, examples, config)
+    assert len(result.point_keep) == 0 and "Nothing was chosen" in (
+        result.sentence()
+    )
+    np.testing.assert_array_equal(result.keep, [[0.9, 0.9, 1.0]])
+
+
+@pytest.fixture(scope="module")
+def held_out_digits():
+    """80 training, 40 held-out and 40 test digits, some labels wrong."""
+    return load(
+        DataConfig(
+            train_examples=120, test_examples=40, noise_rate=0.2, heldout=1 / 3
+        )
+    )
+
+
+@pytest.fixture(scope="module")
+def chosen(tmp_path_factory, held_out_digits):
+    model = toys.overfitted(held_out_digits)
+    folder = tmp_path_factory.mktemp("chosen")
+    config = CurvatureConfig(rounds=1, refit_epochs=2, batch_size=40)
+    edited, result = remove_memory(
+        model, held_out_digits, config, directory=folder
+    )
+    return model, config, folder, edited, result
+
+
+def test_the_choice_lowers_the_memory(chosen):
+    *_, result = chosen
+    before, after = result.rows()
+    assert before["noisy"] > 0.9
+    assert after["noisy"] < before["noisy"] - 0.3
+    picked = np.flatnonzero(result.point_chosen)
+    assert len(picked) == 1
+    best = result.point_heldout.max()
+    assert result.point_heldout[picked[0]] >= best - result.error[0]
+    gap = np.maximum(0, result.point_train - result.point_heldout)
+    allowed = result.point_heldout >= best - result.error[0]
+    assert gap[picked[0]] == gap[allowed].min()
+    assert {row["round"] for row in result.curve_rows()} == {1}
+    assert set(result.figures()) == {
+        "removal",
+        "edit_curve",
+        "edited_kernels",
+    }
+
+
+def test_a_finished_job_is_read_back(chosen, held_out_digits):
+    model, config, folder, edited, result = chosen
+    stamps = {p: p.stat().st_mtime_ns for p in folder.rglob("*.npz")}
+    again, other = remove_memory(
+        model, held_out_digits, config, directory=folder
+    )
+    assert stamps == {p: p.stat().st_mtime_ns for p in folder.rglob("*.npz")}
+    for a, b in zip(again.get_weights(), edited.get_weights(), strict=True):
+        np.testing.assert_array_equal(a, b)
+    np.testing.assert_array_equal(other.point_heldout, result.point_heldout)
+
+
+def test_true_labels_and_test_examples_choose_nothing(chosen, held_out_digits):
+    model, config, _, _, result = chosen
+    train = held_out_digits
+    shuffled = dataclasses.replace(
+        train,
+        true_label=np.roll(train.true_label, 7),
+        label=np.where(
+            train.subset == "test", np.roll(train.label, 3), train.label
+        ),
+    )
+    config = dataclasses.replace(config, refit_epochs=0)
+    _, other = remove_memory(model, shuffled, config)
+    np.testing.assert_array_equal(other.point_chosen, result.point_chosen)
+    np.testing.assert_array_equal(other.keep, result.keep)
+
+
+def test_a_folder_of_another_model_is_refused(chosen, held_out_digits):
+    model, config, folder, _, _ = chosen
+    other = keras.models.clone_model(model)
+    with pytest.raises(ValueError, match="curvature factors with other weig"):
+        remove_memory(other, held_out_digits, config, directory=folder)
+
+
+def test_one_function_measures_all_points(planted):
+    run, examples = planted
+    model, train = run.model(), examples.train
+    bases = bases_.kernel_bases(curvature_factors(model, train))
+    trial = choice._Trial(model, bases, train, examples.test, 0)
+    for keep in (1.0, 0.9, 0.5):
+        trial.point(choice.Plan(("memory",), keep), 2)
+    trial.sensitivities(progress=False)
+    assert trial._predict.trace_count() == 1
+
+
+@pytest.mark.parametrize(
+    ("count", "numbers"), [(1, [0]), (2, [0, 1]), (9, [0, 1, 2, 4])]
+)
+def test_how_many_kernels_stay_whole(count, numbers):
+    assert choice._numbers_left_whole(count) == numbers
+
+
+def test_a_choice_can_be_written_and_read():
+    plan = choice.Plan(("a", "b"), 0.9)
+    point = choice.Point(plan, 1, 0.5, 0.8, 0.9, float("nan"))
+    made = choice.Choice((point,), 0, 0.02, {"a": 0.1})
+    back = choice.Choice.from_json(dataclasses.asdict(made))
+    assert back.plan == plan and back.error == made.error
+
+
+def test_bad_requests_are_refused(planted, tmp_path):
+    run, examples = planted
+    with pytest.raises(ValueError, match="be edited in conv9. Expected some"):
+        remove_memory(
+            run, examples, dataclasses.replace(PLANTED, layers=("conv9",))
+        )
+    with pytest.raises(ValueError, match="has no training examples"):
+        remove_memory(run.model(), examples.test, PLANTED)
+    with pytest.raises(ValueError, match="has 9 classes, but model"):
+        remove_memory(
+            run.model(), dataclasses.replace(examples, classes=9), PLANTED
+        )
+    frozen = run.model()
+    frozen.trainable = False
+    with pytest.raises(ValueError, match="no kernel whose curvature is known"):
+        remove_memory(frozen, examples, PLANTED)
+    with pytest.raises(ValueError, match="`keep` must be at least"):
+        CurvatureConfig(keep=0.0)
+
+
+def test_held_out_examples_keep_their_labels():
+    config = DataConfig(noise_rate=0.2, heldout=0.25)
+    examples, plain = load(config), load(DataConfig(noise_rate=0.2))
+    held_out = examples.of_subset("heldout")
+    assert len(held_out) == int(0.25 * len(plain.train))
+    assert len(examples.train) + len(held_out) == len(plain.train)
+    same = plain.of_ids(held_out.example_id)
+    np.testing.assert_array_equal(held_out.label, same.label)
+    assert (held_out.label != held_out.true_label).mean() == pytest.approx(
+        0.2, abs=0.06
+    )
+    # A function of seed and id, whatever the order.
+    backwards = plain.take(np.arange(len(plain))[::-1])
+    again = hold_out(backwards, 0.25, seed=0).of_subset("heldout")
+    assert set(again.example_id) == set(held_out.example_id)
+    other = hold_out(plain, 0.25, seed=1).of_subset("heldout")
+    assert set(other.example_id) != set(held_out.example_id)
+
+
+def test_holding_out_all_or_none_is_refused(small_digits):
+    with pytest.raises(ValueError, match="would leave one side empty"):
+        hold_out(small_digits, 0.001, seed=0)
+
+
+def test_factors_lie_where_they_are_found(planted, tmp_path):
+    run, examples = planted
+    config = dataclasses.replace(PLANTED, keep=0.6)
+    remove_memory(run, examples, PLANTED, directory=tmp_path)
+    path = tmp_path / "round_1" / "factors" / "bases.npz"
+    stamp = path.stat().st_mtime_ns
+    _, result = remove_memory(run, examples, config, directory=tmp_path)
+    assert path.stat().st_mtime_ns == stamp
+    assert result.keep.min() == 0.6
+    assert storage.read_arrays(path)
