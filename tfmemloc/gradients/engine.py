@@ -117,6 +117,10 @@ class GradientEngine:
         """Each example's gradient: V tensors [B, *shape of the variable]."""
         return self._call(self._gradients_of, inputs, label)
 
+    def squares(self, inputs: Inputs, label) -> list[tf.Tensor]:
+        """Squared per-example gradients, summed: V tensors like the weights."""
+        return self._call(self._squares_of, inputs, label)
+
     def account(
         self, inputs: Inputs, label
     ) -> tuple[tf.Tensor, list[tf.Tensor], tf.Tensor]:
@@ -193,6 +197,10 @@ class GradientEngine:
     def _gradients_of(self, x, label):
         terms, _, _ = self._make_terms(x, label)
         return [term.full() for term in terms]
+
+    def _squares_of(self, x, label):
+        terms, _, _ = self._make_terms(x, label)
+        return [tf.reduce_sum(term.full() ** 2, axis=0) for term in terms]
 
     def _account_of(self, x, label):
         terms, sums, logits = self._make_terms(x, label)

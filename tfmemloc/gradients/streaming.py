@@ -17,14 +17,22 @@ MEMORY_BUDGET = 2**30
 LARGEST_CHUNK = 512
 
 
-def bytes_per_example(engine: GradientEngine, examples: Examples) -> int:
+def bytes_per_example(
+    engine: GradientEngine, examples: Examples, quantity: str = "account"
+) -> int:
     """An upper bound of the memory that an example takes in a chunk.
 
     The sizes of all tensors of the graph for a batch of one are added up, as
     if none were freed before the end.
+
+    Args:
+        engine: of the gradients.
+        examples: of which the first one shows the shapes.
+        quantity: the engine's method that is called, `account` or `squares`.
     """
+    traced = {"account": engine._account_of, "squares": engine._squares_of}
     one = chunk_at(examples, np.arange(1))
-    function = tf.function(engine._account_of).get_concrete_function(
+    function = tf.function(traced[quantity]).get_concrete_function(
         *tf.nest.map_structure(
             lambda value: tf.TensorSpec.from_tensor(
                 tf.convert_to_tensor(value)
@@ -78,20 +86,22 @@ def stream(
     memory_budget: int,
     words: str,
     progress: bool = False,
+    quantity: str = "account",
 ) -> Iterator[Chunk]:
-    """Chunks of examples that fit the budget."""
+    """Chunks of examples that fit the budget; see `bytes_per_example`."""
     _check_labels(engine, examples)
-    size = _chunk_size(engine, examples, memory_budget)
+    size = _chunk_size(engine, examples, memory_budget, quantity)
     return chunks(examples, size, even=True, words=words, progress=progress)
 
 
-def _chunk_size(engine, examples: Examples, memory_budget: int) -> int:
-    key = tuple(
-        (name, rows.shape[1:]) for name, rows in examples.inputs.items()
-    )
+def _chunk_size(
+    engine, examples: Examples, memory_budget: int, quantity: str
+) -> int:
+    shapes = ((name, rows.shape[1:]) for name, rows in examples.inputs.items())
+    key = (quantity, *shapes)
     cache: dict = engine.__dict__.setdefault("_bytes_per_example", {})
     if key not in cache:
-        cache[key] = bytes_per_example(engine, examples)
+        cache[key] = bytes_per_example(engine, examples, quantity)
     return min(LARGEST_CHUNK, examples_that_fit(cache[key], memory_budget))
 
 

@@ -1,10 +1,15 @@
-"""Taking the memory out of networks."""
+"""Taking the memory out of networks: one file for each method.
+
+`curvature` and `drop` need not be told what to forget; all others are given the
+ids of the examples.
+"""
 
 from tfmemloc.removal.curvature import (
     CurvatureConfig,
     CurvatureEdit,
     remove_memory,
 )
+from tfmemloc.removal.dampening import DampeningConfig, dampen_weights
 from tfmemloc.removal.drop import (
     NETWORKS,
     ComparisonConfig,
@@ -12,4 +17,13 @@ from tfmemloc.removal.drop import (
     compare_networks,
     train_networks,
 )
+from tfmemloc.removal.fine_tuning import fine_tune
+from tfmemloc.removal.forgetting import ForgettingConfig
+from tfmemloc.removal.gradient_ascent import (
+    GradientAscentConfig,
+    ascend_gradient,
+)
+from tfmemloc.removal.npo import NPOConfig, optimize_negative_preference
 from tfmemloc.removal.outcome import Removal
+from tfmemloc.removal.retraining import retrain_without
+from tfmemloc.removal.scrub import scrub

@@ -28,6 +28,7 @@ from tfmemloc import evaluation, graph, storage
 from tfmemloc.configs import TrainConfig, check_choices, check_range
 from tfmemloc.data.examples import Examples
 from tfmemloc.gradients.curvature import Scalar
+from tfmemloc.removal.copies import check_examples, own_copy
 from tfmemloc.removal.curvature.bases import KernelBasis, kept_bases
 from tfmemloc.removal.curvature.choice import (
     DEFAULT_KEEP,
@@ -151,40 +152,6 @@ def remove_memory(
         **measures(original, model, examples),
         **details(done),
     )
-
-
-def own_copy(model: keras.Model) -> keras.Model:
-    """The same network with weights of its own."""
-    if not graph.is_functional(model):
-        raise ValueError(
-            f"Model '{model.name}' is a subclassed {type(model).__name__}, "
-            "whose graph is not known. Expected a functional or Sequential "
-            "model, of which a copy can be made."
-        )
-    copy = keras.models.clone_model(model)
-    copy.set_weights(model.get_weights())
-    return copy
-
-
-def check_examples(model: keras.Model, examples: Examples) -> None:
-    """Refuses examples on which a model was not trained, as far as one sees.
-
-    Raises:
-        ValueError: there are none, or the model has other classes.
-    """
-    if not examples.is_trained_on.any():
-        raise ValueError(
-            f"{examples.name} has no training examples. Expected those that "
-            "the network was trained on; received subsets: "
-            f"{', '.join(examples.subsets) or 'none'}."
-        )
-    outputs = keras.tree.flatten(getattr(model, "output_shape", None) or ())
-    if outputs and outputs[-1] is not None and examples.classes > outputs[-1]:
-        raise ValueError(
-            f"{examples.name} has {examples.classes} classes, but model "
-            f"'{model.name}' has {outputs[-1]} outputs. Expected the examples "
-            "that it was trained on, with labels from 0."
-        )
 
 
 def _edited(model, examples, config, folder, progress):

@@ -1,0 +1,175 @@
+"""Removals that are told what to forget: their sets, and how they train on.
+
+A forget set F is a set of ids of training examples; all other training examples
+are retained. Methods that train on take steps on a batch of each at once. They
+call the network with BatchNorm's moving statistics (`training=False`): a batch
+of forgotten examples has the statistics of no data that the network will see.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable, Sequence
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from tfmemloc import data
+from tfmemloc.configs import check_range
+from tfmemloc.data.examples import Examples
+from tfmemloc.evaluation import as_logits
+from tfmemloc.graph.inputs import arranged
+from tfmemloc.losses import cross_entropy
+from tfmemloc.removal.copies import check_examples, own_copy
+from tfmemloc.removal.outcome import Removal, measures
+from tfmemloc.snapshots import Source, model_of
+
+
+@dataclasses.dataclass(frozen=True)
+class ForgettingConfig:
+    """How a network is trained on to forget.
+
+    Attributes:
+        epochs: passes over the retained examples.
+        learning_rate: of Adam, constant.
+        batch_size: retained examples in a step, and forgotten ones.
+        seed: of the order of the examples.
+    """
+
+    epochs: int = 5
+    learning_rate: float = 3e-4
+    batch_size: int = 128
+    seed: int = 0
+
+    def __post_init__(self):
+        check_range("epochs", self.epochs, 1, None)
+        check_range("learning_rate", self.learning_rate, 0.0, None)
+        check_range("batch_size", self.batch_size, 1, None)
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """One side of a step, seen by the network and by that before.
+
+    Attributes:
+        loss: [B] cross-entropy of the labels as given.
+        logits: [B, classes].
+        loss_before: [B] of the network before the removal.
+        logits_before: [B, classes].
+    """
+
+    loss: tf.Tensor
+    logits: tf.Tensor
+    loss_before: tf.Tensor
+    logits_before: tf.Tensor
+
+
+# (forgotten, retained) -> what is minimized
+Objective = Callable[[Part, Part], tf.Tensor]
+
+
+def split(
+    examples: Examples, forget: Sequence[int]
+) -> tuple[Examples, Examples]:
+    """The training examples to forget, and those to retain.
+
+    Raises:
+        ValueError: an id is not a training example's, or one side is empty.
+    """
+    train = examples.train
+    ids = np.unique(np.asarray(forget, np.int64))
+    forgotten = train.of_ids(ids)
+    retained = train.take(~np.isin(train.example_id, ids))
+    if not len(forgotten) or not len(retained):
+        raise ValueError(
+            f"Expected ids of some of the {len(train)} training examples of "
+            f"{examples.name}, and not of all. Received: {len(ids)} ids."
+        )
+    return forgotten, retained
+
+
+def train_to_forget(
+    source: Source,
+    examples: Examples,
+    forget: Sequence[int],
+    config: ForgettingConfig,
+    *,
+    method: str,
+    objectives: Sequence[Objective],
+) -> tuple[keras.Model, Removal]:
+    """Trains a copy of a network on; each step minimizes all objectives.
+
+    Args:
+        source: a run or a model; it is not changed.
+        examples: those that it was trained on.
+        forget: ids.
+        config: how.
+        method: its name in tables.
+        objectives: minimized in turn in each step.
+    """
+    original = model_of(source, examples)
+    check_examples(original, examples)
+    forgotten, retained = split(examples, forget)
+    started = time.perf_counter()
+    model = own_copy(original)
+    steps = config.epochs * data.steps_per_epoch(
+        len(retained), config.batch_size
+    )
+    batches = tf.data.Dataset.zip(
+        tuple(
+            data.make_batches(
+                part,
+                min(config.batch_size, len(part)),
+                seed=config.seed,
+                stop_step=steps,
+            )
+            for part in (forgotten, retained)
+        )
+    )
+    step = _make_step(model, original, objectives, config, batches.element_spec)
+    for batch in batches:
+        step(batch)
+    seconds = time.perf_counter() - started
+    return model, removal(original, model, examples, method, seconds)
+
+
+def removal(original, model, examples, method: str, seconds: float) -> Removal:
+    """What a method did, measured."""
+    return Removal(
+        method=method, seconds=seconds, **measures(original, model, examples)
+    )
+
+
+def losses_of(model: keras.Model, inputs, label) -> tuple[tf.Tensor, tf.Tensor]:
+    """The cross-entropy [B] and the logits of a batch; moving statistics."""
+    outputs = model(arranged(model, inputs), training=False)
+    logits = tf.cast(as_logits(model, outputs), tf.float32)
+    return cross_entropy(label, logits), logits
+
+
+def _make_step(model, original, objectives, config, spec):
+    """A traced function that takes a step for each objective."""
+    variables = model.trainable_variables
+    optimizers = [
+        keras.optimizers.Adam(config.learning_rate) for _ in objectives
+    ]
+    for optimizer in optimizers:
+        optimizer.build(variables)
+
+    def step(batch):
+        before = [losses_of(original, *part) for part in batch]
+        for objective, optimizer in zip(objectives, optimizers, strict=True):
+            with tf.GradientTape() as tape:
+                parts = [
+                    Part(*losses_of(model, *part), *known)
+                    for part, known in zip(batch, before, strict=True)
+                ]
+                value = objective(*parts)
+            gradients = tape.gradient(
+                value, variables, unconnected_gradients="zero"
+            )
+            optimizer.apply(gradients, variables)
+
+    return tf.function(step, input_signature=[spec])
