@@ -33,6 +33,7 @@ ORDER = [
     "probes",
     "scores",
     "removal",
+    "audits",
     "serving",
     "sweeps",
 ]

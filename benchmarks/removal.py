@@ -1,0 +1,366 @@
+"""Every removal on the same trained networks, under the same measures.
+
+  python -m benchmarks.removal --only=digits --runs_dir=runs/removal
+
+trains what is not there yet, takes memory out in every way, and writes a row
+for each network, seed and method into docs/results/removal.json; a row that is
+there is not made again. The digits take about five minutes for a seed on 2 CPU
+cores, CIFAR-10 about half an hour.
+
+The settings of the rivals were chosen on seed 10 of the digits, which is not in
+the table. `forget` says what a method was told: nothing, the examples that are
+truly wrong ("true"), or those whose label the edited network does not believe
+("suspects").
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import pathlib
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import keras
+import numpy as np
+
+from binaries import flags  # First: it quiets TensorFlow's start.
+from tfmemloc import (
+    CurvatureConfig,
+    DampeningConfig,
+    DataConfig,
+    Examples,
+    ForgettingConfig,
+    GradientAscentConfig,
+    ModelConfig,
+    NPOConfig,
+    Removal,
+    Run,
+    TrainConfig,
+    ascend_gradient,
+    audit_durability,
+    configs,
+    dampen_weights,
+    fine_tune,
+    load,
+    optimize_negative_preference,
+    predict_logits,
+    recalibrate_batch_norm,
+    remove_memory,
+    retrain_without,
+    scrub,
+    storage,
+    train,
+    with_inference,
+)
+from tfmemloc.removal.outcome import measures
+
+RESULTS = pathlib.Path("docs") / "results" / "removal.json"
+FLAGS = flags.FLAGS
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    """A data set, a network and how it is trained."""
+
+    data: DataConfig
+    model: ModelConfig
+    training: TrainConfig
+    seeds: tuple[int, ...] = (0, 1, 2)
+    # Width of the tied network whose served width is that of `model`.
+    tied_width: float | None = None
+
+    def of_seed(self, seed: int) -> Setting:
+        """The same with one seed for noise, network and training."""
+        data_dir = os.environ.get("TFDS_DATA_DIR")
+        return dataclasses.replace(
+            self,
+            data=dataclasses.replace(
+                self.data, noise_seed=seed, data_dir=data_dir
+            ),
+            model=dataclasses.replace(self.model, seed=seed),
+            training=dataclasses.replace(self.training, seed=seed),
+        )
+
+
+def _preset(dataset: str, **changed: Any) -> TrainConfig:
+    _, preset = configs.PRESETS[dataset]
+    return TrainConfig(**{**preset, **changed})
+
+
+_CIFAR = DataConfig(
+    "cifar10", train_examples=5555, test_examples=10000, heldout=0.1
+)
+_CIFAR_TRAINING = _preset("cifar10", epochs=20, evaluate_every=5, save_every=2)
+SETTINGS = {
+    "digits": Setting(
+        DataConfig("digits", heldout=0.1),
+        ModelConfig(width=0.5, dropout="none"),
+        _preset("digits", save_every=5),
+        tied_width=1.0,
+    ),
+    "vit": Setting(
+        DataConfig("digits", heldout=0.1),
+        ModelConfig("vit", width=0.25, dropout="none"),
+        _preset(
+            "digits",
+            epochs=40,
+            optimizer="adam",
+            learning_rate=0.001,
+            save_every=5,
+            evaluate_every=5,
+        ),
+    ),
+    "mnist": Setting(
+        DataConfig(
+            "mnist", train_examples=11111, test_examples=10000, heldout=0.1
+        ),
+        ModelConfig(width=0.25, dropout="none"),
+        _preset("mnist", epochs=12, evaluate_every=6, save_every=2),
+        seeds=(0,),
+    ),
+    "cifar": Setting(
+        _CIFAR,
+        ModelConfig(width=0.25, dropout="none"),
+        _CIFAR_TRAINING,
+        tied_width=0.5,
+    ),
+    "cifar20": Setting(
+        dataclasses.replace(_CIFAR, train_examples=22222),
+        ModelConfig(width=0.25, dropout="none"),
+        _CIFAR_TRAINING,
+        seeds=(0,),
+    ),
+}
+
+
+def main() -> None:
+    """Trains, removes, measures, writes."""
+    for name in FLAGS.only or list(SETTINGS):
+        if name not in SETTINGS:
+            raise ValueError(
+                f"--only must name some of {', '.join(SETTINGS)}. Received: "
+                f"{name}."
+            )
+        seeds = [int(seed) for seed in FLAGS.seeds] or SETTINGS[name].seeds
+        for seed in seeds:
+            _measure(name, seed)
+
+
+def _measure(name: str, seed: int) -> None:
+    setting = SETTINGS[name].of_seed(seed)
+    examples = load(setting.data)
+    directory = pathlib.Path(FLAGS.runs_dir)
+    run = train(
+        directory / f"{name}_{seed}",
+        data=setting.data,
+        model=setting.model,
+        training=setting.training,
+        examples=examples,
+    )
+    kept = Kept(name, seed, run)
+    original = run.model()
+    for method, forget, make in _methods(run, examples, setting, directory):
+        if FLAGS.methods and method not in FLAGS.methods:
+            continue
+        if (method, forget) not in kept:
+            kept.add(method, forget, original, *make(), examples)
+
+
+class Kept:
+    """The rows of one network in the file of results."""
+
+    def __init__(self, name: str, seed: int, run: Run):
+        self._of = {"setting": name, "seed": seed}
+        self._epoch_seconds = float(
+            np.median([line["seconds"] for line in run.history])
+        )
+
+    def __contains__(self, key: tuple[str, str]) -> bool:
+        return any(
+            all(row[k] == v for k, v in self._of.items())
+            and (row["method"], row["forget"]) == key
+            for row in rows()
+        )
+
+    def add(self, method, forget, original, model, result, examples) -> None:
+        """Audits a new network and keeps its row."""
+        durable = audit_durability(original, model, examples)
+        stage = 0 if method == "before" else 1
+        row = {
+            **self._of,
+            "method": method,
+            "forget": forget,
+            **{k: v for k, v in result.rows()[stage].items() if k != "stage"},
+            "seconds": result.seconds,
+            "epoch_seconds": self._epoch_seconds,
+            **{
+                f"noisy after {attack}": value
+                for attack, value in zip(
+                    durable.attacks[1:], durable.after[1:].tolist(), strict=True
+                )
+            },
+        }
+        storage.write_json(FLAGS.results, {"rows": [*rows(), row]})
+        shown = {k: f"{v:.1%}" for k, v in row.items() if k in _SHOWN}
+        print(self._of, method, forget, shown, f"{row['seconds']:.0f} s")
+
+
+_SHOWN = ("noisy", "noisy_true_label", "clean", "test", "average_precision")
+
+
+def rows() -> list[dict[str, Any]]:
+    """All rows that were measured so far."""
+    path = pathlib.Path(FLAGS.results)
+    return storage.read_json(path)["rows"] if path.exists() else []
+
+
+Made = tuple[keras.Model, Removal]
+
+
+def _methods(
+    run: Run, examples: Examples, setting: Setting, directory: pathlib.Path
+) -> Iterator[tuple[str, str, Callable[[], Made]]]:
+    """(name, what it is told, how it is done), in the order of the table."""
+    name = run.directory.name
+    work = directory / f"{name}_edit"
+    edits: dict[str, Made] = {}
+
+    def edited() -> Made:
+        if "auto" not in edits:
+            edits["auto"] = remove_memory(run, examples, directory=work)
+        return edits["auto"]
+
+    def cut(**changed) -> Callable[[], Made]:
+        return lambda: remove_memory(run, examples, CurvatureConfig(**changed))
+
+    def suspects() -> np.ndarray:
+        train_examples = examples.train
+        logits = predict_logits(edited()[0], train_examples)
+        believed = logits.argmax(axis=1) == train_examples.label
+        return train_examples.example_id[~believed]
+
+    yield "before", "-", lambda: _same(run, examples)
+    yield "curvature edit", "nothing", cut(refit_epochs=0)
+    yield "curvature edit and refit, twice", "nothing", edited
+    yield (
+        "the same, 0.9 of all but the head",
+        "nothing",
+        cut(keep=0.9, layers=_all_but_the_last(run, examples)),
+    )
+    yield "refits alone (control)", "nothing", cut(keep=1.0, layers=())
+    yield "early stopping", "nothing", lambda: _early(run, examples)
+    true = examples.of_subset("noisy").example_id
+    for told, ids in (("true", lambda: true), ("suspects", suspects)):
+        yield (
+            "fine-tuning",
+            told,
+            lambda ids=ids: fine_tune(
+                run,
+                examples,
+                ForgettingConfig(learning_rate=1e-3),
+                forget=ids(),
+            ),
+        )
+        yield (
+            "NPO",
+            told,
+            lambda ids=ids: optimize_negative_preference(
+                run, examples, NPOConfig(learning_rate=1e-3), forget=ids()
+            ),
+        )
+        yield (
+            "retraining",
+            told,
+            lambda ids=ids: retrain_without(run, examples, forget=ids()),
+        )
+    yield (
+        "SCRUB",
+        "true",
+        lambda: scrub(
+            run, examples, ForgettingConfig(learning_rate=1e-4), forget=true
+        ),
+    )
+    yield (
+        "gradient difference",
+        "true",
+        lambda: ascend_gradient(
+            run,
+            examples,
+            GradientAscentConfig(learning_rate=1e-5, retain=3.0),
+            forget=true,
+        ),
+    )
+    yield (
+        "SSD",
+        "true",
+        lambda: dampen_weights(
+            run, examples, DampeningConfig(alpha=8.0), forget=true
+        ),
+    )
+    if setting.tied_width is not None:
+        yield (
+            "tied dropout, dropped",
+            "nothing",
+            lambda: _tied(run, examples, setting, directory),
+        )
+
+
+def _all_but_the_last(run: Run, examples: Examples) -> tuple[str, ...]:
+    from tfmemloc.gradients import kernels_of
+
+    return tuple(k.name for k in kernels_of(run.model(), examples))[:-1]
+
+
+def _same(run: Run, examples: Examples) -> Made:
+    model = run.model()
+    fields = measures(model, model, examples)
+    return model, Removal(method="before", seconds=0.0, **fields)
+
+
+def _early(run: Run, examples: Examples) -> Made:
+    """The saved epoch with the best accuracy on the held-out given labels."""
+    started = time.perf_counter()
+    held_out = examples.of_subset("heldout")
+
+    def right(epoch: int) -> float:
+        logits = predict_logits(run.model(epoch), held_out)
+        return float((logits.argmax(axis=1) == held_out.label).mean())
+
+    best = max(run.epochs[1:], key=right)
+    seconds = time.perf_counter() - started
+    model = run.model(best)
+    fields = measures(run.model(), model, examples)
+    return model, Removal(method="early stopping", seconds=seconds, **fields)
+
+
+def _tied(run, examples, setting, directory) -> Made:
+    """Trained for it: half of the units drop, the other half is served."""
+    tied = train(
+        directory / f"{run.directory.name}_tied",
+        data=setting.data,
+        model=dataclasses.replace(
+            setting.model,
+            dropout="example_tied",
+            width=setting.tied_width,
+            p_gen=0.5,
+        ),
+        training=setting.training,
+        examples=examples,
+    )
+    model = recalibrate_batch_norm(
+        with_inference(tied.model(), "drop"), examples.train
+    )
+    seconds = sum(line["seconds"] for line in tied.history)
+    fields = measures(run.model(), model, examples)
+    return model, Removal(method="tied dropout", seconds=seconds, **fields)
+
+
+if __name__ == "__main__":
+    flags.flags.DEFINE_list("only", [], f"Some of {', '.join(SETTINGS)}.")
+    flags.flags.DEFINE_list("seeds", [], "Default: those of the setting.")
+    flags.flags.DEFINE_list("methods", [], "Names of methods; default: all.")
+    flags.flags.DEFINE_string("runs_dir", "runs/removal", "Where runs lie.")
+    flags.flags.DEFINE_string("results", str(RESULTS), "File of the rows.")
+    flags.run(main)
