@@ -12,10 +12,11 @@ labels, and writes summary.json, figures and a self-contained report.html into
 import pathlib
 from collections.abc import Mapping
 
-from binaries import config_flags, flags, gathering, output
+from binaries import config_flags, flags, gathering, output, removing
 from tfmemloc import (
     AccountingConfig,
     ComparisonConfig,
+    CurvatureConfig,
     OwnUnitsConfig,
     RetrainConfig,
     Run,
@@ -43,6 +44,8 @@ PROBES = (
     "critical_units",
     "own_units",
 )
+# The standard network after the removal by curvature.
+EDITED = "standard_edited"
 # Networks whose critical units are compared with the tied network's masks.
 _OWN_UNITS = ("example_tied", "standard_dropout")
 
@@ -91,6 +94,7 @@ def main() -> None:
             strategy=flags.strategy(),
             tensorboard=FLAGS.tensorboard,
         )
+        runs |= {EDITED: _edited(directory / EDITED, runs, examples, data)}
         result = output.reuse(
             gathering.main_path(directory),
             lambda: compare_networks(runs, examples, comparison),
@@ -118,6 +122,22 @@ def main() -> None:
     output.print_section(sections[0])
     print(f"suspected labels: {suspects}, {directory / PAGE}")
     print(f"report: {page}")
+
+
+def _edited(
+    out: pathlib.Path, runs: Mapping[str, Run], examples: Examples, data
+) -> Run:
+    """The standard network with the memory taken out of it, as a run."""
+    with storage.lock_directory(out):
+        result = removing.edit_network(
+            out,
+            runs["standard"],
+            examples,
+            CurvatureConfig(seed=data.noise_seed),
+            data=data,
+        )
+    result.save(out.parent / removing.RESULT)
+    return Run.open(out)
 
 
 def _suspects(directory: pathlib.Path, run: Run, examples: Examples) -> int:

@@ -18,8 +18,8 @@ default strength is taken.
 Writes into --out_dir (default: the folder `removed` in the run's) the new
 network as a run that all programs take and as model.keras; summary.json,
 removal.npz and .json, figures, report.html; suspects.csv and suspects.html,
-the labels that the network no longer believes. The folder `work` keeps factors
-and refits: a killed job goes on, and another --keep needs no other pass.
+the labels that the network no longer believes. The report shows every edit that
+was tried; for another one of them, name --keep, --layers and a new --out_dir.
 """
 
 import importlib
@@ -27,18 +27,14 @@ import pathlib
 
 import keras
 
-from binaries import config_flags, flags, output
+from binaries import config_flags, flags, output, removing
 from tfmemloc import (
     CurvatureConfig,
     DataConfig,
     Run,
     configs,
-    find_label_errors,
     load,
-    predict_logits,
-    remove_memory,
     report,
-    scores_of_logits,
     storage,
 )
 from tfmemloc.data import Examples
@@ -60,6 +56,13 @@ flags.flags.DEFINE_list(
 flags.flags.DEFINE_string(
     "out_dir", None, "Default: the folder `removed` in that of --run_dir."
 )
+flags.flags.DEFINE_string(
+    "work_dir",
+    None,
+    "Keeps factors and refits: a killed job goes on, and a job with another "
+    "--keep needs no other pass over the data. Default: the folder `work` in "
+    "--out_dir.",
+)
 config_flags.define(CurvatureConfig)
 # A model of unknown training has no examples that the loader could keep aside.
 _NO_FLAGS = (
@@ -78,49 +81,40 @@ config_flags.define(
 )
 flags.define_download()
 
-RESULT = "removal"
-
 
 def main() -> None:
     """Edits, measures, writes, prints."""
     out = _out_directory()
-    source, examples, run = _source()
-    config = config_flags.read(CurvatureConfig)
+    source, examples, data = _source()
     with storage.lock_directory(out):
-        _refuse_foreign(out)
-        edited, result = remove_memory(
+        result = removing.edit_network(
+            out,
             source,
             examples,
-            config,
-            directory=out / "work",
-            progress=True,
+            config_flags.read(CurvatureConfig),
+            data=data,
+            work=FLAGS.work_dir,
         )
-        original = source.model() if run else source
-        _write_run(out, run, original, edited, examples)
-        result.save(out / RESULT)
+        facts = output.facts("binaries.remove")
         storage.write_json(
             out / "summary.json",
             {
                 "dataset": examples.name,
-                "config": configs.to_json(config),
-                "facts": output.facts("binaries.remove"),
+                "facts": facts,
                 "rows": result.rows(),
                 "curve": result.curve_rows(),
                 "layers": result.layer_rows(),
             },
         )
-        suspects = _suspects(out, edited, examples)
+        suspects = removing.rank_labels(out, examples)
     section = report.section_of(result)
     page = output.write_report(
-        out,
-        f"What was taken out? {examples.name}",
-        [section],
-        output.facts("binaries.remove"),
+        out, f"What was taken out? {examples.name}", [section], facts
     )
     output.print_section(section)
     if suspects is not None:
         print(f"suspected labels: {suspects}, {out / PAGE}")
-    print(f"network: {out / 'model.keras'}")
+    print(f"network: {out / removing.MODEL}")
     print(f"report: {page}")
 
 
@@ -137,11 +131,12 @@ def _out_directory() -> pathlib.Path:
     return pathlib.Path(FLAGS.run_dir) / "removed"
 
 
-def _source() -> tuple[Run | keras.Model, Examples, Run | None]:
-    """The network, what it was trained on, and its run, if it has one."""
+def _source() -> tuple[Run | keras.Model, Examples, DataConfig]:
+    """The network, what it was trained on, and where that comes from."""
     if FLAGS.model is not None:
         model = _loaded(FLAGS.model)
-        return model, load(_data_config(), download=FLAGS.download), None
+        data = config_flags.read(DataConfig, skip=_NO_FLAGS, noise_rate=0.0)
+        return model, load(data, download=FLAGS.download), data
     given = [
         f"--{name}"
         for name in configs.hints(DataConfig)
@@ -153,11 +148,7 @@ def _source() -> tuple[Run | keras.Model, Examples, Run | None]:
             f"--run_dir. Received: {', '.join(given)}."
         )
     run = Run.open(FLAGS.run_dir)
-    return run, run.examples(download=FLAGS.download), run
-
-
-def _data_config() -> DataConfig:
-    return config_flags.read(DataConfig, skip=_NO_FLAGS, noise_rate=0.0)
+    return run, run.examples(download=FLAGS.download), run.data
 
 
 def _loaded(path: str) -> keras.Model:
@@ -177,58 +168,6 @@ def _loaded(path: str) -> keras.Model:
             "name it: --import_modules=my_layers. A model with lambdas: load "
             "it in Python and call tfmemloc.remove_memory."
         ) from error
-
-
-def _refuse_foreign(out: pathlib.Path) -> None:
-    """Refuses a folder in which something else lies."""
-    found = {path.name for path in out.iterdir()} - {".lock"}
-    if found and "work" not in found:
-        raise ValueError(
-            f"{out} is not the folder of such a job, and nothing in it is "
-            "overwritten. Expected a new folder, or one that binaries.remove "
-            f"wrote. Received one with {', '.join(sorted(found)[:5])}."
-        )
-
-
-def _write_run(out, run, original, edited, examples) -> None:
-    """The networks before (epoch 0) and after (epoch 1) as a run."""
-    new = Run.create(
-        out,
-        edited,
-        data=run.data if run else _data_config(),
-        model_config=run.model_config if run else None,
-        examples=examples,
-    )
-    new.record_epoch(original, 0)
-    new.record_epoch(edited, 1)
-    storage.write_atomically(
-        out / "model.keras", lambda file: _save_keras(edited, file)
-    )
-
-
-def _save_keras(model: keras.Model, file) -> None:
-    """Keras wants a path that ends in .keras."""
-    path = pathlib.Path(file.name).with_suffix(".keras")
-    model.save(path)
-    file.write(path.read_bytes())
-    path.unlink()
-
-
-def _suspects(
-    out: pathlib.Path, edited: keras.Model, examples: Examples
-) -> int | None:
-    """Ranks the labels by the edited network; how many it does not believe."""
-    train = examples.train
-    if train.label.ndim > 1:
-        return None
-    others = examples.take(~examples.is_trained_on)
-    held_out = (
-        (predict_logits(edited, others), others.label) if len(others) else None
-    )
-    scores = scores_of_logits(
-        train, dropped=predict_logits(edited, train), held_out=held_out
-    )
-    return len(find_label_errors(scores, examples, out).suspects())
 
 
 if __name__ == "__main__":

@@ -66,6 +66,41 @@ def small_digits():
 
 
 @pytest.fixture(scope="session")
+def held_out_digits():
+    """80 training, 40 held-out and 40 test digits, some labels wrong."""
+    return data.load(
+        DataConfig(
+            train_examples=120, test_examples=40, noise_rate=0.2, heldout=1 / 3
+        )
+    )
+
+
+@pytest.fixture(scope="session")
+def overfitted(held_out_digits):
+    """A small convolutional network that knows all its training labels."""
+    keras.utils.set_random_seed(0)
+    model = keras.Sequential(
+        [
+            keras.Input((8, 8, 1)),
+            keras.layers.Conv2D(16, 3, padding="same", use_bias=False),
+            keras.layers.BatchNormalization(),
+            keras.layers.ReLU(),
+            keras.layers.Flatten(),
+            keras.layers.Dense(64, activation="relu", name="hidden"),
+            keras.layers.Dense(10, name="head"),
+        ]
+    )
+    model.compile(
+        keras.optimizers.Adam(0.003),
+        keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+    )
+    train = held_out_digits.train
+    pixels = data.as_arrays(train)["image"]
+    model.fit(pixels, train.label, batch_size=40, epochs=40, verbose=0)
+    return model
+
+
+@pytest.fixture(scope="session")
 def real_data():
     """The folder of prepared CIFAR-10 and MNIST."""
     if not REAL_DATA.exists():

@@ -6,12 +6,13 @@ import re
 import shutil
 import time
 
+import keras
 import numpy as np
 import pytest
 
 from tests import programs
 from tests.conftest import ROOT, shared_folder
-from tfmemloc import data, models, sweeps
+from tfmemloc import data, evaluation, models, sweeps
 from tfmemloc.configs import DataConfig, ModelConfig
 from tfmemloc.removal.drop import NetworkComparison
 from tfmemloc.runs import Run
@@ -49,6 +50,7 @@ def test_localize_writes_summary_figures_and_report(localized):
         ("example_tied", "expected"),
         ("example_tied", "drop"),
         ("example_tied", "drop_recalibrated"),
+        ("standard_edited", "plain"),
     ]
     for row in summary["rows"]:
         for name in ("clean", "noisy", "noisy_true_label", "test"):
@@ -306,6 +308,7 @@ def test_a_report_of_one_and_of_many(localized, tmp_path):
     text = (tmp_path / "report.md").read_text()
     for words in (
         "What the network memorized",
+        "The network before and after the removal",
         "Whose gradients move which layers",
         "Which layers can be put back",
         "Which layers hold the memory",
@@ -350,6 +353,127 @@ def test_a_report_of_one_and_of_many(localized, tmp_path):
     )
     assert nothing.returncode == 1
     assert "Nothing to report in" in nothing.stderr
+
+
+def test_memory_is_removed_from_a_run(localized, tmp_path):
+    directory, _ = localized
+    out = tmp_path / "removed"
+
+    def command(*flags):
+        return (
+            "binaries.remove",
+            f"--run_dir={directory / 'standard'}",
+            f"--out_dir={out}",
+            "--refit_epochs=0",
+            *flags,
+        )
+
+    done = _run(*command("--keep=0.95"))
+    assert f"network: {out / 'model.keras'}" in done.stdout
+    assert "Nothing was chosen" in done.stdout
+    summary = json.loads((out / "summary.json").read_text())
+    assert [row["stage"] for row in summary["rows"]] == ["before", "after"]
+    assert {"clean", "noisy", "noisy_true_label", "test"} <= set(
+        summary["rows"][0]
+    )
+    assert (out / "suspects.html").exists() and (out / "report.html").exists()
+    # The new network is a run, and a file, and both do what was measured.
+    run = Run.open(out)
+    examples = run.examples()
+    for model in (run.model(), keras.models.load_model(out / "model.keras")):
+        metrics = evaluation.evaluate(model, examples)
+        assert metrics.of("test")["accuracy"] == summary["rows"][1]["test"]
+    # The same again changes nothing; other settings are refused.
+    before = (out / "removal.json").stat().st_mtime_ns
+    assert _run(*command("--keep=0.95")).stdout == done.stdout
+    assert (out / "removal.json").stat().st_mtime_ns == before
+    other = _run(*command("--keep=0.5"), check=False)
+    assert other.returncode == 1
+    assert "a removal with other config, which is not overwr" in other.stderr
+    # A probe and the export take the new network.
+    rewound = _run(
+        "binaries.rewind", f"--run_dir={out}", f"--out_dir={tmp_path / 'r'}"
+    )
+    assert "After a rewind to epoch 0" in rewound.stdout
+    _run(
+        "binaries.export",
+        f"--run_dir={out}",
+        "--inference=plain",
+        f"--out_dir={tmp_path / 'served'}",
+    )
+
+
+def test_memory_is_removed_from_any_keras_file(
+    tmp_path, overfitted, held_out_digits
+):
+    trained, other = held_out_digits.train, held_out_digits.of_subset("heldout")
+    path, data_path = tmp_path / "my.keras", tmp_path / "mine.npz"
+    overfitted.save(path)
+    parts = (trained, other)
+    np.savez(
+        data_path,
+        x_train=np.concatenate([part.inputs["image"] for part in parts]),
+        y_train=np.concatenate([part.label for part in parts]),
+        subset=np.repeat(["clean", "heldout"], [len(p) for p in parts]),
+    )
+    out = tmp_path / "out"
+    done = _run(
+        "binaries.remove",
+        f"--model={path}",
+        f"--dataset={data_path}",
+        f"--out_dir={out}",
+        "--rounds=1",
+    )
+    assert "Chosen on the given labels of held-out examples" in done.stdout
+    assert "training labels" not in done.stderr
+    rows = json.loads((out / "summary.json").read_text())["rows"]
+    assert set(rows[0]) == {"stage", "clean", "heldout"}
+    assert (out / "figures" / "edit_curve.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        ([], "Expected --run_dir, or --model with --dataset. Received: neith"),
+        (["--model=a.keras"], "--model expected an --out_dir"),
+        (["--model=a.keras", "--out_dir=OUT"], "there is no file a.keras"),
+        (["--run_dir=RUN", "--dataset=mnist"], "Received: --dataset"),
+        (["--run_dir=RUN", "--out_dir=RUN"], "nothing in it is overwritten"),
+        (
+            ["--run_dir=RUN", "--out_dir=OUT", "--layers=conv77"],
+            "no kernel that can be edited in conv77. Expected some of: conv1",
+        ),
+    ],
+)
+def test_bad_removals_are_refused(localized, tmp_path, flags, words):
+    run = localized[0] / "standard"
+    flags = [
+        flag.replace("RUN", str(run)).replace("OUT", str(tmp_path / "new"))
+        for flag in flags
+    ]
+    before = sorted(run.iterdir())
+    done = _run("binaries.remove", *flags, check=False)
+    assert done.returncode == 1 and words in done.stderr
+    assert "Traceback" not in done.stderr
+    assert [p for p in sorted(run.iterdir()) if p.name != ".lock"] == [
+        p for p in before if p.name != ".lock"
+    ]
+
+
+def test_a_file_with_code_in_it_is_not_run(tmp_path):
+    x = keras.Input((4,))
+    y = keras.layers.Lambda(lambda t: t * 2)(keras.layers.Dense(2)(x))
+    path = tmp_path / "lambda.keras"
+    keras.Model(x, y).save(path)
+    done = _run(
+        "binaries.remove",
+        f"--model={path}",
+        f"--out_dir={tmp_path / 'out'}",
+        check=False,
+    )
+    assert done.returncode == 1
+    assert "--import_modules=my_layers" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_flagfiles_are_the_papers_experiments():

@@ -74,6 +74,22 @@ MAKERS = {
     "CriticalUnits": lambda run, e, d: tfmemloc.find_critical_units(
         run, e, progress=False
     ),
+    "Removal": lambda run, e, d: tfmemloc.fine_tune(
+        run,
+        e,
+        tfmemloc.ForgettingConfig(epochs=1),
+        forget=e.of_subset("noisy").example_id,
+    )[1],
+    "CurvatureEdit": lambda run, e, d: tfmemloc.remove_memory(
+        run,
+        dataclasses.replace(
+            e, subset=np.where(e.subset == "test", "heldout", e.subset)
+        ),
+        tfmemloc.CurvatureConfig(refit_epochs=0),
+    )[1],
+    "Durability": lambda run, e, d: tfmemloc.audit_durability(
+        run, run, e, tfmemloc.DurabilityConfig(steps=(1,))
+    ),
     "OwnUnits": lambda run, e, d: OwnUnits(
         network="tied",
         subsets=("noisy",),

@@ -3,7 +3,6 @@
 import keras
 import numpy as np
 
-from tfmemloc.data import as_arrays
 from tfmemloc.data.examples import Examples
 from tfmemloc.runs import Run
 
@@ -63,32 +62,3 @@ def memory_run(directory) -> tuple[Run, Examples]:
     model.set_weights([identity, memory, read_out])
     run.record_epoch(model, 1)
     return run, examples
-
-
-def overfitted(examples: Examples) -> keras.Model:
-    """A small convolutional network that knows all its training labels."""
-    keras.utils.set_random_seed(0)
-    model = keras.Sequential(
-        [
-            keras.Input(tuple(examples.inputs["image"].shape[1:])),
-            keras.layers.Conv2D(16, 3, padding="same", use_bias=False),
-            keras.layers.BatchNormalization(),
-            keras.layers.ReLU(),
-            keras.layers.Flatten(),
-            keras.layers.Dense(64, activation="relu", name="hidden"),
-            keras.layers.Dense(examples.classes, name="head"),
-        ]
-    )
-    model.compile(
-        keras.optimizers.Adam(0.003),
-        keras.losses.SparseCategoricalCrossentropy(from_logits=True),
-    )
-    train = examples.train
-    model.fit(
-        as_arrays(train)["image"],
-        train.label,
-        batch_size=40,
-        epochs=40,
-        verbose=0,
-    )
-    return model

@@ -71,7 +71,7 @@ class Point:
         energy: share of the squared coefficients of all kernels that is left.
         heldout: accuracy on the held-out examples, labels as given.
         train: the same on the sample of the training examples.
-        noisy: on the noisy ones of the sample; NaN where none is known.
+        noisy: on the noisy ones of the sample; None where none is known.
     """
 
     plan: Plan
@@ -79,7 +79,7 @@ class Point:
     energy: float
     heldout: float
     train: float
-    noisy: float
+    noisy: float | None
 
     @property
     def gap(self) -> float:
@@ -253,7 +253,7 @@ class _Trial:
             float(left / total),
             float(heldout.mean()),
             float(train.mean()),
-            float(train[is_noisy].mean()) if is_noisy.any() else float("nan"),
+            float(train[is_noisy].mean()) if is_noisy.any() else None,
         )
 
     def _right(self, examples: Examples) -> np.ndarray:

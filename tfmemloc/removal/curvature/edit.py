@@ -128,11 +128,7 @@ def remove_memory(
     done: list[EditRound] = []
     trained = examples
     for number in range(rounds):
-        folder = (
-            None
-            if directory is None
-            else pathlib.Path(directory) / f"round_{number + 1}"
-        )
+        folder = _folder(directory, number, model)
         model, part = _edited(model, trained, config, folder, progress)
         if config.refit_epochs:
             trained = believed(model, examples)
@@ -140,7 +136,7 @@ def remove_memory(
                 model,
                 trained,
                 _refitting(config),
-                None if folder is None else folder / "refit",
+                _folder(directory, number, model, "refit"),
                 progress=progress,
             )
             part = dataclasses.replace(part, believed=len(trained.train))
@@ -154,12 +150,20 @@ def remove_memory(
     )
 
 
+def _folder(directory, number: int, model, what: str = "factors"):
+    """Where what is computed from these weights is kept; None: nowhere."""
+    if directory is None:
+        return None
+    weights = storage.digest(model.get_weights())[:12]
+    return pathlib.Path(directory) / f"{what}_{number + 1}_{weights}"
+
+
 def _edited(model, examples, config, folder, progress):
     """The model with its kernels cut and BatchNorm recalibrated."""
     bases = kept_bases(
         model,
         examples.train,
-        None if folder is None else folder / "factors",
+        folder,
         scalar=config.scalar,
         seed=config.seed,
         progress=progress,

@@ -55,6 +55,7 @@ class CurvatureEdit(Removal):
         """A row for each point that was tried, so that one may choose another.
 
         `keep` and `whole` say what was cut; see `tfmemloc.removal.curvature`.
+        `noisy` is None where no label is known to be wrong.
         """
         return [
             {
@@ -64,7 +65,7 @@ class CurvatureEdit(Removal):
                 "energy": float(self.point_energy[k]),
                 "heldout": float(self.point_heldout[k]),
                 "train": float(self.point_train[k]),
-                "noisy": float(self.point_noisy[k]),
+                "noisy": _known(self.point_noisy[k]),
                 "chosen": bool(self.point_chosen[k]),
             }
             for k in range(len(self.point_keep))
@@ -117,6 +118,10 @@ class CurvatureEdit(Removal):
             **drawings.curve(self),
             **drawings.kernels(self),
         }
+
+
+def _known(value) -> float | None:
+    return float(value) if np.isfinite(value) else None
 
 
 def details(done: Sequence[EditRound]) -> dict[str, Any]:

@@ -1,0 +1,178 @@
+"""Removals that are told what to forget, and how durable removals are."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import tfmemloc
+from tfmemloc import (
+    DampeningConfig,
+    DurabilityConfig,
+    ForgettingConfig,
+    GradientAscentConfig,
+    NPOConfig,
+    audit_durability,
+)
+from tfmemloc.audits import durability
+from tfmemloc.gradients import GradientEngine
+from tfmemloc.removal import forgetting, scrub
+from tfmemloc.removal.dampening import squared_gradients
+from tfmemloc.removal.scrub import divergence
+
+TRAINING = {"epochs": 10, "learning_rate": 0.001, "batch_size": 40}
+METHODS = {
+    "fine-tuning": (tfmemloc.fine_tune, ForgettingConfig(**TRAINING)),
+    "gradient difference": (
+        tfmemloc.ascend_gradient,
+        GradientAscentConfig(**TRAINING),
+    ),
+    "gradient ascent": (
+        tfmemloc.ascend_gradient,
+        GradientAscentConfig(**TRAINING, retain=0.0),
+    ),
+    "NPO": (tfmemloc.optimize_negative_preference, NPOConfig(**TRAINING)),
+    "SCRUB": (tfmemloc.scrub, ForgettingConfig(**TRAINING)),
+    "SSD": (tfmemloc.dampen_weights, DampeningConfig(alpha=2.0)),
+}
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_it_forgets_and_changes_nothing_given(
+    name, overfitted, held_out_digits
+):
+    function, config = METHODS[name]
+    weights = overfitted.get_weights()
+    wrong = held_out_digits.of_subset("noisy").example_id
+    model, result = function(overfitted, held_out_digits, config, forget=wrong)
+    assert result.method == name and result.seconds > 0
+    before, after = result.rows()
+    assert before["noisy"] > 0.9
+    assert after["noisy"] < before["noisy"] - 0.2
+    for old, new in zip(weights, overfitted.get_weights(), strict=True):
+        np.testing.assert_array_equal(old, new)
+    # What is reported is what the new network does.
+    metrics = tfmemloc.evaluate(model, held_out_digits)
+    assert after["test"] == metrics.of("test")["accuracy"]
+    assert name in result.sentence()
+
+
+def test_npo_stops_pushing_where_ascent_does_not(overfitted, held_out_digits):
+    wrong = held_out_digits.of_subset("noisy").example_id
+    losses = {}
+    for name in ("NPO", "gradient ascent"):
+        function, config = METHODS[name]
+        config = dataclasses.replace(config, epochs=20, retain=0.0)
+        _, result = function(overfitted, held_out_digits, config, forget=wrong)
+        losses[name] = result.loss[1, result.subsets.index("noisy")]
+    assert losses["NPO"] < 0.7 * losses["gradient ascent"]
+
+
+def test_divergence_is_that_of_its_definition(rng):
+    before, now = rng.normal(size=(2, 5, 3)).astype(np.float32)
+    part = forgetting.Part(None, tf.constant(now), None, tf.constant(before))
+    p, q = (np.exp(z) / np.exp(z).sum(1, keepdims=True) for z in (before, now))
+    expected = np.mean([sum(p[i] * np.log(p[i] / q[i])) for i in range(5)])
+    assert float(divergence(part)) == pytest.approx(expected, rel=1e-5)
+
+
+def test_importance_is_the_mean_squared_gradient(overfitted, held_out_digits):
+    some = held_out_digits.train.take(np.arange(7))
+    engine = GradientEngine(overfitted)
+    found = squared_gradients(engine, some, memory_budget=3_000_000)
+    slow = [np.zeros(v.shape) for v in engine.variables]
+    for i in range(7):
+        inputs = {
+            "image": tfmemloc.as_arrays(some)["image"][i : i + 1],
+            "example_id": some.example_id[i : i + 1],
+        }
+        gradients = engine.gradients(inputs, some.label[i : i + 1])
+        for total, gradient in zip(slow, gradients, strict=True):
+            total += gradient[0].numpy() ** 2 / 7
+    for a, b in zip(found, slow, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6 * b.max())
+
+
+def test_retraining_leaves_them_out(tmp_path, held_out_digits):
+    run = tfmemloc.train(
+        tmp_path / "run",
+        model=tfmemloc.ModelConfig("lenet", dropout="none"),
+        training=tfmemloc.TrainConfig(epochs=1, batch_size=40),
+        examples=held_out_digits,
+        progress=False,
+    )
+    wrong = held_out_digits.of_subset("noisy").example_id
+    tfmemloc.retrain_without(
+        run, held_out_digits, forget=wrong, directory=tmp_path / "new"
+    )
+    new = tfmemloc.Run.open(tmp_path / "new")
+    assert new.fingerprint["train"]["examples"] == 80 - len(wrong)
+    bare = dataclasses.replace(run, model_config=None)
+    with pytest.raises(ValueError, match="does not say how its network"):
+        tfmemloc.retrain_without(bare, held_out_digits, forget=wrong)
+
+
+@pytest.mark.parametrize(
+    ("ids", "words"),
+    [([], "and not of all. Received: 0"), ([10**6], "no example with id")],
+)
+def test_bad_forget_sets_are_refused(ids, words, overfitted, held_out_digits):
+    with pytest.raises(ValueError, match=words):
+        scrub(overfitted, held_out_digits, forget=ids)
+
+
+def test_to_forget_all_is_refused(overfitted, held_out_digits):
+    ids = held_out_digits.train.example_id
+    with pytest.raises(ValueError, match="and not of all. Received: 80 ids"):
+        scrub(overfitted, held_out_digits, forget=ids)
+
+
+def test_rounding_goes_to_the_levels():
+    weight = np.array([-7.0, 0.4, 0.6, 3.2], np.float32)
+    # 4 bits: 7 levels on each side of 0, here the whole numbers.
+    np.testing.assert_array_equal(durability.rounded(weight, 4), [-7, 0, 1, 3])
+    zeros = np.zeros(3, np.float32)
+    np.testing.assert_array_equal(durability.rounded(zeros, 4), zeros)
+
+
+def test_pruning_takes_the_smallest():
+    kernel = np.array([[3.0, -1.0], [0.5, 2.0]])
+    np.testing.assert_array_equal(
+        durability.pruned(kernel, 0.5), [[3, 0], [0, 2]]
+    )
+    bias = np.array([0.1, 5.0])
+    np.testing.assert_array_equal(durability.pruned(bias, 0.5), bias)
+
+
+def test_a_durability_audit(overfitted, held_out_digits):
+    wrong = held_out_digits.of_subset("noisy").example_id
+    model, _ = tfmemloc.fine_tune(
+        overfitted, held_out_digits, ForgettingConfig(**TRAINING), forget=wrong
+    )
+    weights = model.get_weights()
+    config = DurabilityConfig(
+        steps=(1, 3), bits=(4,), pruned=(0.2,), batch_size=40
+    )
+    found = audit_durability(overfitted, model, held_out_digits, config)
+    assert found.attacks == (
+        "none",
+        "rounding to 4 bits",
+        "pruning 20%",
+        "1 steps of training",
+        "3 steps of training",
+    )
+    metrics = tfmemloc.evaluate(model, held_out_digits)
+    assert found.after[0] == metrics.of("noisy")["accuracy"]
+    for old, new in zip(weights, model.get_weights(), strict=True):
+        np.testing.assert_array_equal(old, new)
+    again = audit_durability(overfitted, model, held_out_digits, config)
+    np.testing.assert_array_equal(found.after, again.after)
+
+
+def test_an_audit_without_forgotten_examples_is_refused(
+    overfitted, held_out_digits
+):
+    clean = held_out_digits.take(held_out_digits.subset != "noisy")
+    with pytest.raises(ValueError, match="noisy or atypical, and others"):
+        audit_durability(overfitted, overfitted, clean)
