@@ -138,11 +138,14 @@ def audit_durability(
         ValueError: no subset is to be forgotten, or no other is trained on.
 
     Example:
-        >>> pruned = audit_durability(
-        ...     model, model, examples, DurabilityConfig(steps=(1,))
+        >>> edited, _ = remove_memory(
+        ...     model, examples, CurvatureConfig(keep=0.9, refit_epochs=0)
         ... )
-        >>> pruned.attacks[:2]
-        ('none', '1 steps of training')
+        >>> durable = audit_durability(
+        ...     model, edited, examples, DurabilityConfig(steps=(1,))
+        ... )
+        >>> durable.attacks[:2]
+        ('none', 'rounding to 8 bits')
     """
     forgotten = examples.memorized
     others = [

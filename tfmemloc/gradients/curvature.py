@@ -189,8 +189,8 @@ def curvature_factors(
 
     Example:
         >>> first = curvature_factors(model, examples.train)[0]
-        >>> first.inputs.shape, first.outputs.shape
-        ((1, 9, 9), (1, 8, 8))
+        >>> first.inputs.shape, first.outputs.shape  # 5 x 5 x 1 -> 6
+        ((1, 25, 25), (1, 6, 6))
     """
     if not len(examples):
         raise ValueError(
