@@ -7,6 +7,7 @@ import pytest
 import tensorflow as tf
 
 import tfmemloc
+from tests import toys
 from tfmemloc import (
     DampeningConfig,
     DurabilityConfig,
@@ -176,3 +177,22 @@ def test_an_audit_without_forgotten_examples_is_refused(
     clean = held_out_digits.take(held_out_digits.subset != "noisy")
     with pytest.raises(ValueError, match="noisy or atypical, and others"):
         audit_durability(overfitted, overfitted, clean)
+
+
+def test_the_planted_units_lost_most(tmp_path):
+    """Of `memory` the edit changes the four units of the wrong labels."""
+    run, examples = toys.memory_run(tmp_path / "run")
+    critical = tfmemloc.find_critical_units(
+        run, examples, tfmemloc.SearchConfig(layers=("memory",))
+    )
+    found = tfmemloc.compare_with_critical_units(
+        run.model(), run.model(epoch=0), critical
+    )
+    assert found.lost[0] == pytest.approx(5 * 9 / (64 + 5 * 9))
+    (row,) = (row for row in found.rows() if row["subset"] == "noisy")
+    # Only 4 of 64 units changed; those found are among them.
+    assert row["rank"] > 0.93
+    assert "lost more than others of their layers" in found.sentence()
+    other = dataclasses.replace(critical, layers=("nowhere",))
+    with pytest.raises(ValueError, match="gated nowhere, which has no kernel"):
+        tfmemloc.compare_with_critical_units(run.model(), run.model(), other)

@@ -90,6 +90,11 @@ MAKERS = {
     "Durability": lambda run, e, d: tfmemloc.audit_durability(
         run, run, e, tfmemloc.DurabilityConfig(steps=(1,))
     ),
+    "LostUnits": lambda run, e, d: tfmemloc.compare_with_critical_units(
+        run.model(),
+        run.model(epoch=0),
+        tfmemloc.find_critical_units(run, e, progress=False),
+    ),
     "OwnUnits": lambda run, e, d: OwnUnits(
         network="tied",
         subsets=("noisy",),

@@ -23,6 +23,7 @@ from tfmemloc.removal.gradient_ascent import (
     GradientAscentConfig,
     ascend_gradient,
 )
+from tfmemloc.removal.located import LostUnits, compare_with_critical_units
 from tfmemloc.removal.npo import NPOConfig, optimize_negative_preference
 from tfmemloc.removal.outcome import Removal
 from tfmemloc.removal.retraining import retrain_without
