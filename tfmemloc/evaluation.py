@@ -114,6 +114,11 @@ def _as_predictor(model: keras.Model | Predictor) -> Predictor:
     return Predictor(model) if isinstance(model, keras.Model) else model
 
 
+def _check_any(examples: Examples) -> None:
+    if not len(examples):
+        raise ValueError(f"{examples.name} has no examples. Expected some.")
+
+
 def predict_logits(
     model: keras.Model | Predictor,
     examples: Examples,
@@ -133,6 +138,7 @@ def predict_logits(
         (40, 10)
     """
     predict = _as_predictor(model)
+    _check_any(examples)
     logits = [
         predict(chunk.inputs).numpy() for chunk in chunks(examples, batch_size)
     ]
@@ -159,8 +165,8 @@ def evaluate(
         batch_size: how many go through the network at once.
 
     Raises:
-        ValueError: the examples have no groups, or the outputs are no logits
-            for their labels.
+        ValueError: there are no examples, they have no groups, or the outputs
+            are no logits for their labels.
 
     Example:
         >>> metrics = evaluate(with_inference(model, "tied"), examples)
@@ -168,6 +174,7 @@ def evaluate(
         ['accuracy', 'loss', 'true_accuracy']
     """
     predict = _as_predictor(model)
+    _check_any(examples)
     parts = [
         measured(predict(chunk.inputs).numpy(), examples, chunk.places, count)
         for chunk in chunks(examples, batch_size)
@@ -259,13 +266,14 @@ def recalibrate_batch_norm(
         A new model that shares all weights but BatchNorm's.
 
     Raises:
-        ValueError: the model has no BatchNorm layer.
+        ValueError: the model has no BatchNorm layer, or there are no examples.
 
     Example:
         >>> network = build(ModelConfig("resnet9"), (8, 8, 1), 10)
         >>> dropped = with_inference(network, "drop")
         >>> recalibrated = recalibrate_batch_norm(dropped, examples.train)
     """
+    _check_any(examples)
     result = graph.with_own_batch_norm(model)
     norms = _batch_norms(result)
     if not norms:

@@ -52,6 +52,7 @@ def cross_entropy(label: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
 def measured_losses(label: np.ndarray, logits: np.ndarray) -> np.ndarray:
     """`cross_entropy` of each example in NumPy, for reports: float64 [B]."""
     check_task(label.shape, logits.shape)
+    check_label_range(label, logits.shape[-1])
     if label.ndim == 1:
         return -log_softmax(logits)[np.arange(len(label)), label]
     losses = np.empty(len(label))
@@ -77,6 +78,7 @@ def correct(
             right and else 0.
     """
     check_task(label.shape, logits.shape)
+    check_label_range(label, logits.shape[-1])
     right = logits.argmax(axis=-1) == label
     if label.ndim == 1:
         return right.astype(np.float64)
@@ -104,6 +106,19 @@ def check_task(label_shape, output_shape) -> None:
             f"Expected outputs {wanted}, one for each of two or more classes. "
             "Received: one output. For two classes let the network end in two "
             "outputs, such as keras.layers.Dense(2)."
+        )
+
+
+def check_label_range(label: np.ndarray, outputs: int) -> None:
+    """Refuses labels for which a network has no output.
+
+    Raises:
+        ValueError: says the largest label and the number of outputs.
+    """
+    if label.size and label.max() >= outputs:
+        raise ValueError(
+            f"Expected labels from 0 to {outputs - 1}, for {outputs} outputs "
+            f"of the network. Received: labels up to {label.max()}."
         )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -100,6 +101,7 @@ def from_arrays(
             ids[count:] += first_test_id - count
     if classes is None:
         classes = int(max(label.max(), true.max(), 0)) + 1
+        _warn_of_labels_from_one(label, name)
     return Examples(
         inputs=inputs,
         label=label,
@@ -188,13 +190,24 @@ def _next_tokens(inputs: Mapping, what: str, name: str) -> np.ndarray:
     return label
 
 
+def _warn_of_labels_from_one(label: np.ndarray, name: str) -> None:
+    if label.ndim == 1 and label.min() == 1:
+        warnings.warn(
+            f"{name}: the labels go from 1 to {label.max()}, so that no "
+            "example is of class 0. Expected labels from 0: pass y - 1, or "
+            "say how many classes there are (`classes`).",
+            stacklevel=3,
+        )
+
+
 def _subsets(subset, label, true, name: str) -> np.ndarray:
     if subset is None:
         wrong = label != true
         wrong = wrong if wrong.ndim == 1 else wrong.any(axis=1)
         return np.where(wrong, "noisy", "clean")
     subset = np.asarray(subset)
-    if subset.shape != (len(label),) or subset.dtype.kind not in "US":
+    is_named = subset.dtype.kind in "US" and (subset != "").all()
+    if subset.shape != (len(label),) or not is_named:
         raise ValueError(
             f"{name}: subset expected {len(label)} names, one for each row of "
             f"x. Received: shape {subset.shape}, dtype {subset.dtype}."

@@ -145,7 +145,13 @@ class Examples(OfSubsets):
         Raises:
             ValueError: an id does not occur.
         """
-        wanted = np.asarray(example_ids, np.int64)
+        wanted = np.asarray(example_ids)
+        if wanted.size and wanted.dtype.kind not in "iu":
+            raise ValueError(
+                f"{self.name}: expected ids that are integers. Received: dtype "
+                f"{wanted.dtype}, {few(wanted.ravel())}."
+            )
+        wanted = wanted.astype(np.int64)
         place, is_missing = places_of(self.example_id, wanted)
         if is_missing.any():
             raise ValueError(
@@ -324,6 +330,11 @@ def _names(examples: Examples, field: str, count: int) -> np.ndarray:
 
 
 def _check_labels(examples: Examples) -> None:
+    if examples.classes < 1:
+        raise ValueError(
+            f"{examples.name}: expected at least one class. Received: "
+            f"classes={examples.classes}."
+        )
     for field in ("label", "true_label"):
         label = getattr(examples, field)
         if label.shape != examples.label.shape:

@@ -69,7 +69,7 @@ def checked_input(name: str, values: Any, of: str) -> rows_.Rows:
     Raises:
         ValueError: it is not such an input; the message says what it is.
     """
-    values = values if hasattr(values, "dtype") else np.asarray(values)
+    values = _as_rows(name, values, of)
     dtype = np.dtype(values.dtype)
     if dtype.kind not in "iufb" or not values.shape or 0 in values.shape:
         raise ValueError(
@@ -91,6 +91,19 @@ def checked_input(name: str, values: Any, of: str) -> rows_.Rows:
             values[..., np.newaxis] if is_array else (rows_.WithChannel(values))
         )
     return values
+
+
+def _as_rows(name: str, values: Any, of: str) -> rows_.Rows:
+    """Tensors and lists as an array; other rows as they are."""
+    if hasattr(values, "dtype") and not tf.is_tensor(values):
+        return values
+    try:
+        return np.asarray(values)
+    except ValueError:  # Rows of different lengths.
+        raise ValueError(
+            f"{of}: {name} expected rows of one shape. Received: rows of "
+            "different lengths. Pad or cut them to one length."
+        ) from None
 
 
 def check_values(name: str, values: rows_.Rows, of: str) -> None:

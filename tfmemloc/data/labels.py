@@ -8,6 +8,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from tfmemloc.configs import check_range
 from tfmemloc.data.examples import Examples, few
 from tfmemloc.layers import masks
 
@@ -28,7 +29,8 @@ def add_label_noise(examples: Examples, rate: float, *, seed: int) -> Examples:
         others keep theirs.
 
     Raises:
-        ValueError: there is only one class, or labels are tokens.
+        ValueError: there is only one class, labels are tokens, or the rate is
+            not in [0, 1].
 
     Example:
         >>> noisy = add_label_noise(examples, 0.5, seed=1)
@@ -39,6 +41,7 @@ def add_label_noise(examples: Examples, rate: float, *, seed: int) -> Examples:
     wrong classes; this function does.
     """
     _check_one_label_each(examples)
+    check_range("rate", rate, 0.0, 1.0)
     ids = examples.example_id
     is_train = examples.is_trained_on
     count = int(rate * is_train.sum())
@@ -143,13 +146,19 @@ def set_labels(examples: Examples, labels: Mapping[int, int]) -> Examples:
         ValueError: digits has no example with id ...
     """
     _check_one_label_each(examples)
-    ids = np.array(list(labels), np.int64)
+    ids = np.array(list(labels))
     examples.train.of_ids(ids)
+    values = np.array(list(labels.values()))
+    if values.size and values.dtype.kind not in "iu":
+        raise ValueError(
+            f"{examples.name}: expected labels that are integers. Received: "
+            f"dtype {values.dtype}, {few(values)}."
+        )
     place = dict(
         zip(examples.example_id.tolist(), range(len(examples)), strict=True)
     )
     label = examples.true_label.copy()
-    label[[place[i] for i in ids.tolist()]] = list(labels.values())
+    label[[place[i] for i in ids.tolist()]] = values
     return _relabelled(examples, label)
 
 
@@ -177,7 +186,13 @@ def split_by_score(
             f"score: ids {few(missing)}. Expected one for each of "
             f"{is_train.sum()}."
         )
-    score = np.array([scores.get(i, np.inf) for i in ids.tolist()])
+    score = np.array([scores.get(i, np.inf) for i in ids.tolist()], float)
+    unknown = is_train & np.isnan(score)
+    if unknown.any():
+        raise ValueError(
+            f"{examples.name}: expected a score of each training example. "
+            f"Received: NaN for ids {few(ids[unknown])}."
+        )
     subset = np.where(score < threshold, "atypical", "typical")
     subset = np.where(is_train, subset, examples.subset)
     return dataclasses.replace(examples, subset=subset)

@@ -89,6 +89,11 @@ def stream(
     quantity: str = "account",
 ) -> Iterator[Chunk]:
     """Chunks of examples that fit the budget; see `bytes_per_example`."""
+    if not isinstance(engine, GradientEngine):
+        raise TypeError(
+            "Expected a GradientEngine: GradientEngine(model). Received: "
+            f"{type(engine).__name__}."
+        )
     _check_labels(engine, examples)
     size = _chunk_size(engine, examples, memory_budget, quantity)
     return chunks(examples, size, even=True, words=words, progress=progress)

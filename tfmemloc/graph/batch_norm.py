@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import keras
 
+from tfmemloc.graph.nodes import is_functional
 from tfmemloc.graph.rebuild import cloned
 
 
@@ -13,12 +14,14 @@ def with_own_batch_norm(
     """A model that shares all layers with `model` but the BatchNorm ones.
 
     Args:
-        model: a functional model.
+        model: a functional model; BatchNorm of nested ones counts.
         collect: the copies normalize by batch statistics whatever `training`
             is, and keep those of the last batch (momentum 0).
     """
 
     def replace(layer):
+        if isinstance(layer, keras.Model) and is_functional(layer):
+            return with_own_batch_norm(layer, collect=collect)
         if not isinstance(layer, keras.layers.BatchNormalization):
             return layer
         if collect:

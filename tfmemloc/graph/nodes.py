@@ -82,11 +82,15 @@ def consumers(found: Sequence[Node]) -> dict[int, list[Node]]:
 
 
 def single_tensor_places(
-    model: keras.Model, found: Sequence[Node]
+    model: keras.Model,
+    found: Sequence[Node],
+    *,
+    beside_integers: bool = False,
 ) -> dict[int, keras.KerasTensor]:
     """Where a model can be cut: number of nodes before -> the tensor.
 
-    Place 0, the input, is not among them.
+    Place 0, the input, is not among them. With `beside_integers`, inputs of
+    integers, such as tokens and masks, may still be needed there.
     """
     last_use: dict[int, int] = {}
     for place, node in enumerate(found):
@@ -96,7 +100,8 @@ def single_tensor_places(
         last_use[id(tensor)] = len(found)
     places, live = {}, {}
     for tensor in keras.tree.flatten(inputs_of(model)):
-        if tensor.name != IDS:
+        is_integer = not keras.backend.is_float_dtype(tensor.dtype)
+        if tensor.name != IDS and not (beside_integers and is_integer):
             live[id(tensor)] = tensor
     for place, node in enumerate(found):
         needed = [

@@ -9,7 +9,7 @@ activation, a residual block, half of a transformer block.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 import keras
 
@@ -58,13 +58,10 @@ _ACTIVATION_OPERATIONS = (
 
 
 def has_units(operation) -> bool:
-    """Whether a layer has a kernel, or is a model with such layers."""
-    if isinstance(operation, keras.Model):
-        return any(has_units(layer) for layer in operation.layers)
-    return isinstance(operation, keras.layers.Layer) and (
-        hasattr(operation, "kernel")
-        or hasattr(operation, "pointwise_kernel")
-        or isinstance(operation, keras.layers.MultiHeadAttention)
+    """Whether a layer, or one inside of it, has a kernel."""
+    return isinstance(operation, keras.layers.Layer) and any(
+        hasattr(layer, "kernel") or hasattr(layer, "pointwise_kernel")
+        for layer in operation._flatten_layers()
     )
 
 
@@ -152,12 +149,21 @@ def _leads_to_units(found, leads: Mapping[int, bool]) -> dict[int, bool]:
     """id of a tensor -> whether a layer with a kernel comes after it."""
     result = dict(leads)
     for node in reversed(found):
-        onward = has_units(node.operation) or any(
-            result.get(id(t)) for t in node.output_tensors
+        onward = (
+            has_units(node.operation)
+            or _is_reversed_embedding(node)
+            or any(result.get(id(t)) for t in node.output_tensors)
         )
         if onward:
             result |= {id(tensor): True for tensor in node.input_tensors}
     return result
+
+
+def _is_reversed_embedding(node) -> bool:
+    """Whether a table of tokens makes logits out of units."""
+    return hasattr(node.operation, "embeddings") and any(
+        keras.backend.is_float_dtype(t.dtype) for t in node.input_tensors
+    )
 
 
 def _follow(node, takers) -> Node:
@@ -183,22 +189,46 @@ def block_sites(model: keras.Model) -> list[Site]:
     block. The last block, that makes the logits, is not among them.
 
     Args:
-        model: functional or Sequential; nested ones count as one layer.
+        model: functional or Sequential; the blocks of a nested one, such as a
+            pretrained backbone, are found inside of it.
     """
+    return _block_sites(model, {})
+
+
+def _block_sites(model, leads: Mapping[int, bool]) -> list[Site]:
+    """As `block_sites`; `leads` as in `_leads_to_units`."""
     found = nodes(model)
-    leads = _leads_to_units(found, {})
+    leads = _leads_to_units(found, leads)
     takers = consumers(found)
-    # After the last place there is the output, which ends nothing.
-    places = sorted(single_tensor_places(model, found))
+    # Behind the last place is the output, which ends a block only where the
+    # model is nested and kernels follow.
+    places = sorted(single_tensor_places(model, found, beside_integers=True))
+    if len(keras.tree.flatten(outputs_of(model))) == 1:
+        places.append(len(found))
     ends: list[Site] = []
     begin = 0
     for place in places:
         segment, begin = found[begin:place], place
         kernels = [n.operation for n in segment if has_units(n.operation)]
+        if not kernels:
+            continue
         end = _follow(segment[-1], takers)
-        if not kernels or not leads.get(id(end.output_tensors[0])):
+        if not leads.get(id(end.output_tensors[0])):
+            continue
+        inner = _inner_sites(kernels)
+        if inner:
+            ends.extend(inner)
             continue
         if ends and isinstance(end.operation, keras.layers.Multiply):
             ends.pop()
         ends.append(_site(end.operation.name, end, unit_axis(kernels[-1])))
     return ends
+
+
+def _inner_sites(kernels: Sequence) -> list[Site]:
+    """The ends of blocks inside of a nested model that is all of a segment."""
+    if len(kernels) != 1 or not isinstance(kernels[0], keras.Model):
+        return []
+    (inner,) = kernels
+    outputs = keras.tree.flatten(outputs_of(inner)) if nodes(inner) else []
+    return _block_sites(inner, {id(t): True for t in outputs})

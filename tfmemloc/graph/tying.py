@@ -10,11 +10,13 @@ shares its weights with the one it came from.
 
 from __future__ import annotations
 
+import typing
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
 
+from tfmemloc.configs import Inference, check_choice
 from tfmemloc.graph.nodes import IDS, all_nodes, is_functional, replay
 from tfmemloc.graph.rebuild import (
     cloned,
@@ -48,7 +50,8 @@ def with_inference(model: keras.Model, inference: str) -> keras.Model:
         either trains both.
 
     Raises:
-        ValueError: the model is not functional, or has no tied layer.
+        ValueError: the model is not functional, has no tied layer, or there
+            is no such behaviour.
 
     Example:
         >>> tied = with_inference(model, "tied")
@@ -61,6 +64,8 @@ def with_inference(model: keras.Model, inference: str) -> keras.Model:
             f'its inference cannot become "{inference}". Expected a model '
             "with at least one tied layer."
         )
+
+    check_choice("inference", inference, typing.get_args(Inference))
 
     def replace(layer):
         if isinstance(layer, ExampleTiedDropout):

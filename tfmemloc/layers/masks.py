@@ -136,12 +136,20 @@ def fold_seed(seed: int, *salts: int | str) -> int:
     Gives each tied layer, each kind of randomness and each step a stream of
     its own: `fold_seed(0, "noise")` and `fold_seed(0, "order")` are unrelated.
 
+    Raises:
+        TypeError: the seed is no integer.
+
     Example:
         >>> fold_seed(0, "order") == fold_seed(0, "order")
         True
         >>> fold_seed(0, "order") == fold_seed(0, "noise")
         False
     """
+    if isinstance(seed, bool) or not isinstance(seed, int | np.integer):
+        raise TypeError(
+            "Expected a seed that is an integer. Received: "
+            f"seed={seed!r} of type {type(seed).__name__}."
+        )
     for salt in salts:
         if isinstance(salt, str):
             digest = hashlib.sha256(salt.encode("utf-8")).digest()

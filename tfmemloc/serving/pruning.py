@@ -17,6 +17,7 @@ of its output is kept.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -49,7 +50,16 @@ def prune_memorization(model: keras.Model) -> keras.Model:
         >>> small.count_params() < model.count_params()
         True
     """
-    return _Pruning(model).model()
+    pruned = _Pruning(model).model()
+    if pruned.count_params() == model.count_params():
+        warnings.warn(
+            f"Nothing could be sliced out of model '{model.name}': pruning "
+            "sees through none of the layers behind its tied layers. The new "
+            "network gives the same outputs and has as many weights; "
+            "`pruning_plan(model)` says which layers stay whole.",
+            stacklevel=2,
+        )
+    return pruned
 
 
 def pruning_plan(model: keras.Model) -> list[dict[str, Any]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import concurrent.futures
 import os
 import pathlib
+import warnings
 from collections.abc import Sequence
 
 import numpy as np
@@ -94,9 +95,10 @@ class ExampleRecorder:
         # strategy's scope a variable would be one for each; scopes are of the
         # thread, and this one has none.
         with concurrent.futures.ThreadPoolExecutor(1) as outside:
-            self._table = outside.submit(
-                tf.Variable, self._nothing, trainable=False
-            ).result()
+            self._table, self._seen = (
+                outside.submit(tf.Variable, value, trainable=False).result()
+                for value in (self._nothing, np.zeros(len(ids) + 2, np.int32))
+            )
 
     def update(self, example_ids, labels, outputs) -> None:
         """Notes a batch; to be called in the training step, in the graph.
@@ -120,7 +122,9 @@ class ExampleRecorder:
         found = tf.gather(self._ids, tf.minimum(place, count - 1))
         place = tf.where(found == ids, place, count)
         place = tf.where(is_class, place, count + 1)
-        self._table.scatter_nd_update(place[:, tf.newaxis], values)
+        place = place[:, tf.newaxis]
+        self._table.scatter_nd_update(place, values)
+        self._seen.scatter_nd_add(place, tf.ones_like(ids, tf.int32))
 
     @property
     def epochs(self) -> tuple[int, ...]:
@@ -135,6 +139,7 @@ class ExampleRecorder:
                 that it repeats.
         """
         self._table.assign(self._nothing)
+        self._seen.assign(tf.zeros_like(self._seen))
         for later in self.epochs:
             if later >= epoch:
                 storage.epoch_path(self.directory, later).unlink()
@@ -146,8 +151,9 @@ class ExampleRecorder:
             ValueError: an id came that was not announced, a label that is no
                 class, an output that is not finite, or nothing at all.
         """
-        values = self._table.numpy()
+        values, times = self._table.numpy(), self._seen.numpy()[:-2]
         self._table.assign(self._nothing)
+        self._seen.assign(tf.zeros_like(self._seen))
         if not np.isnan(values[-1]).all():
             raise ValueError(
                 f"Epoch {epoch} had labels that are no class. Expected "
@@ -176,6 +182,7 @@ class ExampleRecorder:
                 f"{self.example_id[broken][:5].tolist()}: the training "
                 "diverged. Lower the learning rate, or look for bad inputs."
             )
+        self._warn_of_repeats(epoch, times)
         self._parts.write(
             storage.epoch_path(self.directory, epoch).stem,
             {
@@ -183,6 +190,20 @@ class ExampleRecorder:
                 **{name: values[:-2, k] for k, name in enumerate(_COLUMNS)},
             },
         )
+
+    def _warn_of_repeats(self, epoch: int, times: np.ndarray) -> None:
+        """Warns where one id came for what must be several examples."""
+        # Where a data set is repeated and shuffled, twice may be by chance.
+        repeated = times > 2
+        if repeated.any() and (times == 0).any():
+            first = int(np.argmax(times))
+            warnings.warn(
+                f"In epoch {epoch} the example id {self.example_id[first]} "
+                f"came {times[first]} times, and {np.sum(times == 0)} of the "
+                f"{len(times)} announced ids did not come. Expected an id of "
+                "its own for each example, attached before any shuffling.",
+                stacklevel=2,
+            )
 
 
 def _class_numbers(labels, logits):
