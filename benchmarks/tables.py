@@ -15,17 +15,26 @@ import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from benchmarks import removal_tables
 from tfmemloc import Result, report, storage
 from tfmemloc.probes.critical_units import critical_table
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "docs" / "results"
-TEXTS = (ROOT / "README.md", ROOT / "docs" / "paper_map.md")
+TEXTS = (
+    ROOT / "README.md",
+    ROOT / "docs" / "paper_map.md",
+    ROOT / "docs" / "removal.md",
+)
 _BLOCK = re.compile(r"<!-- (\w+) -->\n(.*?)<!-- /\1 -->", re.DOTALL)
 
 
 def _read(name: str) -> Any:
     return storage.read_json(RESULTS / f"{name}.json")
+
+
+def _removals() -> removal_tables.Rows:
+    return removal_tables.read(RESULTS / "removal.json")
 
 
 def _fenced(text: str) -> str:
@@ -299,6 +308,20 @@ BLOCKS: Mapping[str, Callable[[], str]] = {
     "kinds": lambda: _fenced(report.text_table(_read("kinds")["rows"])),
     "sweep": _sweep,
     "faults": _faults,
+    "removal": lambda: removal_tables.short(_removals()),
+    **{
+        f"removal_{name}": lambda name=name: removal_tables.full(
+            _removals(), name
+        )
+        for name in removal_tables.NAMES
+    },
+    "durability_digits": lambda: removal_tables.durability(
+        _removals(), "digits"
+    ),
+    "durability_cifar": lambda: removal_tables.durability(_removals(), "cifar"),
+    "lost_units": lambda: _fenced(
+        report.text_table(_read("digits_lost_units")["rows"], percent=False)
+    ),
 }
 
 

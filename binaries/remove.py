@@ -22,25 +22,52 @@ the labels that the network no longer believes. The report shows every edit that
 was tried; for another one of them, name --keep, --layers and a new --out_dir.
 """
 
+import csv
 import importlib
 import pathlib
+from typing import Any
 
 import keras
 
 from binaries import config_flags, flags, output, removing
 from tfmemloc import (
     CurvatureConfig,
+    CurvatureEdit,
+    DampeningConfig,
     DataConfig,
+    ForgettingConfig,
+    GradientAscentConfig,
+    NPOConfig,
+    Removal,
     Run,
+    ascend_gradient,
     configs,
+    dampen_weights,
+    fine_tune,
     load,
+    optimize_negative_preference,
+    remove_memory,
     report,
+    retrain_without,
+    scrub,
     storage,
 )
 from tfmemloc.data import Examples
 from tfmemloc.scores.suspects import PAGE
 
 FLAGS = flags.FLAGS
+CURVATURE = "curvature"
+# Methods that are told what to forget, and their configs.
+METHODS = {
+    "fine_tuning": (fine_tune, ForgettingConfig),
+    "gradient_ascent": (ascend_gradient, GradientAscentConfig),
+    "npo": (optimize_negative_preference, NPOConfig),
+    "retraining": (retrain_without, None),
+    "scrub": (scrub, ForgettingConfig),
+    "ssd": (dampen_weights, DampeningConfig),
+}
+# Field of those configs -> flag.
+_FORGETTING = {"epochs": "forget_epochs", "learning_rate": "forget_rate"}
 flags.flags.DEFINE_string("run_dir", None, flags.RUN_HELP)
 flags.flags.DEFINE_string(
     "model",
@@ -62,6 +89,25 @@ flags.flags.DEFINE_string(
     "Keeps factors and refits: a killed job goes on, and a job with another "
     "--keep needs no other pass over the data. Default: the folder `work` in "
     "--out_dir.",
+)
+flags.flags.DEFINE_enum(
+    "method",
+    CURVATURE,
+    [CURVATURE, *METHODS],
+    "How memory is removed; all but curvature are told what, by --forget.",
+)
+flags.flags.DEFINE_string(
+    "forget",
+    None,
+    "For the other methods: the name of a subset (noisy), or a .csv whose "
+    "first column is example_id.",
+)
+config_flags.define(
+    ForgettingConfig,
+    skip=("batch_size", "seed"),
+    named=_FORGETTING,
+    unset=True,
+    notes={"epochs": "that of the method", "learning_rate": "the method's"},
 )
 config_flags.define(CurvatureConfig)
 # A model of unknown training has no examples that the loader could keep aside.
@@ -87,13 +133,9 @@ def main() -> None:
     out = _out_directory()
     source, examples, data = _source()
     with storage.lock_directory(out):
-        result = removing.edit_network(
-            out,
-            source,
-            examples,
-            config_flags.read(CurvatureConfig),
-            data=data,
-            work=FLAGS.work_dir,
+        settings, remove = _removal(source, examples, out)
+        result = removing.keep_removal(
+            out, source, examples, remove, settings=settings, data=data
         )
         facts = output.facts("binaries.remove")
         storage.write_json(
@@ -102,8 +144,7 @@ def main() -> None:
                 "dataset": examples.name,
                 "facts": facts,
                 "rows": result.rows(),
-                "curve": result.curve_rows(),
-                "layers": result.layer_rows(),
+                **_details(result),
             },
         )
         suspects = removing.rank_labels(out, examples)
@@ -116,6 +157,78 @@ def main() -> None:
         print(f"suspected labels: {suspects}, {out / PAGE}")
     print(f"network: {out / removing.MODEL}")
     print(f"report: {page}")
+
+
+def _details(result: Removal) -> dict[str, Any]:
+    if not isinstance(result, CurvatureEdit):
+        return {}
+    return {"curve": result.curve_rows(), "layers": result.layer_rows()}
+
+
+def _removal(
+    source, examples: Examples, out: pathlib.Path
+) -> tuple[dict[str, Any], removing.Remove]:
+    """The settings of the removal that the flags ask for, and what does it."""
+    if FLAGS.method == CURVATURE:
+        if FLAGS.forget is not None:
+            raise ValueError(
+                "--method=curvature finds out by itself what to forget. "
+                f"Expected no --forget. Received: --forget={FLAGS.forget}."
+            )
+        config = config_flags.read(CurvatureConfig)
+        work = pathlib.Path(FLAGS.work_dir or out / removing.WORK)
+        return {
+            "method": CURVATURE,
+            **configs.to_json(config),
+        }, lambda: remove_memory(
+            source, examples, config, directory=work, progress=True
+        )
+    function, kind = METHODS[FLAGS.method]
+    ids = _ids_to_forget(examples)
+    if kind is None:  # It is trained anew, as it was.
+        if FLAGS.run_dir is None:
+            raise ValueError(
+                f"--method={FLAGS.method} trains a network as it was trained. "
+                "Expected --run_dir. Received: --model."
+            )
+        return {"method": FLAGS.method, "forget": ids}, lambda: function(
+            source,
+            examples,
+            forget=ids,
+            directory=out / removing.WORK,
+            progress=True,
+        )
+    fields = configs.hints(kind)
+    given = {
+        name: FLAGS[flag].value
+        for name, flag in _FORGETTING.items()
+        if name in fields and FLAGS[flag].value is not None
+    }
+    config = kind(**given)
+    settings = {"method": FLAGS.method, **configs.to_json(config)}
+    return {**settings, "forget": ids}, lambda: function(
+        source, examples, config, forget=ids
+    )
+
+
+def _ids_to_forget(examples: Examples) -> list[int]:
+    """The ids of --forget: a subset's, or those in a file."""
+    if FLAGS.forget is None:
+        raise ValueError(
+            f"--method={FLAGS.method} is told what to forget. Expected "
+            "--forget with the name of a subset, such as noisy, or a .csv "
+            "whose first column is example_id. Received: none."
+        )
+    if not FLAGS.forget.endswith(".csv"):
+        return examples.train.of_subset(FLAGS.forget).example_id.tolist()
+    with open(FLAGS.forget, newline="", encoding="utf-8") as file:
+        header, *rows = list(csv.reader(file)) or [[]]
+    if header[:1] != ["example_id"]:
+        raise ValueError(
+            f"{FLAGS.forget} expected example_id as its first column. "
+            f"Received: {','.join(header)!r}."
+        )
+    return [int(row[0]) for row in rows]
 
 
 def _out_directory() -> pathlib.Path:

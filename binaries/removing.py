@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import json
-import os
 import pathlib
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import keras
 
 from tfmemloc import (
-    CurvatureConfig,
-    CurvatureEdit,
     DataConfig,
     Examples,
+    Removal,
     Run,
-    configs,
     find_label_errors,
     predict_logits,
-    remove_memory,
     scores_of_logits,
     storage,
 )
@@ -26,16 +24,19 @@ from tfmemloc.result import Result, is_result
 RESULT, MODEL, WORK = "removal", "model.keras", "work"
 
 
-def edit_network(
+# () -> the new network, and what was done.
+Remove = Callable[[], tuple[keras.Model, Removal]]
+
+
+def keep_removal(
     out: pathlib.Path,
     source: Run | keras.Model,
     examples: Examples,
-    config: CurvatureConfig,
+    remove: Remove,
     *,
+    settings: Mapping[str, Any],
     data: DataConfig | None,
-    work: str | os.PathLike | None = None,
-    progress: bool = True,
-) -> CurvatureEdit:
+) -> Removal:
     """Takes the memory out of a network; a finished job is read back.
 
     Args:
@@ -43,25 +44,20 @@ def edit_network(
             the latter as `model.keras`, and the result.
         source: the network.
         examples: those that it was trained on.
-        config: how.
+        remove: does it.
+        settings: of the removal, as json.
         data: where the examples come from.
-        work: keeps factors and refits, from which a killed job goes on;
-            None is the folder `work` in `out`.
-        progress: show progress bars.
 
     Raises:
         ValueError: the folder holds something else, or a job with other
             settings.
     """
-    work = pathlib.Path(work or out / WORK)
     is_run = isinstance(source, Run)
     original = source.model() if is_run else source
-    _keep_settings(out, work, original, examples, config)
+    _keep_settings(out, original, examples, settings)
     if is_result(out / RESULT):
         return Result.load(out / RESULT)
-    edited, result = remove_memory(
-        source, examples, config, directory=work, progress=progress
-    )
+    edited, result = remove()
     run = Run.create(
         out,
         edited,
@@ -99,11 +95,11 @@ def rank_labels(out: pathlib.Path, examples: Examples) -> int | None:
     return len(find_label_errors(scores, examples, out).suspects())
 
 
-def _keep_settings(out, work, original, examples, config) -> None:
+def _keep_settings(out, original, examples, settings) -> None:
     """Refuses a folder with other files, or with another job's results."""
     path = out / "settings.json"
     wanted = {
-        "config": configs.to_json(config),
+        "config": settings,
         "weights": storage.digest(original.get_weights()),
         "labels": storage.digest([examples.example_id, examples.label]),
     }
@@ -116,7 +112,7 @@ def _keep_settings(out, work, original, examples, config) -> None:
             raise ValueError(
                 f"{out} holds a removal with other {' and '.join(wrong)}, "
                 "which is not overwritten. Expected another --out_dir; with "
-                f"--work_dir={work} the factors need not be computed again."
+                f"--work_dir={out / WORK} factors need not be computed again."
             )
         return
     found = {item.name for item in out.iterdir()} - {".lock"}

@@ -438,6 +438,14 @@ def test_memory_is_removed_from_any_keras_file(
         (["--model=a.keras"], "--model expected an --out_dir"),
         (["--model=a.keras", "--out_dir=OUT"], "there is no file a.keras"),
         (["--run_dir=RUN", "--dataset=mnist"], "Received: --dataset"),
+        (
+            ["--run_dir=RUN", "--out_dir=OUT", "--method=npo"],
+            "is told what to forget. Expected --forget",
+        ),
+        (
+            ["--run_dir=RUN", "--out_dir=OUT", "--forget=noisy"],
+            "Expected no --forget. Received: --forget=noisy",
+        ),
         (["--run_dir=RUN", "--out_dir=RUN"], "nothing in it is overwritten"),
         (
             ["--run_dir=RUN", "--out_dir=OUT", "--layers=conv77"],
@@ -458,6 +466,25 @@ def test_bad_removals_are_refused(localized, tmp_path, flags, words):
     assert [p for p in sorted(run.iterdir()) if p.name != ".lock"] == [
         p for p in before if p.name != ".lock"
     ]
+
+
+def test_other_methods_are_told_what_to_forget(localized, tmp_path):
+    run = localized[0] / "standard"
+    ids = Run.open(run).examples().of_subset("noisy").example_id[:3]
+    table = tmp_path / "ids.csv"
+    table.write_text("example_id,why\n" + "".join(f"{i},x\n" for i in ids))
+    out = tmp_path / "out"
+    done = _run(
+        "binaries.remove",
+        f"--run_dir={run}",
+        "--method=npo",
+        f"--forget={table}",
+        "--forget_epochs=1",
+        f"--out_dir={out}",
+    )
+    assert "Method: NPO" in done.stdout
+    settings = json.loads((out / "settings.json").read_text())["config"]
+    assert settings["forget"] == ids.tolist() and settings["epochs"] == 1
 
 
 def test_a_file_with_code_in_it_is_not_run(tmp_path):

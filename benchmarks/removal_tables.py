@@ -1,0 +1,126 @@
+"""The tables of `benchmarks.removal`, from the rows in docs/results."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from tfmemloc import report, storage
+from tfmemloc.result import Table
+from tfmemloc.statistics import t_interval
+
+Rows = Sequence[Mapping[str, Any]]
+
+NAMES = {
+    "digits": "digits, half ResNet-9",
+    "vit": "digits, small ViT",
+    "mnist": "MNIST 10,000, quarter ResNet-9",
+    "cifar": "CIFAR-10 5,000, quarter ResNet-9",
+    "cifar20": "CIFAR-10 20,000, quarter ResNet-9",
+}
+# For a first look: what was, our removal, and what else asks for no ids.
+_SHORT = (
+    "before",
+    "curvature edit and refit, twice",
+    "early stopping",
+    "tied dropout, dropped",
+)
+_MEASURES = ("noisy", "noisy_true_label", "clean", "test")
+_ATTACKS = {
+    "none": "noisy",
+    "8 bits": "noisy after rounding to 8 bits",
+    "4 bits": "noisy after rounding to 4 bits",
+    "pruned 10%": "noisy after pruning 10%",
+    "pruned 20%": "noisy after pruning 20%",
+    "1 step": "noisy after 1 steps of training",
+    "10 steps": "noisy after 10 steps of training",
+    "100 steps": "noisy after 100 steps of training",
+}
+
+
+def read(path) -> Rows:
+    """The rows that were measured."""
+    return storage.read_json(path)["rows"]
+
+
+def _grouped(rows: Rows) -> dict[tuple[str, str, str], Rows]:
+    found: dict[tuple[str, str, str], list] = {}
+    for row in rows:
+        key = row["setting"], row["method"], row["forget"]
+        found.setdefault(key, []).append(row)
+    return found
+
+
+def _interval(values: Sequence[float]) -> str:
+    """A mean in percent, with half of its 95 % interval over seeds."""
+    mean = 100 * statistics.fmean(values)
+    low, high = t_interval(values)
+    if math.isnan(low):
+        return f"{mean:.1f}"
+    return f"{mean:.1f} ± {100 * (high - low) / 2:.1f}"
+
+
+def short(rows: Rows) -> str:
+    """The methods that need no ids, on each network; means over seeds."""
+    lines = []
+    for name, title in NAMES.items():
+        for (setting, method, _), found in _grouped(rows).items():
+            if setting != name or method not in _SHORT:
+                continue
+            lines.append(
+                {
+                    "network": title,
+                    "method": method,
+                    **{
+                        measure: f"{100 * _mean(found, measure):.1f}%"
+                        for measure in _MEASURES
+                    },
+                }
+            )
+    return _fenced(lines)
+
+
+def _mean(rows: Rows, measure: str) -> float:
+    return statistics.fmean(row[measure] for row in rows)
+
+
+def full(rows: Rows, setting: str) -> str:
+    """Every method on one kind of network, in percent."""
+    lines = [
+        {
+            "method": method,
+            "told": forget,
+            "seeds": len(found),
+            **{
+                measure: _interval([row[measure] for row in found])
+                for measure in (*_MEASURES, "average_precision")
+            },
+            "seconds": f"{statistics.median(r['seconds'] for r in found):.0f}",
+        }
+        for (name, method, forget), found in _grouped(rows).items()
+        if name == setting
+    ]
+    return _fenced(lines)
+
+
+def durability(rows: Rows, setting: str) -> str:
+    """What is known of the wrong labels after each attack, in percent."""
+    lines = [
+        {
+            "method": method,
+            "told": forget,
+            **{
+                name: f"{100 * _mean(found, measure):.1f}"
+                for name, measure in _ATTACKS.items()
+            },
+        }
+        for (name, method, forget), found in _grouped(rows).items()
+        if name == setting
+    ]
+    return _fenced(lines)
+
+
+def _fenced(lines: Rows) -> str:
+    return f"```\n{report.text_table(Table(lines))}\n```\n"
