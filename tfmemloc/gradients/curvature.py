@@ -163,6 +163,7 @@ def curvature_factors(
     examples: Examples,
     *,
     scalar: Scalar = "logits",
+    positions: int | None = None,
     seed: int = 0,
     memory_budget: int = MEMORY_BUDGET,
     progress: bool = False,
@@ -175,8 +176,12 @@ def curvature_factors(
             Conv2D, DepthwiseConv1D and DepthwiseConv2D that are trainable.
         examples: N examples.
         scalar: whose gradient is taken; see the head of this module.
-        seed: of the signs and the labels that are drawn; they are a function
-            of the seed and the example id.
+        positions: A is taken over so many positions of each example, the same
+            of all, drawn by the seed, and scaled to all of them; None takes
+            them all. Large pictures have far more than the few thousand that
+            a matrix of this size needs.
+        seed: of the signs, the labels and the positions that are drawn; signs
+            and labels are a function of the seed and the example id.
         memory_budget: bytes that a chunk of examples may take.
         progress: show a progress bar.
 
@@ -197,7 +202,7 @@ def curvature_factors(
             f"{examples.name} has no examples. Expected some, over which the "
             "curvature is summed."
         )
-    pass_ = _Pass(model, examples, scalar, seed)
+    pass_ = _Pass(model, examples, scalar, positions, seed)
     size = min(
         LARGEST_CHUNK, examples_that_fit(pass_.bytes_each, memory_budget)
     )
@@ -211,8 +216,9 @@ def curvature_factors(
 class _Pass:
     """Sums of one pass over the data, held on the device."""
 
-    def __init__(self, model, examples, scalar, seed):
+    def __init__(self, model, examples, scalar, positions, seed):
         self._model = model
+        self._positions = positions
         self._scalar = scalar
         self._seed = masks.fold_seed(seed, "curvature")
         self._layers = weighted_layers(model)
@@ -279,9 +285,22 @@ class _Pass:
         found = _kernel_terms(calls, gradients)
         self._kernels = [kernel for kernel, _ in found]
         return [
-            (_second_moments(term.left), _second_moments(term.right))
+            (
+                self._inputs_of(term.left),
+                _second_moments(term.right),
+            )
             for _, term in found
         ]
+
+    def _inputs_of(self, left):
+        """A, over all positions or those that are drawn."""
+        count = left.shape[1]
+        if self._positions is None or count <= self._positions:
+            return _second_moments(left)
+        drawn = np.random.default_rng(self._seed).permutation(count)
+        places = np.sort(drawn[: self._positions])
+        scale = count / self._positions
+        return scale * _second_moments(tf.gather(left, places, axis=1))
 
     def _scalars(self, logits, ids, label):
         """The scalar of each example whose gradient is taken: [B]."""

@@ -163,6 +163,7 @@ def kept_bases(
     directory: str | os.PathLike | None,
     *,
     scalar: Scalar,
+    positions: int | None = None,
     seed: int,
     progress: bool = False,
 ) -> list[KernelBasis]:
@@ -173,6 +174,7 @@ def kept_bases(
         examples: over which the curvature is taken.
         directory: where bases are kept; None keeps nothing.
         scalar: see `curvature_factors`.
+        positions: see `curvature_factors`.
         seed: see `curvature_factors`.
         progress: show a progress bar.
 
@@ -186,6 +188,7 @@ def kept_bases(
             "examples": storage.digest([examples.example_id, examples.label]),
             "inputs": examples.inputs_digest(),
             "scalar": scalar,
+            "positions": positions,
             "seed": seed,
         },
         "set of curvature factors",
@@ -202,7 +205,12 @@ def kept_bases(
         ]
     bases = kernel_bases(
         curvature_factors(
-            model, examples, scalar=scalar, seed=seed, progress=progress
+            model,
+            examples,
+            scalar=scalar,
+            positions=positions,
+            seed=seed,
+            progress=progress,
         )
     )
     parts.write(

@@ -7,7 +7,9 @@ sample of the training examples.
 1. Each kernel is cut alone. The more the predictions on the held-out inputs
    move (Kullback-Leibler divergence), the more *sensitive* the kernel.
 2. A path for each number of the most sensitive kernels that are left whole: all
-   others are cut alike, from mild to strong, until the held-out accuracy falls.
+   others are cut alike, from mild to strong, until the held-out accuracy is one
+   standard error below that of the network as it was; then half steps around
+   the chosen point.
 3. Of all points whose held-out accuracy is within one standard error of the
    best one, the point with the smallest *gap* is chosen: how much higher the
    accuracy on training examples is than on held-out ones. The gap is what the
@@ -38,15 +40,12 @@ from tfmemloc.layers import masks
 from tfmemloc.removal.curvature.bases import KernelBasis
 
 # Shares of the curvature that are kept, from mild to strong.
-PATH = (0.98, 0.96, 0.94, 0.92, 0.9, 0.88, 0.86, 0.84, 0.8, 0.75, 0.65, 0.5)
+PATH = (0.97, 0.94, 0.91, 0.88, 0.85, 0.8, 0.7, 0.5)
 # Where there is nothing to choose on.
 DEFAULT_KEEP = 0.9
 _ALONE = 0.85
 _SAMPLE = 512
 _CHUNK = 512
-# A path ends where the held-out accuracy is this many standard errors below
-# the best one.
-_END = 2.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -168,15 +167,34 @@ def choose(
             for share in grid:
                 points.append(trial.point(Plan(part, share), whole))
                 bar.update()
-                best = max(point.heldout for point in points)
-                floor = best - _END * _error(best, len(heldout))
-                if points[-1].heldout < floor:
+                floor, error = _floor(points, heldout)
+                # Mild cuts lie near the network as it was, not near the best.
+                if points[-1].heldout < min(floor, points[0].heldout - error):
                     break
+        chosen = points[_chosen(points, _floor(points, heldout)[0])]
+        if keep is None:
+            points += [
+                trial.point(Plan(chosen.plan.layers, share), chosen.whole)
+                for share in _between(chosen.plan.keep)
+            ]
+    floor, error = _floor(points, heldout)
+    return Choice(tuple(points), _chosen(points, floor), error, sensitivity)
+
+
+def _floor(points: Sequence[Point], heldout: Examples) -> tuple[float, float]:
+    """One standard error below the best held-out accuracy, and that error."""
     best = max(point.heldout for point in points)
-    error = _error(best, len(heldout))
-    return Choice(
-        tuple(points), _chosen(points, best - error), error, sensitivity
-    )
+    error = float(np.sqrt(best * (1 - best) / len(heldout)))
+    return best - error, error
+
+
+def _between(keep: float) -> list[float]:
+    """Half way to the neighbours of a share on the path."""
+    if keep not in PATH:
+        return []
+    place = PATH.index(keep)
+    neighbours = (1.0, *PATH)[place : place + 1] + PATH[place + 1 : place + 2]
+    return [round((keep + other) / 2, 4) for other in neighbours]
 
 
 def _numbers_left_whole(count: int) -> list[int]:
@@ -192,11 +210,6 @@ def _chosen(points: Sequence[Point], floor: float) -> int:
     """The index of the smallest gap among the points above a floor."""
     allowed = [i for i, point in enumerate(points) if point.heldout >= floor]
     return min(allowed, key=lambda i: (points[i].gap, -points[i].heldout))
-
-
-def _error(accuracy: float, count: int) -> float:
-    """The standard error of an accuracy that was measured on `count`."""
-    return float(np.sqrt(accuracy * (1 - accuracy) / count))
 
 
 class _Trial:

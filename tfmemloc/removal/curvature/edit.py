@@ -60,6 +60,8 @@ class CurvatureConfig:
             held-out examples, and is all but the last where there are none.
         scalar: whose curvature: `logits`, `labels` or `sampled`; see
             `tfmemloc.curvature_factors`.
+        positions: of each example over which the curvature of a convolution
+            is taken; None takes all.
         rounds: how often the network is edited and refitted.
         refit_epochs: epochs after each edit on the examples whose label the
             edited network predicts; 0 does not train, and edits once.
@@ -71,6 +73,7 @@ class CurvatureConfig:
     keep: float | None = None
     layers: tuple[str, ...] | None = None
     scalar: Scalar = "logits"
+    positions: int | None = 64
     rounds: int = 2
     refit_epochs: int = 3
     refit_rate: float = 1e-3
@@ -81,6 +84,8 @@ class CurvatureConfig:
         check_choices(self)
         if self.keep is not None:
             check_range("keep", self.keep, 1e-6, 1.0)
+        if self.positions is not None:
+            check_range("positions", self.positions, 1, None)
         check_range("rounds", self.rounds, 1, None)
         check_range("refit_epochs", self.refit_epochs, 0, None)
         check_range("refit_rate", self.refit_rate, 0.0, None)
@@ -165,6 +170,7 @@ def _edited(model, examples, config, folder, progress):
         examples.train,
         folder,
         scalar=config.scalar,
+        positions=config.positions,
         seed=config.seed,
         progress=progress,
     )
