@@ -13,13 +13,24 @@ binaries.localize --probes=own_units tells whether the critical units of an
 example are its own memorization units.
 """
 
+import dataclasses
 import pathlib
 
 from binaries import config_flags, flags, output
 from tfmemloc import Run, SearchConfig, find_critical_units
+from tfmemloc.units import PAPER_PROTOCOL
 
 FLAGS = flags.FLAGS
 flags.define_probe_flags()
+flags.flags.DEFINE_enum(
+    "protocol",
+    "ours",
+    ["ours", "paper"],
+    "paper sets "
+    + ", ".join(f"--{name}={value}" for name, value in PAPER_PROTOCOL.items())
+    + ", as the authors' code has it, where no flag says otherwise; their sets "
+    "are the column greedy_size.",
+)
 config_flags.define(SearchConfig)
 
 
@@ -30,10 +41,22 @@ def main() -> None:
     result = find_critical_units(
         run,
         run.examples(download=FLAGS.download),
-        config_flags.read(SearchConfig),
+        _search_config(),
         directory=out / "critical_units",
     )
     output.write_result(result, "critical_units", "binaries.ablate")
+
+
+def _search_config() -> SearchConfig:
+    config = config_flags.read(SearchConfig)
+    if FLAGS.protocol == "ours":
+        return config
+    theirs = {
+        name: value
+        for name, value in PAPER_PROTOCOL.items()
+        if not FLAGS[name].present
+    }
+    return dataclasses.replace(config, **theirs)
 
 
 if __name__ == "__main__":

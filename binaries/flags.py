@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pathlib
+import re
 import shlex
 import shutil
 import sys
@@ -163,4 +164,24 @@ def run(main: Callable[[], None]) -> None:
                 raise
             sys.exit(f"error: {error}")
 
-    app.run(guarded)
+    app.run(guarded, flags_parser=_parsed)
+
+
+def _parsed(arguments: list[str]) -> list[str]:
+    """Parses the flags; says plainly which one is missing."""
+    app.define_help_flags()
+    asks_for_help = any(
+        argument.lstrip("-") in ("help", "helpshort", "helpfull", "h", "?")
+        for argument in arguments[1:]
+        if argument.startswith("-")
+    )
+    try:
+        return FLAGS(arguments)
+    except SystemExit as stop:  # absl ends with 1 where somebody asks for help.
+        sys.exit(0 if asks_for_help else stop.code)
+    except flags.Error as error:
+        missing = re.match(r"flag --(\w+)=None: Flag .* must have", str(error))
+        if missing is None:
+            sys.exit(f"error: {error}. See --help.")
+        name = missing[1]
+        sys.exit(f"error: --{name} is missing. Expected: {FLAGS[name].help}")

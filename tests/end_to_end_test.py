@@ -15,6 +15,7 @@ from tests.conftest import ROOT, shared_folder
 from tfmemloc import data, evaluation, models, sweeps
 from tfmemloc.configs import DataConfig, ModelConfig
 from tfmemloc.removal.drop import NetworkComparison
+from tfmemloc.result import Result
 from tfmemloc.runs import Run
 
 QUICK = ("binaries.localize", "--quick", "--width=0.125", "--recalibrate")
@@ -503,6 +504,32 @@ def test_a_file_with_code_in_it_is_not_run(tmp_path):
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        ([], "error: --run_dir is missing. Expected: Folder of one trained"),
+        (["--run_dir=x", "--epocs=3"], "Unknown command line flag 'epocs'"),
+    ],
+)
+def test_a_missing_or_mistyped_flag_is_named(flags, words):
+    done = _run("binaries.rewind", *flags, check=False)
+    assert done.returncode == 1
+    assert words in done.stderr and "FATAL" not in done.stderr
+
+
+def test_the_protocol_of_the_paper_is_one_flag(localized, tmp_path):
+    _run(
+        "binaries.ablate",
+        f"--run_dir={localized[0] / 'standard'}",
+        f"--out_dir={tmp_path}",
+        "--protocol=paper",
+        "--population_term=frozen",  # What is given wins.
+        "--count=1",
+    )
+    found = Result.load(tmp_path / "critical_units")
+    assert (found.place, found.population_term) == ("weights", "frozen")
+
+
 def test_flagfiles_are_the_papers_experiments():
     files = sorted((ROOT / "binaries" / "flagfiles").glob("*.flags"))
     assert len(files) >= 12
@@ -534,7 +561,7 @@ def test_order_and_masks_do_not_depend_on_threads_or_mode():
 
 @pytest.mark.parametrize("program", ["train", "localize", "sweep", "report"])
 def test_help_shows_a_command_and_the_flags(program):
-    done = _run(f"binaries.{program}", "--help", check=False)
+    done = _run(f"binaries.{program}", "--help")  # Ends with 0.
     text = done.stdout + done.stderr
     assert f"python -m binaries.{program} --" in text
     assert "--run_dir" in text.replace("[no]", "")

@@ -299,6 +299,22 @@ def test_other_flags_in_the_same_directory_are_refused(finished):
     assert "ModelConfig.p_mem: 0.1 there, 0.3 here" in message
 
 
+def test_a_run_at_a_constant_rate_takes_more_epochs(tmp_path):
+    lenet = ModelConfig("lenet", dropout="none")
+    constant = dataclasses.replace(TRAIN, epochs=1, schedule="constant")
+    more = dataclasses.replace(constant, epochs=3)
+    _train(tmp_path / "run", model=lenet, training=constant)
+    extended = _train(tmp_path / "run", model=lenet, training=more)
+    whole = _train(tmp_path / "whole", model=lenet, training=more)
+    assert extended.epochs == (0, 1, 2, 3)
+    _assert_same_weights(extended, whole)
+    assert Run.open(tmp_path / "run").training == more
+    # Fewer epochs are another run, and so are more under another schedule.
+    for other in (constant, dataclasses.replace(more, schedule="triangle")):
+        with pytest.raises(ValueError, match="TrainConfig"):
+            _train(tmp_path / "run", model=lenet, training=other)
+
+
 def test_other_data_are_refused(finished):
     examples = finished.examples()
     noisier = data.add_label_noise(examples, 0.2, seed=5)

@@ -73,7 +73,8 @@ class Run:
 
         Raises:
             ValueError: the directory holds a run made with other settings or
-                other data; the message lists what differs.
+                other data; the message lists what differs. More epochs are
+                the same settings where the learning rate is constant.
         """
         run = cls(
             pathlib.Path(directory),
@@ -84,7 +85,12 @@ class Run:
         )
         (run.directory / "weights").mkdir(parents=True, exist_ok=True)
         if (run.directory / "config.json").exists():
-            run._check_same(cls.open(directory), examples)
+            there = cls.open(directory)
+            run._check_same(there, examples)
+            if run.training != there.training:  # More epochs than before.
+                storage.write_json(
+                    run.directory / "config.json", run._to_json()
+                )
             return run
         if isinstance(model, keras.Sequential) or hasattr(model, "input"):
             storage.write_text(run.directory / "model.json", model.to_json())
@@ -165,6 +171,8 @@ class Run:
             (there.training, self.training, ()),
         ):
             if old is not None and new is not None:
+                if _extends(old, new):
+                    ignore = (*ignore, "epochs")
                 wrong += configs.differences(old, new, ignore)
             elif old is not new:
                 wrong.append(f"{old} there, {new} here")
@@ -353,6 +361,18 @@ class Run:
                 for line in self.history
             ]
         )
+
+
+def _extends(old: Any, new: Any) -> bool:
+    """Whether a training is the same with more epochs, at a constant rate.
+
+    Under any other schedule the rate of a step depends on the last epoch.
+    """
+    return (
+        isinstance(new, configs.TrainConfig)
+        and new.schedule == "constant"
+        and new.epochs > old.epochs
+    )
 
 
 def check_saved(

@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal
 
 from tfmemloc import configs
 from tfmemloc.units import rankings
 
 Place = Literal["unit", "block", "weights"]
+# The settings of the authors' code, where they are not the defaults. Their sets
+# are those of `CriticalUnits.greedy_size`: no unit is put back.
+PAPER_PROTOCOL: Mapping[str, Any] = {
+    "place": "weights",
+    "population_term": "exact",
+    "perturbations": 5,
+}
 
 
 @dataclasses.dataclass(frozen=True)
