@@ -5,6 +5,7 @@ import sys
 
 from benchmarks import (
     critical_units,
+    edit,
     gradients,
     layers,
     memory,
@@ -24,6 +25,7 @@ BENCHMARKS = {
     "tied_layer": tied_layer.run,
     "recording": recording.run,
     "memory": memory.run,
+    "edit": edit.run,
 }
 
 flags.flags.DEFINE_list("only", None, f"Some of {', '.join(BENCHMARKS)}.")

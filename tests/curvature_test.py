@@ -395,6 +395,27 @@ def test_holding_out_all_or_none_is_refused(small_digits):
         hold_out(small_digits, 0.001, seed=0)
 
 
+def test_a_kernel_that_reaches_no_output_is_left_alone(tmp_path, rng):
+    inputs = keras.Input((4,))
+    hidden = keras.layers.Dense(5, name="used")(inputs)
+    spare = keras.layers.Dense(5, name="spare")(inputs)
+    stopped = keras.ops.stop_gradient(spare)
+    x = keras.layers.Concatenate()([hidden, stopped])
+    model = keras.Model(inputs, keras.layers.Dense(2, name="head")(x))
+    values = rng.normal(size=(8, 4)).astype(np.float32)
+    examples = from_arrays(values, np.arange(8) % 2)
+    config = CurvatureConfig(keep=0.5, layers=("used",), refit_epochs=0)
+    for _ in range(2):  # Computed, and read back.
+        edited, result = remove_memory(
+            model, examples, config, directory=tmp_path
+        )
+        assert result.layers == ("used", "head")
+        for name in ("spare", "head"):
+            np.testing.assert_array_equal(
+                edited.get_layer(name).kernel, model.get_layer(name).kernel
+            )
+
+
 def test_factors_lie_where_they_are_found(planted, tmp_path):
     run, examples = planted
     config = dataclasses.replace(PLANTED, keep=0.6)

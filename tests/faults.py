@@ -60,6 +60,7 @@ def commands(run: pathlib.Path) -> Mapping[str, Callable[..., list[str]]]:
         "retrain": probe("retrain", "--epochs=2"),
         "ablate": probe("ablate", "--count=8"),
         "score_examples": probe("score_examples", "--critical_set"),
+        "remove": probe("remove", "--refit_epochs=1"),
         "export": lambda out: [
             "binaries.export",
             f"--run_dir={run}",

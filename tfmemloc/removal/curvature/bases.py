@@ -195,13 +195,15 @@ def kept_bases(
     )
     arrays = parts.read("bases")
     if arrays is not None:
+        # A kernel that does not reach the outputs has no basis.
+        known = {kernel.name: kernel for kernel in kernels_of(model, examples)}
         return [
             KernelBasis(
-                kernel,
-                _value(kernel),
+                known[name],
+                _value(known[name]),
                 *(arrays[f"{index:04d}/{field}"] for field in _FIELDS),
             )
-            for index, kernel in enumerate(kernels_of(model, examples))
+            for index, name in enumerate(arrays["names"].tolist())
         ]
     bases = kernel_bases(
         curvature_factors(
@@ -215,7 +217,8 @@ def kept_bases(
     )
     parts.write(
         "bases",
-        {
+        {"names": np.array([basis.name for basis in bases])}
+        | {
             f"{index:04d}/{field}": getattr(basis, field)
             for index, basis in enumerate(bases)
             for field in _FIELDS
