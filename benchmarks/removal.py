@@ -31,6 +31,7 @@ from tfmemloc import (
     CurvatureConfig,
     DampeningConfig,
     DataConfig,
+    DurableConfig,
     Examples,
     ForgettingConfig,
     GradientAscentConfig,
@@ -39,6 +40,7 @@ from tfmemloc import (
     Removal,
     Run,
     SearchConfig,
+    SubnetConfig,
     TrainConfig,
     ascend_gradient,
     audit_durability,
@@ -48,6 +50,7 @@ from tfmemloc import (
     find_critical_units,
     fine_tune,
     load,
+    mask_weights,
     optimize_negative_preference,
     predict_logits,
     recalibrate_batch_norm,
@@ -58,6 +61,8 @@ from tfmemloc import (
     storage,
     train,
     with_inference,
+    zero_critical_units,
+    zero_weights,
 )
 from tfmemloc.removal.outcome import measures
 
@@ -328,6 +333,25 @@ def _methods(
         lambda: dampen_weights(
             run, examples, DampeningConfig(alpha=8.0), forget=true
         ),
+    )
+    yield (
+        "Durable",
+        "true",
+        lambda: zero_weights(
+            run, examples, DurableConfig(share=0.0005), forget=true
+        ),
+    )
+    yield (
+        "BalancedSubnet",
+        "true",
+        lambda: mask_weights(
+            run, examples, SubnetConfig(share=0.02), forget=true
+        ),
+    )
+    yield (
+        "critical units zeroed",
+        "true",
+        lambda: zero_critical_units(run, examples, forget=true),
     )
     if setting.tied_width is not None:
         yield (

@@ -35,22 +35,28 @@ from tfmemloc import (
     CurvatureEdit,
     DampeningConfig,
     DataConfig,
+    DurableConfig,
     ForgettingConfig,
     GradientAscentConfig,
     NPOConfig,
     Removal,
     Run,
+    SearchConfig,
+    SubnetConfig,
     ascend_gradient,
     configs,
     dampen_weights,
     fine_tune,
     load,
+    mask_weights,
     optimize_negative_preference,
     remove_memory,
     report,
     retrain_without,
     scrub,
     storage,
+    zero_critical_units,
+    zero_weights,
 )
 from tfmemloc.data import Examples
 from tfmemloc.scores.suspects import PAGE
@@ -59,11 +65,14 @@ FLAGS = flags.FLAGS
 CURVATURE = "curvature"
 # Methods that are told what to forget, and their configs.
 METHODS = {
+    "critical_units": (zero_critical_units, SearchConfig),
+    "durable": (zero_weights, DurableConfig),
     "fine_tuning": (fine_tune, ForgettingConfig),
     "gradient_ascent": (ascend_gradient, GradientAscentConfig),
     "npo": (optimize_negative_preference, NPOConfig),
     "retraining": (retrain_without, None),
     "scrub": (scrub, ForgettingConfig),
+    "subnet": (mask_weights, SubnetConfig),
     "ssd": (dampen_weights, DampeningConfig),
 }
 # Field of those configs -> flag.

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -18,7 +19,13 @@ from tfmemloc import (
 )
 from tfmemloc.audits import durability
 from tfmemloc.gradients import GradientEngine
-from tfmemloc.removal import forgetting, scrub
+from tfmemloc.removal import (
+    copies,
+    critical_zeroing,
+    forgetting,
+    scrub,
+    subnet,
+)
 from tfmemloc.removal.dampening import squared_gradients
 from tfmemloc.removal.scrub import divergence
 
@@ -35,6 +42,19 @@ METHODS = {
     ),
     "NPO": (tfmemloc.optimize_negative_preference, NPOConfig(**TRAINING)),
     "SCRUB": (tfmemloc.scrub, ForgettingConfig(**TRAINING)),
+    "Durable": (tfmemloc.zero_weights, tfmemloc.DurableConfig(0.05)),
+    "BalancedSubnet": (
+        tfmemloc.mask_weights,
+        tfmemloc.SubnetConfig(0.3, epochs=40, batch_size=40),
+    ),
+    "Subnet": (
+        tfmemloc.mask_weights,
+        tfmemloc.SubnetConfig(0.3, balanced=False, epochs=10, batch_size=40),
+    ),
+    "critical units": (
+        tfmemloc.zero_critical_units,
+        tfmemloc.SearchConfig(),
+    ),
     "SSD": (tfmemloc.dampen_weights, DampeningConfig(alpha=2.0)),
 }
 
@@ -57,6 +77,26 @@ def test_it_forgets_and_changes_nothing_given(
     metrics = tfmemloc.evaluate(model, held_out_digits)
     assert after["test"] == metrics.of("test")["accuracy"]
     assert name in result.sentence()
+
+
+def test_a_zeroed_unit_gives_nothing(overfitted, held_out_digits):
+    model = copies.own_copy(overfitted)
+    critical_zeroing._zero(model, model.layers[0].name, np.array([2, 5]))
+    critical_zeroing._zero(model, "hidden", np.array([7]))
+    pixels = tfmemloc.as_arrays(held_out_digits.train)["image"]
+    outputs = [layer.output for layer in model.layers[2:5:2]]
+    maps, hidden = keras.Model(model.inputs[0], outputs)(pixels)
+    zero = np.flatnonzero(~np.any(maps, axis=(0, 1, 2)))
+    assert {2, 5} <= set(zero) and len(zero) < 8
+    assert not np.any(hidden[:, 7]) and np.any(hidden[:, 6])
+
+
+def test_a_mask_leaves_out_the_share(rng):
+    score = tf.constant(rng.normal(size=(10, 10)).astype(np.float32))
+    kept = subnet._kept(score, 0.2).numpy()
+    assert kept.sum() == 80
+    assert score.numpy()[kept == 0].max() < score.numpy()[kept == 1].min()
+    assert subnet._kept(score, 0.0).numpy().all()
 
 
 def test_npo_stops_pushing_where_ascent_does_not(overfitted, held_out_digits):

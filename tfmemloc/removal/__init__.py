@@ -4,6 +4,7 @@
 ids of the examples.
 """
 
+from tfmemloc.removal.critical_zeroing import zero_critical_units
 from tfmemloc.removal.curvature import (
     CurvatureConfig,
     CurvatureEdit,
@@ -17,6 +18,7 @@ from tfmemloc.removal.drop import (
     compare_networks,
     train_networks,
 )
+from tfmemloc.removal.durable import DurableConfig, zero_weights
 from tfmemloc.removal.fine_tuning import fine_tune
 from tfmemloc.removal.forgetting import ForgettingConfig
 from tfmemloc.removal.gradient_ascent import (
@@ -28,3 +30,4 @@ from tfmemloc.removal.npo import NPOConfig, optimize_negative_preference
 from tfmemloc.removal.outcome import Removal
 from tfmemloc.removal.retraining import retrain_without
 from tfmemloc.removal.scrub import scrub
+from tfmemloc.removal.subnet import SubnetConfig, mask_weights
