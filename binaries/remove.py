@@ -18,8 +18,9 @@ default strength is taken.
 Writes into --out_dir (default: the folder `removed` in the run's) the new
 network as a run that all programs take and as model.keras; summary.json,
 removal.npz and .json, figures, report.html; suspects.csv and suspects.html,
-the labels that the network no longer believes. The report shows every edit that
-was tried; for another one of them, name --keep, --layers and a new --out_dir.
+all labels, those first that the network no longer believes. The report shows
+every edit that was tried; for another one of them, name --keep, --layers and a
+new --out_dir.
 """
 
 import csv
@@ -76,7 +77,12 @@ METHODS = {
     "ssd": (dampen_weights, DampeningConfig),
 }
 # Field of those configs -> flag.
-_FORGETTING = {"epochs": "forget_epochs", "learning_rate": "forget_rate"}
+_FORGETTING = {
+    "epochs": "forget_epochs",
+    "learning_rate": "forget_rate",
+    "batch_size": "batch_size",
+    "seed": "seed",
+}
 flags.flags.DEFINE_string("run_dir", None, flags.RUN_HELP)
 flags.flags.DEFINE_string(
     "model",
@@ -109,7 +115,7 @@ flags.flags.DEFINE_string(
     "forget",
     None,
     "For the other methods: the name of a subset (noisy), or a .csv whose "
-    "first column is example_id.",
+    "first column is example_id; of a suspects.csv, the suspects.",
 )
 config_flags.define(
     ForgettingConfig,
@@ -178,6 +184,7 @@ def _removal(
     source, examples: Examples, out: pathlib.Path
 ) -> tuple[dict[str, Any], removing.Remove]:
     """The settings of the removal that the flags ask for, and what does it."""
+    _refuse_other_flags()
     if FLAGS.method == CURVATURE:
         if FLAGS.forget is not None:
             raise ValueError(
@@ -204,20 +211,40 @@ def _removal(
             source,
             examples,
             forget=ids,
-            directory=out / removing.WORK,
+            directory=FLAGS.work_dir or out / removing.WORK,
             progress=True,
         )
     fields = configs.hints(kind)
     given = {
         name: FLAGS[flag].value
         for name, flag in _FORGETTING.items()
-        if name in fields and FLAGS[flag].value is not None
+        if name in fields and FLAGS[flag].present
     }
     config = kind(**given)
     settings = {"method": FLAGS.method, **configs.to_json(config)}
     return {**settings, "forget": ids}, lambda: function(
         source, examples, config, forget=ids
     )
+
+
+def _refuse_other_flags() -> None:
+    """Refuses flags that were given and that the method does not read."""
+    _, kind = METHODS.get(FLAGS.method, (None, CurvatureConfig))
+    read = {"work_dir"} if kind in (None, CurvatureConfig) else set()
+    fields = configs.hints(kind) if kind is not None else {}
+    if kind is CurvatureConfig:
+        read |= set(fields)
+    else:
+        read |= {_FORGETTING[name] for name in fields if name in _FORGETTING}
+    known = {"work_dir", *configs.hints(CurvatureConfig)}
+    known |= set(_FORGETTING.values())
+    given = sorted(n for n in known - read if FLAGS[n].present)
+    if given:
+        raise ValueError(
+            f"--method={FLAGS.method} does not read "
+            f"{', '.join('--' + name for name in given)}. Expected "
+            f"{', '.join('--' + name for name in sorted(read)) or 'none'}."
+        )
 
 
 def _ids_to_forget(examples: Examples) -> list[int]:
@@ -237,6 +264,10 @@ def _ids_to_forget(examples: Examples) -> list[int]:
             f"{FLAGS.forget} expected example_id as its first column. "
             f"Received: {','.join(header)!r}."
         )
+    rows = [row for row in rows if row]
+    if "suspect" in header:  # The table of `find_label_errors`.
+        column = header.index("suspect")
+        rows = [row for row in rows if row[column] == "1"]
     return [int(row[0]) for row in rows]
 
 

@@ -101,7 +101,8 @@ def _keep_settings(out, original, examples, settings) -> None:
     wanted = {
         "config": settings,
         "weights": storage.digest(original.get_weights()),
-        "labels": storage.digest([examples.example_id, examples.label]),
+        "examples": examples.fingerprint(),
+        "subsets": storage.digest([examples.subset]),
     }
     if path.exists():
         there = storage.read_json(path)
@@ -111,7 +112,8 @@ def _keep_settings(out, original, examples, settings) -> None:
         if wrong:
             raise ValueError(
                 f"{out} holds a removal with other {' and '.join(wrong)}, "
-                "which is not overwritten. Expected another --out_dir; with "
+                "which is not overwritten. Expected another folder. In "
+                "binaries.remove that is --out_dir; with "
                 f"--work_dir={out / WORK} factors need not be computed again."
             )
         return

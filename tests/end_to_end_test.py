@@ -444,6 +444,10 @@ def test_memory_is_removed_from_any_keras_file(
             "is told what to forget. Expected --forget",
         ),
         (
+            ["--run_dir=RUN", "--out_dir=OUT", "--method=npo", "--keep=0.9"],
+            "--method=npo does not read --keep",
+        ),
+        (
             ["--run_dir=RUN", "--out_dir=OUT", "--forget=noisy"],
             "Expected no --forget. Received: --forget=noisy",
         ),

@@ -156,7 +156,12 @@ def test_retraining_leaves_them_out(tmp_path, held_out_digits):
 
 @pytest.mark.parametrize(
     ("ids", "words"),
-    [([], "and not of all. Received: 0"), ([10**6], "no example with id")],
+    [
+        ([], "and not of all. Received: 0"),
+        ([10**6], "no example with id"),
+        ([1.5], "ids that are integers. Received: dtype float64"),
+        ([True, False], "ids that are integers. Received: dtype bool"),
+    ],
 )
 def test_bad_forget_sets_are_refused(ids, words, overfitted, held_out_digits):
     with pytest.raises(ValueError, match=words):
@@ -236,3 +241,24 @@ def test_the_planted_units_lost_most(tmp_path):
     other = dataclasses.replace(critical, layers=("nowhere",))
     with pytest.raises(ValueError, match="gated nowhere, which has no kernel"):
         tfmemloc.compare_with_critical_units(run.model(), run.model(), other)
+
+
+def test_weights_that_are_not_finite_are_refused(overfitted, held_out_digits):
+    wrong = held_out_digits.of_subset("noisy").example_id
+    config = GradientAscentConfig(
+        epochs=40, learning_rate=1e30, batch_size=40, retain=0.0
+    )
+    with pytest.raises(FloatingPointError, match="gradient ascent: the weig"):
+        tfmemloc.ascend_gradient(
+            overfitted, held_out_digits, config, forget=wrong
+        )
+
+
+def test_an_audit_without_test_examples_is_saved(
+    tmp_path, overfitted, held_out_digits
+):
+    part = held_out_digits.take(held_out_digits.subset != "test")
+    config = DurabilityConfig(steps=(), bits=(8,), pruned=())
+    found = audit_durability(overfitted, overfitted, part, config)
+    found.save(tmp_path / "durability")
+    assert found.rows()[0]["after: test"] is None

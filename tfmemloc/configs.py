@@ -285,6 +285,18 @@ def differences(old: Any, new: Any, ignore: tuple[str, ...] = ()) -> list[str]:
     ]
 
 
+def extends(old: Any, new: Any) -> bool:
+    """Whether a training is the same with more epochs, at a constant rate.
+
+    Under any other schedule the rate of a step depends on the last epoch.
+    """
+    return (
+        isinstance(new, TrainConfig)
+        and new.schedule == "constant"
+        and new.epochs > old.epochs
+    )
+
+
 def check_choices(config: Any) -> None:
     """Refuses a field that is none of the choices of its type.
 

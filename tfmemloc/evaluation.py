@@ -18,6 +18,7 @@ from tfmemloc import graph, losses, subsets
 from tfmemloc.data.chunks import chunks
 from tfmemloc.data.examples import Examples
 from tfmemloc.graph.inputs import arranged
+from tfmemloc.layers import masks
 from tfmemloc.result import Result
 
 BY = ("subset", "group")
@@ -253,9 +254,9 @@ def recalibrate_batch_norm(
 
     The statistics that a tied network collected in training include its
     memorization units. Here all examples pass once, tied layers in their
-    inference behaviour and BatchNorm on batch statistics; the means of the
-    batch means and variances, weighted by batch size, become the new moving
-    statistics.
+    inference behaviour and BatchNorm on batch statistics, in an order by a hash
+    of the ids; the mean and the variance over all examples, as these batches
+    give them, become the new moving statistics.
 
     Args:
         model: a functional model; it is not changed.
@@ -283,28 +284,33 @@ def recalibrate_batch_norm(
         )
     collector = graph.with_own_batch_norm(model, collect=True)
     predict = Predictor(collector)
-    totals = None
-    for chunk in chunks(examples, batch_size):
+    shares, means, variances = [], [], []
+    for chunk in chunks(shuffled(examples), batch_size, even=True):
         predict(chunk.inputs)
-        share = len(chunk.places) / len(examples)
-        statistics = [
-            share * value.numpy()
-            for layer in _batch_norms(collector)
-            for value in (layer.moving_mean, layer.moving_variance)
-        ]
-        totals = (
-            statistics
-            if totals is None
-            else [a + b for a, b in zip(totals, statistics, strict=True)]
+        shares.append(len(chunk.places) / len(examples))
+        found = _batch_norms(collector)
+        means.append([layer.moving_mean.numpy() for layer in found])
+        variances.append([layer.moving_variance.numpy() for layer in found])
+    for k, layer in enumerate(norms):
+        of_chunks = np.stack([row[k] for row in means]).astype(np.float64)
+        within = np.stack([row[k] for row in variances])
+        mean = np.average(of_chunks, axis=0, weights=shares)
+        between = np.average((of_chunks - mean) ** 2, axis=0, weights=shares)
+        layer.moving_mean.assign(mean)
+        layer.moving_variance.assign(
+            np.average(within, axis=0, weights=shares) + between
         )
-    variables = [
-        value
-        for layer in norms
-        for value in (layer.moving_mean, layer.moving_variance)
-    ]
-    for variable, value in zip(variables, totals, strict=True):
-        variable.assign(value)
     return result
+
+
+def shuffled(examples: Examples) -> Examples:
+    """The examples in an order that is a function of their ids alone.
+
+    Chunks of a data set that is sorted by class would hold one class each.
+    """
+    seed = masks.fold_seed(0, "chunks")
+    rank = masks.hash_bits_numpy(seed, examples.example_id, 1)[:, 0]
+    return examples.take(np.lexsort((examples.example_id, rank)))
 
 
 def _batch_norms(model: keras.Model) -> list[keras.layers.Layer]:

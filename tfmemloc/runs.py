@@ -171,7 +171,7 @@ class Run:
             (there.training, self.training, ()),
         ):
             if old is not None and new is not None:
-                if _extends(old, new):
+                if configs.extends(old, new):
                     ignore = (*ignore, "epochs")
                 wrong += configs.differences(old, new, ignore)
             elif old is not new:
@@ -361,18 +361,6 @@ class Run:
                 for line in self.history
             ]
         )
-
-
-def _extends(old: Any, new: Any) -> bool:
-    """Whether a training is the same with more epochs, at a constant rate.
-
-    Under any other schedule the rate of a step depends on the last epoch.
-    """
-    return (
-        isinstance(new, configs.TrainConfig)
-        and new.schedule == "constant"
-        and new.epochs > old.epochs
-    )
 
 
 def check_saved(

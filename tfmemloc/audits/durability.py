@@ -6,8 +6,8 @@ Here a network is
 
 - trained on for a few steps, on the other training examples with right labels
   (Adam; BatchNorm's statistics as they are);
-- rounded: each weight to one of 2**bits levels, evenly spaced over +- the
-  largest of its tensor;
+- rounded: each trainable weight to one of 2**bits - 1 levels, evenly spaced
+  over +- the largest of its tensor;
 - pruned: of each kernel the smallest weights, a given share, become 0;
 
 and the share of the forgotten examples that it gets right *as they were
@@ -29,9 +29,9 @@ from tfmemloc.configs import check_range
 from tfmemloc.data.examples import Examples
 from tfmemloc.evaluation import Predictor, evaluate
 from tfmemloc.graph import swapped_weights
-from tfmemloc.removal.copies import own_copy
+from tfmemloc.removal.copies import make_adam, own_copy
 from tfmemloc.removal.forgetting import losses_of
-from tfmemloc.result import Result, Table
+from tfmemloc.result import Result, Table, or_none
 from tfmemloc.snapshots import Source, model_of
 
 
@@ -86,8 +86,8 @@ class Durability(Result):
                 "attack": attack,
                 f"before: {self.subset}": float(self.before[a]),
                 f"after: {self.subset}": float(self.after[a]),
-                "before: test": float(self.before_test[a]),
-                "after: test": float(self.after_test[a]),
+                "before: test": or_none(self.before_test[a]),
+                "after: test": or_none(self.after_test[a]),
             }
             for a, attack in enumerate(self.attacks)
         ]
@@ -232,8 +232,7 @@ def _trained(
     if not wanted:
         return
     variables = model.trainable_variables
-    optimizer = keras.optimizers.Adam(config.learning_rate)
-    optimizer.build(variables)
+    optimizer = make_adam(model, config.learning_rate)
     batches = data.make_batches(
         training,
         min(config.batch_size, len(training)),
@@ -244,6 +243,7 @@ def _trained(
     def step(batch):
         with tf.GradientTape() as tape:
             loss = tf.reduce_mean(losses_of(model, *batch)[0])
+            loss = optimizer.scale_loss(loss)
         gradients = tape.gradient(loss, variables, unconnected_gradients="zero")
         optimizer.apply(gradients, variables)
 

@@ -73,11 +73,11 @@ def _prepare_tfds(builder, download: bool) -> None:
     size = sum(info.size or 0 for info in sources.values())
     raise FileNotFoundError(
         f"TFDS set {builder.name!r} is not prepared in {builder.data_path}. "
-        "Nothing was downloaded. Pass --download (in Python, "
-        "load(config, download=True)) to fetch "
+        "Nothing was downloaded. Pass --download to fetch "
         + (f"{size / 2**20:.0f} MiB" if size else "a file of unknown size")
         + f" from {', '.join(sources) or 'its home page'}, or --data_dir "
-        "with a folder where the set is prepared."
+        "with a folder where the set is prepared. In Python: "
+        "load(config, download=True), or DataConfig(data_dir=...)."
     )
 
 

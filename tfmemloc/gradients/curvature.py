@@ -34,6 +34,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from tfmemloc import graph
 from tfmemloc.data.chunks import chunk_at, chunks
 from tfmemloc.data.examples import IDS, Examples
 from tfmemloc.evaluation import as_logits
@@ -54,6 +55,9 @@ from tfmemloc.layers import masks
 from tfmemloc.losses import cross_entropy
 
 Scalar = Literal["logits", "labels", "sampled"]
+# Kernels with a longer side have factors that no machine takes apart: the
+# outputs of a language model for its vocabulary.
+LARGEST_SIDE = 16384
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -62,7 +66,7 @@ class Kernel:
 
     Attributes:
         variable: the kernel.
-        name: of its layer; the variable's path where two layers share a name.
+        name: of its layer; `name#1`, `name#2`, ... where layers share it.
         as_matrices: kernel -> [groups, I, O].
         as_kernel: [1, groups, I, O] -> [1, *shape of the kernel].
     """
@@ -127,21 +131,38 @@ def _kernel_terms(calls, gradients) -> list[tuple[Kernel, Factored]]:
         if any(g is None for g in keras.tree.flatten(gradient)):
             continue  # The layer's output does not reach the loss.
         for variable, term in terms_of_call(call, gradient) or ():
-            if isinstance(term, Factored) and variable.trainable:
+            sides = (
+                (*term.left.shape[3:], *term.right.shape[3:])
+                if (isinstance(term, Factored))
+                else (LARGEST_SIDE + 1,)
+            )
+            if variable.trainable and max(sides) <= LARGEST_SIDE:
                 terms.setdefault(id(variable), []).append(term)
                 owners[id(variable)] = variable, call.layer.name
-    names = [name for _, name in owners.values()]
     return [
         (
             Kernel(
                 variable,
-                name if names.count(name) == 1 else variable.path,
+                name,
                 terms[key][0].from_weight,
                 terms[key][0].to_weight,
             ),
             add_terms(terms[key]),
         )
-        for key, (variable, name) in owners.items()
+        for (key, (variable, _)), name in zip(
+            owners.items(), _distinct(owners.values()), strict=True
+        )
+    ]
+
+
+def _distinct(owners) -> list[str]:
+    """The names of layers; with a number where two share a name."""
+    names = [name for _, name in owners]
+    return [
+        name
+        if names.count(name) == 1
+        else f"{name}#{names[:place].count(name) + 1}"
+        for place, name in enumerate(names)
     ]
 
 
@@ -286,7 +307,7 @@ class _Pass:
         self._kernels = [kernel for kernel, _ in found]
         return [
             (
-                self._inputs_of(term.left),
+                self._inputs_of(_counted(term, label)),
                 _second_moments(term.right),
             )
             for _, term in found
@@ -313,13 +334,25 @@ class _Pass:
         )
         bits = tf.reshape(bits, shape)
         if self._scalar == "sampled":
-            uniform = (tf.cast(bits, tf.float32) + 0.5) / 2.0**32
+            # As many bits as a float32 below 1 has.
+            uniform = (tf.cast(bits // 256, tf.float32) + 0.5) / 2.0**24
             drawn = tf.argmax(logits - tf.math.log(-tf.math.log(uniform)), -1)
             return cross_entropy(tf.where(label < 0, label, drawn), logits)
+        if graph.ends_in_softmax(self._model):
+            # Log-probabilities are logits up to a constant, which goes.
+            logits -= tf.reduce_mean(logits, axis=-1, keepdims=True)
         sign = tf.where(bits < 2**31, 1.0, -1.0)
         counts = tf.cast(label >= 0, tf.float32)[..., tf.newaxis]
         axes = list(range(1, logits.shape.rank))
         return tf.reduce_sum(sign * counts * logits, axes)
+
+
+def _counted(term: Factored, label) -> tf.Tensor:
+    """The inputs, 0 where a position of a text does not count (padding)."""
+    if label.shape.rank == 1:
+        return term.left
+    reached = tf.reduce_any(term.right != 0, axis=-1, keepdims=True)
+    return tf.where(reached, term.left, 0.0)
 
 
 def _second_moments(x: tf.Tensor) -> tf.Tensor:

@@ -19,18 +19,21 @@ def with_own_batch_norm(
             is, and keep those of the last batch (momentum 0).
     """
 
+    made = []
+
     def replace(layer):
         if isinstance(layer, keras.Model) and is_functional(layer):
             return with_own_batch_norm(layer, collect=collect)
         if not isinstance(layer, keras.layers.BatchNormalization):
             return layer
-        if collect:
-            config = {**layer.get_config(), "momentum": 0.0}
-            return _BatchStatistics.from_config(config)
-        return type(layer).from_config(layer.get_config())
+        kind = _BatchStatistics if collect else type(layer)
+        config = layer.get_config() | ({"momentum": 0.0} if collect else {})
+        made.append((layer, kind.from_config(config)))
+        return made[-1][1]
 
     copy = cloned(model, replace)
-    copy.set_weights(model.get_weights())
+    for old, new in made:
+        new.set_weights(old.get_weights())
     return copy
 
 

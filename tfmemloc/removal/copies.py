@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import keras
 
 from tfmemloc import graph
@@ -16,8 +18,22 @@ def own_copy(model: keras.Model) -> keras.Model:
             "whose graph is not known. Expected a functional or Sequential "
             "model, of which a copy can be made."
         )
-    copy = keras.models.clone_model(model)
-    copy.set_weights(model.get_weights())
+    made: dict[int, tuple[keras.layers.Layer, keras.layers.Layer]] = {}
+
+    def clone(layer):
+        # A lambda has no weights, and its code is not made anew from a file.
+        if isinstance(layer, keras.layers.Lambda):
+            return layer
+        if id(layer) not in made:
+            new = type(layer).from_config(layer.get_config())
+            made[id(layer)] = layer, new
+        return made[id(layer)][1]
+
+    copy = keras.models.clone_model(model, clone_function=clone, recursive=True)
+    # Layer by layer: the order of all weights may differ.
+    for old, new in made.values():
+        if isinstance(old, keras.layers.Layer):  # And no operation.
+            new.set_weights(old.get_weights())
     return copy
 
 
@@ -34,9 +50,50 @@ def check_examples(model: keras.Model, examples: Examples) -> None:
             f"{', '.join(examples.subsets) or 'none'}."
         )
     outputs = keras.tree.flatten(getattr(model, "output_shape", None) or ())
-    if outputs and outputs[-1] is not None and examples.classes > outputs[-1]:
+    if outputs and outputs[-1] not in (None, examples.classes):
         raise ValueError(
             f"{examples.name} has {examples.classes} classes, but model "
             f"'{model.name}' has {outputs[-1]} outputs. Expected the examples "
-            "that it was trained on, with labels from 0."
+            "that it was trained on, with labels from 0; where a class has no "
+            "example, say how many there are (`classes` of `from_arrays`, "
+            "`class_names` in a file)."
         )
+
+
+def has_batch_norm(model: keras.Model) -> bool:
+    """Whether there are BatchNorm statistics that can be computed anew.
+
+    Warns of those inside of layers of one's own, which are out of reach.
+    """
+    kind = keras.layers.BatchNormalization
+    known = [x for x in graph.flat_layers(model) if isinstance(x, kind)]
+    inside = [
+        layer.name
+        for layer in model._flatten_layers(include_self=False, recursive=True)
+        if isinstance(layer, kind) and all(layer is not x for x in known)
+    ]
+    if inside:
+        warnings.warn(
+            f"Model '{model.name}' has BatchNormalization inside of other "
+            f"layers ({', '.join(inside[:5])}), whose statistics stay those of "
+            "the network before the removal.",
+            stacklevel=2,
+        )
+    return bool(known)
+
+
+def is_half(model: keras.Model) -> bool:
+    """Whether a layer computes in float16, so that a loss must be scaled."""
+    return any(
+        getattr(layer, "compute_dtype", None) == "float16"
+        for layer in graph.flat_layers(model)
+    )
+
+
+def make_adam(model: keras.Model, rate: float) -> keras.optimizers.Optimizer:
+    """Adam for a model's trainable weights; scales the loss of float16."""
+    optimizer = keras.optimizers.Adam(rate)
+    if is_half(model):
+        optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
+    optimizer.build(model.trainable_variables)
+    return optimizer

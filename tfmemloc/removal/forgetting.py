@@ -22,7 +22,7 @@ from tfmemloc.data.examples import Examples
 from tfmemloc.evaluation import as_logits
 from tfmemloc.graph.inputs import arranged
 from tfmemloc.losses import cross_entropy
-from tfmemloc.removal.copies import check_examples, own_copy
+from tfmemloc.removal.copies import check_examples, make_adam, own_copy
 from tfmemloc.removal.outcome import Removal, measures
 from tfmemloc.snapshots import Source, model_of
 
@@ -79,7 +79,7 @@ def split(
         ValueError: an id is not a training example's, or one side is empty.
     """
     train = examples.train
-    ids = np.unique(np.asarray(forget, np.int64))
+    ids = np.unique(np.asarray(forget))
     forgotten = train.of_ids(ids)
     retained = train.take(~np.isin(train.example_id, ids))
     if not len(forgotten) or not len(retained):
@@ -131,8 +131,22 @@ def train_to_forget(
     step = _make_step(model, original, objectives, config, batches.element_spec)
     for batch in batches:
         step(batch)
+    check_weights(model, method)
     seconds = time.perf_counter() - started
     return model, removal(original, model, examples, method, seconds)
+
+
+def check_weights(model: keras.Model, method: str) -> None:
+    """Refuses a network whose weights are NaN or infinite.
+
+    Raises:
+        FloatingPointError: says what to do.
+    """
+    if not all(np.isfinite(weight).all() for weight in model.get_weights()):
+        raise FloatingPointError(
+            f"{method}: the weights are not finite any more. Expected a lower "
+            "learning rate, or fewer epochs."
+        )
 
 
 def removal(original, model, examples, method: str, seconds: float) -> Removal:
@@ -152,11 +166,7 @@ def losses_of(model: keras.Model, inputs, label) -> tuple[tf.Tensor, tf.Tensor]:
 def _make_step(model, original, objectives, config, spec):
     """A traced function that takes a step for each objective."""
     variables = model.trainable_variables
-    optimizers = [
-        keras.optimizers.Adam(config.learning_rate) for _ in objectives
-    ]
-    for optimizer in optimizers:
-        optimizer.build(variables)
+    optimizers = [make_adam(model, config.learning_rate) for _ in objectives]
 
     def step(batch):
         before = [losses_of(original, *part) for part in batch]
@@ -166,7 +176,7 @@ def _make_step(model, original, objectives, config, spec):
                     Part(*losses_of(model, *part), *known)
                     for part, known in zip(batch, before, strict=True)
                 ]
-                value = objective(*parts)
+                value = optimizer.scale_loss(objective(*parts))
             gradients = tape.gradient(
                 value, variables, unconnected_gradients="zero"
             )

@@ -7,7 +7,8 @@ weights an edit changed most. For each unit
     loss of weight = || kernel before - kernel after ||**2
                      / || kernel before ||**2      of its incoming weights.
 
-Within each layer units are ranked by it, from 0 (least) to 1 (most). If the
+Within each layer units are ranked by it, from 0 (least) to 1 (most), equal ones
+alike. If the
 edit takes out what the critical units hold, their mean rank is above one half,
 which is what units drawn at random in the same layers have.
 """
@@ -153,10 +154,10 @@ def compare_with_critical_units(
             )
         old, new = (part[name].reshape(-1, size) for part in kernels)
         taken = ((old - new) ** 2).sum(axis=0)
-        ranks.append(
-            shared_ranks(taken / np.maximum((old**2).sum(axis=0), 1e-30))
-        )
-        lost.append(float(taken.sum() / (old**2).sum()))
+        share = taken / np.maximum((old**2).sum(axis=0), 1e-30)
+        # The middle of each rank, so that their mean is one half.
+        ranks.append(shared_ranks(share) - 0.5 / len(share))
+        lost.append(float(taken.sum() / max((old**2).sum(), 1e-30)))
     rank = np.concatenate(ranks)
     has_any = critical.size > 0
     return LostUnits(

@@ -13,13 +13,12 @@ from typing import Any, ClassVar
 
 import keras
 import numpy as np
+from sklearn import metrics
 
 from tfmemloc.data.examples import Examples
 from tfmemloc.evaluation import evaluate, predict_logits
 from tfmemloc.report import figures
 from tfmemloc.result import Figure, Result, Table
-from tfmemloc.scores.of_predictions import scores_of_logits
-from tfmemloc.scores.quality import evaluate_scores
 from tfmemloc.subsets import OfSubsets
 
 STAGES = ("before", "after")
@@ -114,16 +113,16 @@ def measures(
     before: keras.Model, after: keras.Model, examples: Examples
 ) -> dict[str, Any]:
     """The fields of a `Removal` that compare two networks."""
-    metrics = [evaluate(model, examples) for model in (before, after)]
+    found = [evaluate(model, examples) for model in (before, after)]
     return {
         "dataset": examples.name,
-        "subsets": metrics[0].subsets,
-        "count": metrics[0].count,
+        "subsets": found[0].subsets,
+        "count": found[0].count,
         "average_precision": np.array(
             [_average_precision(model, examples) for model in (before, after)]
         ),
         **{
-            field: np.stack([getattr(m, field) for m in metrics])
+            field: np.stack([getattr(m, field) for m in found])
             for field in ("accuracy", "true_accuracy", "loss")
         },
     }
@@ -132,11 +131,17 @@ def measures(
 def _average_precision(model: keras.Model, examples: Examples) -> float:
     """Of the ranking of the training labels by the network's margins."""
     train = examples.train
-    if train.label.ndim > 1 or "noisy" not in examples.subsets:
+    if train.label.ndim > 1:
         return float("nan")
-    scores = scores_of_logits(train, dropped=predict_logits(model, train))
-    found = {row["score"]: row for row in evaluate_scores(scores)}
-    return found["dropped_margin"]["average_precision"]
+    wrong = train.label != train.true_label
+    if not wrong.any():
+        return float("nan")
+    logits = predict_logits(model, train)
+    own = np.arange(len(train)), train.label
+    others = logits.copy()
+    others[own] = -np.inf
+    margin = logits[own] - others.max(axis=1)
+    return float(metrics.average_precision_score(wrong, -margin))
 
 
 def _bars(result: Removal):

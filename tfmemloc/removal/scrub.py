@@ -1,8 +1,8 @@
 """SCRUB: away from the network before on F, near it on the rest.
 
 In each step first  maximize  E_F KL(before || now),  then
-minimize  E_D KL(before || now) + CE;  the first only in the first half of the
-epochs' steps of the authors, here in all of them.
+minimize  E_D KL(before || now) + CE.  The authors take the first kind of step
+in the first epochs only; here every step has both.
 
 Reference: Kurmanji et al. 2023 (2302.09880).
 """

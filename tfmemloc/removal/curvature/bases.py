@@ -27,6 +27,7 @@ import tensorflow as tf
 
 from tfmemloc import storage
 from tfmemloc.data.examples import Examples
+from tfmemloc.gradients import MEMORY_BUDGET
 from tfmemloc.gradients.curvature import (
     Kernel,
     KernelFactors,
@@ -43,12 +44,10 @@ class Cut:
     Attributes:
         kernel: in the shape of the layer's.
         energy: share of the squared coefficients that is left, in [0, 1].
-        rank: the smallest rank [groups] of two factors that give the kernel.
     """
 
     kernel: np.ndarray
     energy: float
-    rank: int
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -99,7 +98,7 @@ class KernelBasis:
             wanted = keep * self._cumulated[-1]
             count = min(size, 1 + int(np.searchsorted(self._cumulated, wanted)))
         if count == size:
-            return Cut(self.value, 1.0, min(self.curvature.shape[1:]))
+            return Cut(self.value, 1.0)
         kept = np.zeros(size, bool)
         kept[self._order[:count]] = True
         left = np.where(
@@ -111,11 +110,9 @@ class KernelBasis:
         kernel = self.kernel.as_kernel(
             tf.constant(matrices[np.newaxis], tf.float32)
         )
-        rows, columns = (
-            (left != 0).any(axis=axis).sum(axis=1).max() for axis in (2, 1)
-        )
-        energy = np.sum(left**2) / np.sum(self.coefficients**2)
-        return Cut(kernel.numpy()[0], float(energy), int(min(rows, columns)))
+        total = np.sum(self.coefficients**2)
+        energy = np.sum(left**2) / total if total else 1.0
+        return Cut(kernel.numpy()[0], float(energy))
 
 
 def kernel_bases(factors: Sequence[KernelFactors]) -> list[KernelBasis]:
@@ -165,6 +162,7 @@ def kept_bases(
     scalar: Scalar,
     positions: int | None = None,
     seed: int,
+    memory_budget: int = MEMORY_BUDGET,
     progress: bool = False,
 ) -> list[KernelBasis]:
     """The basis of each kernel, read from a folder or else kept in it.
@@ -176,6 +174,7 @@ def kept_bases(
         scalar: see `curvature_factors`.
         positions: see `curvature_factors`.
         seed: see `curvature_factors`.
+        memory_budget: see `curvature_factors`.
         progress: show a progress bar.
 
     Raises:
@@ -195,15 +194,15 @@ def kept_bases(
     )
     arrays = parts.read("bases")
     if arrays is not None:
-        # A kernel that does not reach the outputs has no basis.
-        known = {kernel.name: kernel for kernel in kernels_of(model, examples)}
+        # Names of layers may differ in another process; their order does not.
+        known = kernels_of(model, examples)
         return [
             KernelBasis(
-                known[name],
-                _value(known[name]),
+                known[place],
+                _value(known[place]),
                 *(arrays[f"{index:04d}/{field}"] for field in _FIELDS),
             )
-            for index, name in enumerate(arrays["names"].tolist())
+            for index, place in enumerate(arrays["places"].tolist())
         ]
     bases = kernel_bases(
         curvature_factors(
@@ -212,12 +211,21 @@ def kept_bases(
             scalar=scalar,
             positions=positions,
             seed=seed,
+            memory_budget=memory_budget,
             progress=progress,
         )
     )
+    if parts.directory is None:
+        return bases
+    # A kernel that does not reach the outputs has no basis.
+    places = [id(k.variable) for k in kernels_of(model, examples)]
     parts.write(
         "bases",
-        {"names": np.array([basis.name for basis in bases])}
+        {
+            "places": np.array(
+                [places.index(id(b.kernel.variable)) for b in bases]
+            )
+        }
         | {
             f"{index:04d}/{field}": getattr(basis, field)
             for index, basis in enumerate(bases)

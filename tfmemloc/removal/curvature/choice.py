@@ -15,7 +15,9 @@ sample of the training examples.
    accuracy on training examples is than on held-out ones. The gap is what the
    network knows of its training labels beyond what they have in common, in
    other words what it memorized. Where gaps are equal, or none is left, the
-   held-out accuracy decides.
+   held-out accuracy decides. After the first round only the examples that the
+   network believes are trained on: the smallest gap is then simply the
+   strongest cut.
 
 While points are compared, BatchNorm takes its statistics from the inputs on
 which they are compared; after the choice they are recomputed over all training
@@ -35,7 +37,7 @@ from tfmemloc import graph, losses
 from tfmemloc.data.chunks import chunks
 from tfmemloc.data.examples import Examples
 from tfmemloc.data.labels import drawn_ids
-from tfmemloc.evaluation import Predictor
+from tfmemloc.evaluation import Predictor, shuffled
 from tfmemloc.layers import masks
 from tfmemloc.removal.curvature.bases import KernelBasis
 
@@ -69,14 +71,17 @@ class Point:
         whole: how many of the most sensitive kernels were left whole.
         energy: share of the squared coefficients of all kernels that is left.
         heldout: accuracy on the held-out examples, labels as given.
-        train: the same on the sample of the training examples.
-        noisy: on the noisy ones of the sample; None where none is known.
+        error: one standard error of that accuracy.
+        train: the same accuracy on a sample of the examples trained on.
+        noisy: on the noisy ones of the sample; None where none is known, and
+            after the first round, when only believed ones are left in it.
     """
 
     plan: Plan
     whole: int
     energy: float
     heldout: float
+    error: float
     train: float
     noisy: float | None
 
@@ -126,6 +131,7 @@ def choose(
     *,
     layers: Sequence[str] | None = None,
     keep: float | None = None,
+    first: bool = True,
     seed: int = 0,
     progress: bool = False,
 ) -> Choice:
@@ -138,10 +144,12 @@ def choose(
         heldout: examples that the network was not trained on.
         layers: names of the layers to cut; None chooses.
         keep: share of the curvature that is kept; None chooses.
+        first: whether `train` are all training examples, and not only those
+            that the network believes.
         seed: of the sample.
         progress: show a progress bar.
     """
-    trial = _Trial(model, bases, train, heldout, seed)
+    trial = _Trial(model, bases, train, heldout, seed, first)
     names = [basis.name for basis in bases]
     sensitivity = {}
     if layers is None:
@@ -167,25 +175,23 @@ def choose(
             for share in grid:
                 points.append(trial.point(Plan(part, share), whole))
                 bar.update()
-                floor, error = _floor(points, heldout)
                 # Mild cuts lie near the network as it was, not near the best.
-                if points[-1].heldout < min(floor, points[0].heldout - error):
+                if points[-1].heldout < points[0].heldout - points[0].error:
                     break
-        chosen = points[_chosen(points, _floor(points, heldout)[0])]
+        chosen = points[_chosen(points, _floor(points)[0])]
         if keep is None:
             points += [
                 trial.point(Plan(chosen.plan.layers, share), chosen.whole)
                 for share in _between(chosen.plan.keep)
             ]
-    floor, error = _floor(points, heldout)
+    floor, error = _floor(points)
     return Choice(tuple(points), _chosen(points, floor), error, sensitivity)
 
 
-def _floor(points: Sequence[Point], heldout: Examples) -> tuple[float, float]:
+def _floor(points: Sequence[Point]) -> tuple[float, float]:
     """One standard error below the best held-out accuracy, and that error."""
-    best = max(point.heldout for point in points)
-    error = float(np.sqrt(best * (1 - best) / len(heldout)))
-    return best - error, error
+    best = max(points, key=lambda point: point.heldout)
+    return best.heldout - best.error, best.error
 
 
 def _between(keep: float) -> list[float]:
@@ -215,10 +221,12 @@ def _chosen(points: Sequence[Point], floor: float) -> int:
 class _Trial:
     """Measures a model with cut kernels; one function, traced once."""
 
-    def __init__(self, model, bases, train, heldout, seed):
+    def __init__(self, model, bases, train, heldout, seed, first=True):
         self._bases = bases
-        self._heldout = heldout
-        self._sample = _sample_of(train, seed)
+        self._heldout = shuffled(_counted(heldout))
+        self._sample = shuffled(_sample_of(_counted(train), seed))
+        self._knows_noisy = first
+        self._energies = [_energy(basis) for basis in bases]
         has_norms = any(
             isinstance(layer, keras.layers.BatchNormalization)
             for layer in graph.flat_layers(model)
@@ -244,7 +252,8 @@ class _Trial:
             with _assigned([(basis, basis.cut(_ALONE).kernel)]):
                 after = losses.log_softmax(self._logits(self._heldout))
             divergence = (np.exp(before) * (before - after)).sum(axis=-1)
-            result[basis.name] = float(divergence.mean())
+            counts = self._heldout.label >= 0
+            result[basis.name] = float(divergence[counts].mean())
         return result
 
     def point(self, plan: Plan, whole: int) -> Point:
@@ -254,17 +263,15 @@ class _Trial:
         with _assigned(list(zip(self._bases, kernels, strict=True))):
             heldout = self._right(self._heldout)
             train = self._right(self._sample)
-        total = sum(_energy(basis) for basis in self._bases)
-        left = sum(
-            cut.energy * _energy(basis)
-            for cut, basis in zip(cuts, self._bases, strict=True)
-        )
+        left = np.dot([cut.energy for cut in cuts], self._energies)
         is_noisy = self._sample.subset == (self._sample.memorized or "")
+        is_noisy &= self._knows_noisy
         return Point(
             plan,
             whole,
-            float(left / total),
+            float(left / max(sum(self._energies), 1e-30)),
             float(heldout.mean()),
+            float(heldout.std() / np.sqrt(len(heldout))),
             float(train.mean()),
             float(train[is_noisy].mean()) if is_noisy.any() else None,
         )
@@ -285,6 +292,13 @@ class _Trial:
 
 def _energy(basis: KernelBasis) -> float:
     return float(np.sum(np.square(basis.value, dtype=np.float64)))
+
+
+def _counted(examples: Examples) -> Examples:
+    """Without texts of which no position counts."""
+    if examples.label.ndim == 1:
+        return examples
+    return examples.take((examples.label >= 0).any(axis=1))
 
 
 def _sample_of(train: Examples, seed: int) -> Examples:

@@ -28,7 +28,9 @@ def curve(result: CurvatureEdit) -> dict[str, Figure]:
     whole = result.point_whole[first]
     paths = [w for w in np.unique(whole) if w < len(result.layers)]
     for k, number in enumerate(paths):
-        members = whole == number
+        members = np.flatnonzero(whole == number)
+        # Half steps were tried last.
+        members = members[np.argsort(-result.point_keep[first][members])]
         axes.plot(
             train[members],
             heldout[members],

@@ -24,11 +24,16 @@ import time
 import keras
 import numpy as np
 
-from tfmemloc import evaluation, graph, storage
+from tfmemloc import evaluation, storage
 from tfmemloc.configs import TrainConfig, check_choices, check_range
 from tfmemloc.data.examples import Examples
 from tfmemloc.gradients.curvature import Scalar
-from tfmemloc.removal.copies import check_examples, own_copy
+from tfmemloc.removal.copies import (
+    check_examples,
+    has_batch_norm,
+    is_half,
+    own_copy,
+)
 from tfmemloc.removal.curvature.bases import KernelBasis, kept_bases
 from tfmemloc.removal.curvature.choice import (
     DEFAULT_KEEP,
@@ -60,32 +65,34 @@ class CurvatureConfig:
             held-out examples, and is all but the last where there are none.
         scalar: whose curvature: `logits`, `labels` or `sampled`; see
             `tfmemloc.curvature_factors`.
-        positions: of each example over which the curvature of a convolution
-            is taken; None takes all.
+        positions: of each example (of a picture or a text) over which the
+            curvature is taken; more than there are takes all.
         rounds: how often the network is edited and refitted.
         refit_epochs: epochs after each edit on the examples whose label the
             edited network predicts; 0 does not train, and edits once.
         refit_rate: peak of the learning rate of these epochs, with Adam.
         batch_size: examples in a step of these epochs.
         seed: of everything that is drawn.
+        memory_budget_mib: MiB for a chunk of examples in the pass over them.
     """
 
     keep: float | None = None
     layers: tuple[str, ...] | None = None
     scalar: Scalar = "logits"
-    positions: int | None = 64
+    positions: int = 64
     rounds: int = 2
     refit_epochs: int = 3
     refit_rate: float = 1e-3
     batch_size: int = 128
     seed: int = 0
+    memory_budget_mib: int = 1024
 
     def __post_init__(self):
         check_choices(self)
         if self.keep is not None:
             check_range("keep", self.keep, 1e-6, 1.0)
-        if self.positions is not None:
-            check_range("positions", self.positions, 1, None)
+        check_range("positions", self.positions, 1, None)
+        check_range("memory_budget_mib", self.memory_budget_mib, 1, None)
         check_range("rounds", self.rounds, 1, None)
         check_range("refit_epochs", self.refit_epochs, 0, None)
         check_range("refit_rate", self.refit_rate, 0.0, None)
@@ -112,7 +119,8 @@ def remove_memory(
         progress: show progress bars.
 
     Returns:
-        The edited network, and what was done.
+        The edited network, and what was done; its seconds are those of this
+        call, without what was read back from the directory.
 
     Raises:
         ValueError: no kernel can be edited, a layer is not known, there are
@@ -134,13 +142,13 @@ def remove_memory(
     trained = examples
     for number in range(rounds):
         folder = _folder(directory, number, model)
-        model, part = _edited(model, trained, config, folder, progress)
+        model, part = _edited(model, trained, config, folder, progress, number)
         if config.refit_epochs:
             trained = believed(model, examples)
             refit(
                 model,
                 trained,
-                _refitting(config),
+                _refitting(config, model),
                 _folder(directory, number, model, "refit"),
                 progress=progress,
             )
@@ -163,27 +171,27 @@ def _folder(directory, number: int, model, what: str = "factors"):
     return pathlib.Path(directory) / f"{what}_{number + 1}_{weights}"
 
 
-def _edited(model, examples, config, folder, progress):
+def _edited(model, examples, config, folder, progress, number):
     """The model with its kernels cut and BatchNorm recalibrated."""
     bases = kept_bases(
         model,
         examples.train,
         folder,
+        memory_budget=config.memory_budget_mib * 2**20,
         scalar=config.scalar,
         positions=config.positions,
         seed=config.seed,
         progress=progress,
     )
     _check_layers(model, bases, config.layers)
-    plan, choice = _planned(model, bases, examples, config, folder, progress)
+    plan, choice = _planned(
+        model, bases, examples, config, folder, progress, number
+    )
     cuts = [basis.cut(plan.keep_of(basis.name)) for basis in bases]
     for basis, cut in zip(bases, cuts, strict=True):
         if cut.kernel is not basis.value:
             basis.kernel.variable.assign(cut.kernel)
-    if any(
-        isinstance(layer, keras.layers.BatchNormalization)
-        for layer in graph.flat_layers(model)
-    ):
+    if has_batch_norm(model):
         model = evaluation.recalibrate_batch_norm(model, examples.train)
     return model, EditRound(
         names=tuple(basis.name for basis in bases),
@@ -204,7 +212,7 @@ def _check_layers(model, bases: list[KernelBasis], layers) -> None:
 
 
 def _planned(
-    model, bases, examples, config, folder, progress
+    model, bases, examples, config, folder, progress, number
 ) -> tuple[Plan, Choice | None]:
     """What is cut: as given, chosen, or the default."""
     names = tuple(basis.name for basis in bases)
@@ -215,7 +223,15 @@ def _planned(
         layers = rest if config.layers is None else tuple(config.layers)
         return Plan(layers, config.keep or DEFAULT_KEEP), None
     path = None if folder is None else folder / "choice.json"
-    asked = {"keep": config.keep, "layers": config.layers, "seed": config.seed}
+    heldout = examples.take(held_out)
+    asked = {
+        "keep": config.keep,
+        "layers": config.layers,
+        "seed": config.seed,
+        "kernels": names,
+        "heldout": storage.digest([heldout.example_id, heldout.label]),
+        "inputs": list(heldout.fingerprint()["test"].values()),
+    }
     if path is not None and path.exists():
         kept = storage.read_json(path)
         if kept.get("asked") == json.loads(json.dumps(asked)):
@@ -225,9 +241,10 @@ def _planned(
         model,
         bases,
         examples.train,
-        examples.take(held_out),
+        heldout,
         layers=config.layers,
         keep=config.keep,
+        first=number == 0,
         seed=config.seed,
         progress=progress,
     )
@@ -238,8 +255,9 @@ def _planned(
     return choice.plan, choice
 
 
-def _refitting(config: CurvatureConfig) -> TrainConfig:
+def _refitting(config: CurvatureConfig, model: keras.Model) -> TrainConfig:
     return TrainConfig(
+        dtype="mixed_float16" if is_half(model) else "float32",
         epochs=config.refit_epochs,
         batch_size=config.batch_size,
         optimizer="adam",

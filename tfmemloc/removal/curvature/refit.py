@@ -17,10 +17,10 @@ from collections.abc import Iterator
 import keras
 import numpy as np
 
-from tfmemloc import losses
 from tfmemloc.configs import TrainConfig
+from tfmemloc.data.chunks import chunks
 from tfmemloc.data.examples import Examples
-from tfmemloc.evaluation import predict_logits
+from tfmemloc.evaluation import Predictor
 from tfmemloc.training.loop import train
 
 
@@ -33,19 +33,25 @@ def believed(model: keras.Model, examples: Examples) -> Examples:
         ValueError: it predicts none.
     """
     train_examples = examples.train
-    logits = predict_logits(model, train_examples)
-    if train_examples.label.ndim > 1:
-        is_right = logits.argmax(axis=-1) == train_examples.label
-        label = np.where(is_right, train_examples.label, -1)
-        return dataclasses.replace(train_examples, label=label)
-    is_right = losses.correct(train_examples.label, logits) == 1
+    predict = Predictor(model)
+    is_right = np.concatenate(
+        [
+            predict(chunk.inputs).numpy().argmax(axis=-1) == chunk.label
+            for chunk in chunks(train_examples)
+        ]
+    )
     if not is_right.any():
         raise ValueError(
             f"Model '{model.name}' predicts no training label of "
             f"{examples.name} any more: too much was cut. Expected a larger "
             "`keep`, or fewer layers."
         )
-    return examples.trained_on(train_examples.example_id[is_right])
+    if train_examples.label.ndim == 1:
+        return examples.trained_on(train_examples.example_id[is_right])
+    label = examples.label.copy()
+    label[examples.is_trained_on] = np.where(is_right, train_examples.label, -1)
+    left = train_examples.example_id[is_right.any(axis=1)]
+    return dataclasses.replace(examples, label=label).trained_on(left)
 
 
 def refit(

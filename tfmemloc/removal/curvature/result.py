@@ -86,19 +86,20 @@ class CurvatureEdit(Removal):
 
     def sentence(self) -> str:
         """What was forgotten, what it cost, and how it was chosen."""
-        edited = [
-            name
-            for name, keep in zip(self.layers, self.keep[0], strict=True)
-            if keep < 1
-        ]
         text = f"{super().sentence()} "
-        if not edited:
+        if not (self.keep < 1).any():
             return f"{text}No kernel was edited."
-        text += (
-            f"First edit: {len(edited)} of {len(self.layers)} kernels, of "
-            f"which {self.keep[0].min():.0%} of the curvature is kept; "
-            f"whole: {', '.join(n for n in self.layers if n not in edited)}. "
-        )
+        for number, keep in enumerate(self.keep, start=1):
+            pairs = zip(self.layers, keep, strict=True)
+            whole = [name for name, share in pairs if share == 1]
+            cut = len(self.layers) - len(whole)
+            if not cut:
+                continue
+            text += (
+                f"Edit {number}: {cut} of {len(self.layers)} kernels, of which "
+                f"{keep.min():.1%} of the curvature is kept"
+            )
+            text += f"; whole: {_few(whole)}. " if whole else ". "
         if not len(self.point_keep):
             return (
                 f"{text}Nothing was chosen: there are no held-out examples, or "
@@ -118,6 +119,10 @@ class CurvatureEdit(Removal):
             **drawings.curve(self),
             **drawings.kernels(self),
         }
+
+
+def _few(names: list[str]) -> str:
+    return ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
 
 
 def _known(value) -> float | None:
