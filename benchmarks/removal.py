@@ -278,9 +278,9 @@ def _methods(
 
     yield "before", "-", lambda: _same(run, examples)
     yield "curvature edit", "nothing", cut(refit_epochs=0)
-    yield "curvature edit and refit, twice", "nothing", edited
+    yield "curvature edit and refit twice", "nothing", edited
     yield (
-        "the same, 0.9 of all but the head",
+        "the same at a fixed 0.9",
         "nothing",
         cut(keep=0.9, layers=_all_but_the_last(run, examples)),
     )
@@ -355,7 +355,7 @@ def _methods(
     )
     if setting.tied_width is not None:
         yield (
-            "tied dropout, dropped",
+            "tied dropout dropped",
             "nothing",
             lambda: _tied(run, examples, setting, directory),
         )

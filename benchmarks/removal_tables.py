@@ -23,9 +23,9 @@ NAMES = {
 # For a first look: what was, our removal, and what else asks for no ids.
 _SHORT = (
     "before",
-    "curvature edit and refit, twice",
+    "curvature edit and refit twice",
     "early stopping",
-    "tied dropout, dropped",
+    "tied dropout dropped",
 )
 _MEASURES = ("noisy", "noisy_true_label", "clean", "test")
 _ATTACKS = {
