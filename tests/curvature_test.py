@@ -320,7 +320,12 @@ def test_how_many_kernels_stay_whole(count, numbers):
 
 @pytest.mark.parametrize(
     ("keep", "shares"),
-    [(0.97, [0.985, 0.955]), (0.85, [0.865, 0.825]), (0.5, [0.6]), (1.0, [])],
+    [
+        (0.995, [0.9975, 0.99]),
+        (0.85, [0.865, 0.825]),
+        (0.5, [0.6]),
+        (1.0, []),
+    ],
 )
 def test_half_steps_around_a_share(keep, shares):
     assert choice._between(keep) == pytest.approx(shares)

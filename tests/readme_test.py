@@ -22,14 +22,16 @@ def test_the_examples_run(tmp_path, monkeypatch):
     names = {}
     exec(removing, names)
     x, y = names["x"], names["y"]
-    wrong, right = np.arange(0, len(x), 10), (y[::10] - 1) % 10
+    wrong = np.setdiff1d(
+        np.arange(0, len(x), 10), np.flatnonzero(names["aside"])
+    )
     before, after = (
         names[model].predict(x[wrong], verbose=0).argmax(axis=1)
         for model in ("model", "edited")
     )
-    assert (before == y[wrong]).mean() > 0.9
-    assert (after == y[wrong]).mean() < 0.5
-    assert (after == right).mean() > (before == right).mean() + 0.3
+    assert (before == y[wrong]).mean() > 0.7
+    assert (after == y[wrong]).mean() < 0.4
+    assert (after == (y[wrong] - 1) % 10).mean() > 0.6
     assert (tmp_path / "forgotten.keras").exists()
     names = {}
     exec(own_labels, names)

@@ -42,7 +42,7 @@ from tfmemloc.layers import masks
 from tfmemloc.removal.curvature.bases import KernelBasis
 
 # Shares of the curvature that are kept, from mild to strong.
-PATH = (0.97, 0.94, 0.91, 0.88, 0.85, 0.8, 0.7, 0.5)
+PATH = (0.995, 0.985, 0.97, 0.94, 0.91, 0.88, 0.85, 0.8, 0.7, 0.5)
 # Where there is nothing to choose on.
 DEFAULT_KEEP = 0.9
 _ALONE = 0.85
