@@ -27,6 +27,16 @@ _SHORT = (
     "early stopping",
     "tied dropout dropped",
 )
+# The first rows of each table; others follow as they were measured.
+_FIRST = (
+    "before",
+    "curvature edit and refit twice",
+    "curvature edit",
+    "the same at a fixed 0.9",
+    "refits alone (control)",
+    "early stopping",
+    "tied dropout dropped",
+)
 _MEASURES = ("noisy", "noisy_true_label", "clean", "test")
 _ATTACKS = {
     "none": "noisy",
@@ -50,7 +60,9 @@ def _grouped(rows: Rows) -> dict[tuple[str, str, str], Rows]:
     for row in rows:
         key = row["setting"], row["method"], row["forget"]
         found.setdefault(key, []).append(row)
-    return found
+    place = {name: k for k, name in enumerate(_FIRST)}
+    order = sorted(found, key=lambda key: place.get(key[1], len(place)))
+    return {key: found[key] for key in order}
 
 
 def _interval(values: Sequence[float]) -> str:
