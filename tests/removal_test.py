@@ -45,11 +45,13 @@ METHODS = {
     "Durable": (tfmemloc.zero_weights, tfmemloc.DurableConfig(0.05)),
     "BalancedSubnet": (
         tfmemloc.mask_weights,
-        tfmemloc.SubnetConfig(0.3, epochs=40, batch_size=40),
+        tfmemloc.SubnetConfig(share=0.3, epochs=40, batch_size=40),
     ),
     "Subnet": (
         tfmemloc.mask_weights,
-        tfmemloc.SubnetConfig(0.3, balanced=False, epochs=10, batch_size=40),
+        tfmemloc.SubnetConfig(
+            share=0.3, balanced=False, epochs=10, batch_size=40
+        ),
     ),
     "critical units": (
         tfmemloc.zero_critical_units,

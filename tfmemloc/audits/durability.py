@@ -28,10 +28,11 @@ from tfmemloc import data, subsets
 from tfmemloc.configs import check_range
 from tfmemloc.data.examples import Examples
 from tfmemloc.evaluation import Predictor, evaluate
+from tfmemloc.gradients.calls import dense_gradients
 from tfmemloc.graph import swapped_weights
 from tfmemloc.removal.copies import make_adam, own_copy
 from tfmemloc.removal.forgetting import losses_of
-from tfmemloc.result import Result, Table, or_none
+from tfmemloc.result import Result, or_none
 from tfmemloc.snapshots import Source, model_of
 
 
@@ -91,10 +92,6 @@ class Durability(Result):
             }
             for a, attack in enumerate(self.attacks)
         ]
-
-    def table(self) -> Table:
-        """The same rows."""
-        return Table(self.rows())
 
     def sentence(self) -> str:
         """The attack that brings most back."""
@@ -244,8 +241,7 @@ def _trained(
         with tf.GradientTape() as tape:
             loss = tf.reduce_mean(losses_of(model, *batch)[0])
             loss = optimizer.scale_loss(loss)
-        gradients = tape.gradient(loss, variables, unconnected_gradients="zero")
-        optimizer.apply(gradients, variables)
+        optimizer.apply(dense_gradients(tape, loss, variables), variables)
 
     function = tf.function(step, input_signature=[batches.element_spec])
     for done, batch in enumerate(batches, start=1):

@@ -9,7 +9,6 @@ give 0 for 0.
 from __future__ import annotations
 
 import dataclasses
-import time
 from collections.abc import Sequence
 
 import keras
@@ -18,10 +17,9 @@ import numpy as np
 from tfmemloc import graph
 from tfmemloc.data.examples import Examples
 from tfmemloc.probes.critical_units import CriticalUnits, find_critical_units
-from tfmemloc.removal.copies import check_examples, own_copy
-from tfmemloc.removal.forgetting import removal, split
+from tfmemloc.removal.forgetting import removed
 from tfmemloc.removal.outcome import Removal
-from tfmemloc.snapshots import Source, model_of
+from tfmemloc.snapshots import Source
 from tfmemloc.units import SearchConfig
 
 
@@ -50,22 +48,20 @@ def zero_critical_units(
         >>> result.method
         'critical units'
     """
-    original = model_of(source, examples)
-    check_examples(original, examples)
-    forgotten, _ = split(examples, forget)
-    started = time.perf_counter()
-    ids = tuple(forgotten.example_id.tolist())
-    found = find_critical_units(
-        original,
-        examples,
-        dataclasses.replace(config, ids=ids, place="unit"),
-        progress=False,
-    )
-    model = own_copy(original)
-    for name, units in _union(found).items():
-        _zero(model, name, units)
-    seconds = time.perf_counter() - started
-    return model, removal(original, model, examples, "critical units", seconds)
+
+    def zero(original, model, forgotten, retained):
+        del retained
+        ids = tuple(forgotten.example_id.tolist())
+        found = find_critical_units(
+            original,
+            examples,
+            dataclasses.replace(config, ids=ids, place="unit"),
+            progress=False,
+        )
+        for name, units in _union(found).items():
+            _zero(model, name, units)
+
+    return removed(source, examples, forget, zero, method="critical units")
 
 
 def _union(found: CriticalUnits) -> dict[str, np.ndarray]:

@@ -1,4 +1,4 @@
-"""Selective synaptic dampening (SSD), and zeroing the weights that matter most.
+"""Selective synaptic dampening (SSD).
 
 I_F and I_D are the diagonals of the empirical Fisher matrix, the mean squared
 per-example gradient of each weight, over the forget set and over all training
@@ -11,7 +11,6 @@ Reference: Foster et al. 2024 (2308.07707).
 from __future__ import annotations
 
 import dataclasses
-import time
 from collections.abc import Sequence
 
 import keras
@@ -21,10 +20,9 @@ from tfmemloc.configs import check_range
 from tfmemloc.data.examples import Examples
 from tfmemloc.gradients.engine import GradientEngine
 from tfmemloc.gradients.streaming import MEMORY_BUDGET, stream
-from tfmemloc.removal.copies import check_examples, own_copy
-from tfmemloc.removal.forgetting import removal, split
+from tfmemloc.removal.forgetting import removed
 from tfmemloc.removal.outcome import Removal
-from tfmemloc.snapshots import Source, model_of
+from tfmemloc.snapshots import Source
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,14 +66,18 @@ def dampen_weights(
         >>> result.method
         'SSD'
     """
-    original = model_of(source, examples)
-    check_examples(original, examples)
-    forgotten, _ = split(examples, forget)
-    started = time.perf_counter()
-    model = own_copy(original)
+
+    def dampen(original, model, forgotten, retained):
+        del original, retained  # I_D is over all training examples.
+        _dampen(model, forgotten, examples.train, config)
+
+    return removed(source, examples, forget, dampen, method="SSD")
+
+
+def _dampen(model, forgotten, train, config: DampeningConfig) -> None:
     engine = GradientEngine(model)
     of_forgotten = squared_gradients(engine, forgotten)
-    of_all = squared_gradients(engine, examples.train)
+    of_all = squared_gradients(engine, train)
     for variable, one, other in zip(
         engine.variables, of_forgotten, of_all, strict=True
     ):
@@ -84,8 +86,6 @@ def dampen_weights(
         )
         is_specific = one > config.alpha * other
         variable.assign(np.where(is_specific, factor, 1.0) * variable.numpy())
-    seconds = time.perf_counter() - started
-    return model, removal(original, model, examples, "SSD", seconds)
 
 
 def squared_gradients(

@@ -218,22 +218,7 @@ def _accuracy_bars(result: NetworkComparison):
             result.models, result.inferences, strict=True
         )
     ]
-    figure, axes = figures.bars(
-        labels,
-        {
-            subset: 100 * result.accuracy[:, s]
-            for s, subset in enumerate(result.subsets)
-        },
-        colors=[
-            figures.color_of(subset, result.subsets)
-            for subset in result.subsets
-        ],
-        numbers=True,
-    )
-    axes.set_ylabel("accuracy (%)")
-    axes.set_ylim(0, 118)
-    axes.legend(ncols=len(result.subsets), fontsize=8, loc="upper center")
-    return figure
+    return figures.accuracy_bars(labels, result.accuracy, result.subsets)
 
 
 def compare_networks(

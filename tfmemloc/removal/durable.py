@@ -10,7 +10,6 @@ Reference: "Durable" in the TinyMem benchmark of Sakarvadia et al. 2024
 from __future__ import annotations
 
 import dataclasses
-import time
 from collections.abc import Sequence
 
 import keras
@@ -18,12 +17,10 @@ import numpy as np
 
 from tfmemloc.configs import check_range
 from tfmemloc.data.examples import Examples
-from tfmemloc.gradients.engine import GradientEngine
-from tfmemloc.gradients.streaming import MEMORY_BUDGET, stream
-from tfmemloc.removal.copies import check_examples, own_copy
-from tfmemloc.removal.forgetting import removal, split
+from tfmemloc.gradients import GradientEngine, subset_gradients
+from tfmemloc.removal.forgetting import removed
 from tfmemloc.removal.outcome import Removal
-from tfmemloc.snapshots import Source, model_of
+from tfmemloc.snapshots import Source
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,27 +61,28 @@ def zero_weights(
         >>> result.method
         'Durable'
     """
-    original = model_of(source, examples)
-    check_examples(original, examples)
-    forgotten, _ = split(examples, forget)
-    started = time.perf_counter()
-    model = own_copy(original)
+
+    def zero(original, model, forgotten, retained):
+        del original, retained
+        _zero(model, forgotten, config.share)
+
+    return removed(source, examples, forget, zero, method="Durable")
+
+
+def _zero(model: keras.Model, forgotten: Examples, share: float) -> None:
     engine = GradientEngine(model)
-    sums = [np.zeros(v.shape, np.float32) for v in engine.variables]
-    for chunk in stream(engine, forgotten, MEMORY_BUDGET, "gradients"):
-        _, parts, _ = engine.account(chunk.inputs, chunk.label)
-        sums = [a + b.numpy() for a, b in zip(sums, parts, strict=True)]
+    # Its subsets add up to the mean, which ranks weights as the sum does.
+    parts = subset_gradients(engine, forgotten).values()
+    sums = [sum(of_variable) for of_variable in zip(*parts, strict=True)]
     kernels = [
         (variable, np.abs(total))
         for variable, total in zip(engine.variables, sums, strict=True)
         if len(variable.shape) > 1
     ]
     ranked = np.sort(np.concatenate([total.ravel() for _, total in kernels]))
-    count = int(config.share * len(ranked))
+    count = int(share * len(ranked))
     if count:
         for variable, total in kernels:
             variable.assign(
                 np.where(total >= ranked[-count], 0, variable.numpy())
             )
-    seconds = time.perf_counter() - started
-    return model, removal(original, model, examples, "Durable", seconds)

@@ -20,6 +20,7 @@ from tfmemloc import data
 from tfmemloc.configs import check_range
 from tfmemloc.data.examples import Examples
 from tfmemloc.evaluation import as_logits
+from tfmemloc.gradients.calls import dense_gradients
 from tfmemloc.graph.inputs import arranged
 from tfmemloc.losses import cross_entropy
 from tfmemloc.removal.copies import check_examples, make_adam, own_copy
@@ -68,6 +69,8 @@ class Part:
 
 # (forgotten, retained) -> what is minimized
 Objective = Callable[[Part, Part], tf.Tensor]
+# (network before, network to be changed, forgotten, retained)
+Change = Callable[[keras.Model, keras.Model, Examples, Examples], None]
 
 
 def split(
@@ -109,15 +112,54 @@ def train_to_forget(
         method: its name in tables.
         objectives: minimized in turn in each step.
     """
+
+    def descend(original, model, forgotten, retained):
+        batches = paired_batches(forgotten, retained, config)
+        step = _make_step(
+            model, original, objectives, config, batches.element_spec
+        )
+        for batch in batches:
+            step(batch)
+
+    return removed(source, examples, forget, descend, method=method)
+
+
+def removed(
+    source: Source,
+    examples: Examples,
+    forget: Sequence[int],
+    change: Change,
+    *,
+    method: str,
+) -> tuple[keras.Model, Removal]:
+    """Changes a copy of a network, and measures what became of it.
+
+    Args:
+        source: a run or a model; it is not changed.
+        examples: those that it was trained on.
+        forget: ids.
+        change: does it, in place.
+        method: its name in tables.
+    """
     original = model_of(source, examples)
     check_examples(original, examples)
     forgotten, retained = split(examples, forget)
     started = time.perf_counter()
     model = own_copy(original)
+    change(original, model, forgotten, retained)
+    check_weights(model, method)
+    seconds = time.perf_counter() - started
+    return model, removal(original, model, examples, method, seconds)
+
+
+def paired_batches(
+    forgotten: Examples, retained: Examples, config: ForgettingConfig
+) -> tf.data.Dataset:
+    """(batch of the forgotten, batch of the retained) for all epochs."""
     steps = config.epochs * data.steps_per_epoch(
         len(retained), config.batch_size
     )
-    batches = tf.data.Dataset.zip(
+    return tf.data.Dataset.zip(
         tuple(
             data.make_batches(
                 part,
@@ -128,12 +170,6 @@ def train_to_forget(
             for part in (forgotten, retained)
         )
     )
-    step = _make_step(model, original, objectives, config, batches.element_spec)
-    for batch in batches:
-        step(batch)
-    check_weights(model, method)
-    seconds = time.perf_counter() - started
-    return model, removal(original, model, examples, method, seconds)
 
 
 def check_weights(model: keras.Model, method: str) -> None:
@@ -177,9 +213,6 @@ def _make_step(model, original, objectives, config, spec):
                     for part, known in zip(batch, before, strict=True)
                 ]
                 value = optimizer.scale_loss(objective(*parts))
-            gradients = tape.gradient(
-                value, variables, unconnected_gradients="zero"
-            )
-            optimizer.apply(gradients, variables)
+            optimizer.apply(dense_gradients(tape, value, variables), variables)
 
     return tf.function(step, input_signature=[spec])

@@ -18,7 +18,8 @@ from sklearn import metrics
 from tfmemloc.data.examples import Examples
 from tfmemloc.evaluation import evaluate, predict_logits
 from tfmemloc.report import figures
-from tfmemloc.result import Figure, Result, Table
+from tfmemloc.result import Figure, Result
+from tfmemloc.scores.of_training import margins
 from tfmemloc.subsets import OfSubsets
 
 STAGES = ("before", "after")
@@ -54,10 +55,6 @@ class Removal(OfSubsets, Result):
         if np.isfinite(self.average_precision).all():
             row["average_precision"] = float(self.average_precision[stage])
         return row
-
-    def table(self) -> Table:
-        """The same rows."""
-        return Table(self.rows())
 
     def sentence(self) -> str:
         """What was forgotten, and what it cost."""
@@ -95,7 +92,8 @@ class Removal(OfSubsets, Result):
         """Bars before and after."""
         return {
             "removal": Figure(
-                "Accuracy of each subset before and after.", _bars(self)
+                "Accuracy of each subset before and after.",
+                figures.accuracy_bars(STAGES, self.accuracy, self.subsets),
             )
         }
 
@@ -136,28 +134,5 @@ def _average_precision(model: keras.Model, examples: Examples) -> float:
     wrong = train.label != train.true_label
     if not wrong.any():
         return float("nan")
-    logits = predict_logits(model, train)
-    own = np.arange(len(train)), train.label
-    others = logits.copy()
-    others[own] = -np.inf
-    margin = logits[own] - others.max(axis=1)
+    margin = margins(predict_logits(model, train), train.label)
     return float(metrics.average_precision_score(wrong, -margin))
-
-
-def _bars(result: Removal):
-    figure, axes = figures.bars(
-        list(STAGES),
-        {
-            subset: 100 * result.accuracy[:, s]
-            for s, subset in enumerate(result.subsets)
-        },
-        colors=[
-            figures.color_of(subset, result.subsets)
-            for subset in result.subsets
-        ],
-        numbers=True,
-    )
-    axes.set_ylabel("accuracy (%)")
-    axes.set_ylim(0, 118)
-    axes.legend(ncols=len(result.subsets), fontsize=8, loc="upper center")
-    return figure

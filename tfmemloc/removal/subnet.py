@@ -17,50 +17,43 @@ straight through the threshold: Ramanujan et al. 2020 (1911.13299).
 from __future__ import annotations
 
 import dataclasses
-import time
 from collections.abc import Sequence
 
 import keras
 import numpy as np
 import tensorflow as tf
 
-from tfmemloc import data
 from tfmemloc.configs import check_range
 from tfmemloc.data.examples import Examples
 from tfmemloc.evaluation import as_logits
 from tfmemloc.graph.inputs import arranged
 from tfmemloc.losses import cross_entropy
-from tfmemloc.removal.copies import check_examples, own_copy
-from tfmemloc.removal.forgetting import removal, split
+from tfmemloc.removal.forgetting import (
+    ForgettingConfig,
+    paired_batches,
+    removed,
+)
 from tfmemloc.removal.outcome import Removal
-from tfmemloc.snapshots import Source, model_of
+from tfmemloc.snapshots import Source
 
 
 @dataclasses.dataclass(frozen=True)
-class SubnetConfig:
+class SubnetConfig(ForgettingConfig):
     """How the mask is searched for.
 
     Attributes:
+        learning_rate: of SGD on the scores.
         share: of the weights of each kernel that become 0.
         balanced: search on forgotten and retained examples together.
-        epochs: passes over the retained examples.
-        learning_rate: of SGD on the scores.
-        batch_size: retained examples in a step, and forgotten ones.
-        seed: of the scores and the order.
     """
 
+    learning_rate: float = 0.1
     share: float = 0.05
     balanced: bool = True
-    epochs: int = 5
-    learning_rate: float = 0.1
-    batch_size: int = 128
-    seed: int = 0
 
     def __post_init__(self):
+        super().__post_init__()
         check_range("share", self.share, 0.0, 0.99)
-        check_range("epochs", self.epochs, 1, None)
-        check_range("learning_rate", self.learning_rate, 0.0, None)
-        check_range("batch_size", self.batch_size, 1, None)
 
 
 def mask_weights(
@@ -89,11 +82,16 @@ def mask_weights(
         >>> result.method
         'BalancedSubnet'
     """
-    original = model_of(source, examples)
-    check_examples(original, examples)
-    forgotten, retained = split(examples, forget)
-    started = time.perf_counter()
-    model = own_copy(original)
+
+    def mask(original, model, forgotten, retained):
+        del original
+        _mask(model, forgotten, retained, config)
+
+    name = "BalancedSubnet" if config.balanced else "Subnet"
+    return removed(source, examples, forget, mask, method=name)
+
+
+def _mask(model, forgotten, retained, config: SubnetConfig) -> None:
     kernels = [v for v in model.trainable_variables if len(v.shape) > 1]
     scores = _trained_scores(model, kernels, forgotten, retained, config)
     for kernel, score in zip(kernels, scores, strict=True):
@@ -102,9 +100,6 @@ def mask_weights(
             # The weights with the largest scores are those that F needs.
             kept = 1 - _kept(score, 1 - config.share).numpy()
         kernel.assign(kernel.numpy() * kept)
-    seconds = time.perf_counter() - started
-    name = "BalancedSubnet" if config.balanced else "Subnet"
-    return model, removal(original, model, examples, name, seconds)
 
 
 def _trained_scores(model, kernels, forgotten, retained, config):
@@ -114,20 +109,7 @@ def _trained_scores(model, kernels, forgotten, retained, config):
         tf.Variable(rng.uniform(0.9, 1.1, v.shape).astype(np.float32))
         for v in kernels
     ]
-    steps = config.epochs * data.steps_per_epoch(
-        len(retained), config.batch_size
-    )
-    batches = tf.data.Dataset.zip(
-        tuple(
-            data.make_batches(
-                part,
-                min(config.batch_size, len(part)),
-                seed=config.seed,
-                stop_step=steps,
-            )
-            for part in (forgotten, retained)
-        )
-    )
+    batches = paired_batches(forgotten, retained, config)
     place = {id(v): k for k, v in enumerate(kernels)}
     fixed = [v.value for v in model.non_trainable_variables]
 

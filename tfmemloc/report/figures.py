@@ -77,6 +77,22 @@ def bars(
     return figure, axes
 
 
+def accuracy_bars(
+    labels: Sequence[str], accuracy: np.ndarray, subsets: Sequence[str]
+) -> Drawing:
+    """Accuracies [groups, subsets] in [0, 1] as bars in percent."""
+    figure, axes = bars(
+        labels,
+        {subset: 100 * accuracy[:, s] for s, subset in enumerate(subsets)},
+        colors=[color_of(subset, subsets) for subset in subsets],
+        numbers=True,
+    )
+    axes.set_ylabel("accuracy (%)")
+    axes.set_ylim(0, 118)
+    axes.legend(ncols=len(subsets), fontsize=8, loc="upper center")
+    return figure
+
+
 def heat_map(
     values: np.ndarray,
     rows: Sequence[str],
