@@ -28,7 +28,6 @@ from tfmemloc import (
     find_label_errors,
     find_own_units,
     load,
-    remove_memory,
     retrain_layers,
     rewind_layers,
     storage,
@@ -129,20 +128,19 @@ def _edited(
     out: pathlib.Path, runs: Mapping[str, Run], examples: Examples, data
 ) -> Run:
     """The standard network with the memory taken out of it, as a run."""
-    config = CurvatureConfig(seed=data.noise_seed)
+    settings, remove = removing.by_curvature(
+        runs["standard"],
+        examples,
+        CurvatureConfig(seed=data.noise_seed),
+        out / removing.WORK,
+    )
     with storage.lock_directory(out):
         result = removing.keep_removal(
             out,
             runs["standard"],
             examples,
-            lambda: remove_memory(
-                runs["standard"],
-                examples,
-                config,
-                directory=out / removing.WORK,
-                progress=True,
-            ),
-            settings={"method": "curvature", **configs.to_json(config)},
+            remove,
+            settings=settings,
             data=data,
         )
     result.save(out.parent / removing.RESULT)

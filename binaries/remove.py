@@ -51,7 +51,6 @@ from tfmemloc import (
     load,
     mask_weights,
     optimize_negative_preference,
-    remove_memory,
     report,
     retrain_without,
     scrub,
@@ -193,12 +192,7 @@ def _removal(
             )
         config = config_flags.read(CurvatureConfig)
         work = pathlib.Path(FLAGS.work_dir or out / removing.WORK)
-        return {
-            "method": CURVATURE,
-            **configs.to_json(config),
-        }, lambda: remove_memory(
-            source, examples, config, directory=work, progress=True
-        )
+        return removing.by_curvature(source, examples, config, work)
     function, kind = METHODS[FLAGS.method]
     ids = _ids_to_forget(examples)
     if kind is None:  # It is trained anew, as it was.

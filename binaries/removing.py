@@ -10,12 +10,15 @@ from typing import Any
 import keras
 
 from tfmemloc import (
+    CurvatureConfig,
     DataConfig,
     Examples,
     Removal,
     Run,
+    configs,
     find_label_errors,
     predict_logits,
+    remove_memory,
     scores_of_logits,
     storage,
 )
@@ -26,6 +29,19 @@ RESULT, MODEL, WORK = "removal", "model.keras", "work"
 
 # () -> the new network, and what was done.
 Remove = Callable[[], tuple[keras.Model, Removal]]
+
+
+def by_curvature(
+    source: Run | keras.Model,
+    examples: Examples,
+    config: CurvatureConfig,
+    work: pathlib.Path,
+) -> tuple[dict[str, Any], Remove]:
+    """The settings of a removal by curvature, and what does it."""
+    settings = {"method": "curvature", **configs.to_json(config)}
+    return settings, lambda: remove_memory(
+        source, examples, config, directory=work, progress=True
+    )
 
 
 def keep_removal(

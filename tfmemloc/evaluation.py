@@ -276,7 +276,7 @@ def recalibrate_batch_norm(
     """
     _check_any(examples)
     result = graph.with_own_batch_norm(model)
-    norms = _batch_norms(result)
+    norms = graph.batch_norms(result)
     if not norms:
         raise ValueError(
             f"Model '{model.name}' has no BatchNormalization layer. Expected "
@@ -288,7 +288,7 @@ def recalibrate_batch_norm(
     for chunk in chunks(shuffled(examples), batch_size, even=True):
         predict(chunk.inputs)
         shares.append(len(chunk.places) / len(examples))
-        found = _batch_norms(collector)
+        found = graph.batch_norms(collector)
         means.append([layer.moving_mean.numpy() for layer in found])
         variances.append([layer.moving_variance.numpy() for layer in found])
     for k, layer in enumerate(norms):
@@ -311,11 +311,3 @@ def shuffled(examples: Examples) -> Examples:
     seed = masks.fold_seed(0, "chunks")
     rank = masks.hash_bits_numpy(seed, examples.example_id, 1)[:, 0]
     return examples.take(np.lexsort((examples.example_id, rank)))
-
-
-def _batch_norms(model: keras.Model) -> list[keras.layers.Layer]:
-    return [
-        layer
-        for layer in graph.flat_layers(model)
-        if isinstance(layer, keras.layers.BatchNormalization)
-    ]

@@ -16,6 +16,7 @@ import json
 import os
 import pathlib
 import re
+import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import IO, Any
 
@@ -222,6 +223,18 @@ class Parts:
         """Keeps a part."""
         if self.directory is not None:
             write_arrays(self._path(name), arrays, compressed=compressed)
+
+
+@contextlib.contextmanager
+def kept_or_temporary(
+    path: str | os.PathLike | None,
+) -> Iterator[pathlib.Path]:
+    """The folder `path`, or, where it is None, one that goes at the end."""
+    if path is not None:
+        yield pathlib.Path(path)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        yield pathlib.Path(folder)
 
 
 @contextlib.contextmanager

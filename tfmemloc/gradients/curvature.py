@@ -131,12 +131,9 @@ def _kernel_terms(calls, gradients) -> list[tuple[Kernel, Factored]]:
         if any(g is None for g in keras.tree.flatten(gradient)):
             continue  # The layer's output does not reach the loss.
         for variable, term in terms_of_call(call, gradient) or ():
-            sides = (
-                (*term.left.shape[3:], *term.right.shape[3:])
-                if (isinstance(term, Factored))
-                else (LARGEST_SIDE + 1,)
-            )
-            if variable.trainable and max(sides) <= LARGEST_SIDE:
+            if not (isinstance(term, Factored) and variable.trainable):
+                continue
+            if max(term.left.shape[3], term.right.shape[3]) <= LARGEST_SIDE:
                 terms.setdefault(id(variable), []).append(term)
                 owners[id(variable)] = variable, call.layer.name
     return [

@@ -1,6 +1,6 @@
 """Reading and rebuilding the graphs of Keras models."""
 
-from tfmemloc.graph.batch_norm import with_own_batch_norm
+from tfmemloc.graph.batch_norm import batch_norms, with_own_batch_norm
 from tfmemloc.graph.cuts import Cut, cuts_before, stages
 from tfmemloc.graph.groups import Groups, group_variables, layer_groups
 from tfmemloc.graph.nodes import (

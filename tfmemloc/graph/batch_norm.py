@@ -5,7 +5,16 @@ from __future__ import annotations
 import keras
 
 from tfmemloc.graph.nodes import is_functional
-from tfmemloc.graph.rebuild import cloned
+from tfmemloc.graph.rebuild import cloned, flat_layers
+
+
+def batch_norms(model: keras.Model) -> list[keras.layers.BatchNormalization]:
+    """The BatchNorm layers of a model and of the models nested in it."""
+    return [
+        layer
+        for layer in flat_layers(model)
+        if isinstance(layer, keras.layers.BatchNormalization)
+    ]
 
 
 def with_own_batch_norm(

@@ -66,7 +66,7 @@ def has_batch_norm(model: keras.Model) -> bool:
     Warns of those inside of layers of one's own, which are out of reach.
     """
     kind = keras.layers.BatchNormalization
-    known = [x for x in graph.flat_layers(model) if isinstance(x, kind)]
+    known = graph.batch_norms(model)
     inside = [
         layer.name
         for layer in model._flatten_layers(include_self=False, recursive=True)

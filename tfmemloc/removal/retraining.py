@@ -6,14 +6,13 @@ What every other removal is measured against; it costs a whole training.
 from __future__ import annotations
 
 import os
-import pathlib
-import tempfile
 import time
 from collections.abc import Sequence
 
 import keras
 import numpy as np
 
+from tfmemloc import storage
 from tfmemloc.data.examples import Examples
 from tfmemloc.removal.forgetting import removal, split
 from tfmemloc.removal.outcome import Removal
@@ -61,9 +60,9 @@ def retrain_without(
     _, retained = split(examples, forget)
     kept = examples.trained_on(np.asarray(retained.example_id))
     started = time.perf_counter()
-    with tempfile.TemporaryDirectory() as folder:
+    with storage.kept_or_temporary(directory) as folder:
         run = train(
-            pathlib.Path(directory or folder),
+            folder,
             model=source.model_config,
             training=source.training,
             examples=kept,

@@ -194,15 +194,15 @@ def kept_bases(
     )
     arrays = parts.read("bases")
     if arrays is not None:
-        # Names of layers may differ in another process; their order does not.
-        known = kernels_of(model, examples)
+        known = {id(k.variable): k for k in kernels_of(model, examples)}
+        kernels = [known[id(model.weights[i])] for i in arrays["weights"]]
         return [
             KernelBasis(
-                known[place],
-                _value(known[place]),
+                kernel,
+                _value(kernel),
                 *(arrays[f"{index:04d}/{field}"] for field in _FIELDS),
             )
-            for index, place in enumerate(arrays["places"].tolist())
+            for index, kernel in enumerate(kernels)
         ]
     bases = kernel_bases(
         curvature_factors(
@@ -215,17 +215,12 @@ def kept_bases(
             progress=progress,
         )
     )
-    if parts.directory is None:
-        return bases
-    # A kernel that does not reach the outputs has no basis.
-    places = [id(k.variable) for k in kernels_of(model, examples)]
+    # Names of layers may differ in another process; the order of the weights,
+    # whose digest is checked, does not.
+    place = {id(weight): i for i, weight in enumerate(model.weights)}
     parts.write(
         "bases",
-        {
-            "places": np.array(
-                [places.index(id(b.kernel.variable)) for b in bases]
-            )
-        }
+        {"weights": np.array([place[id(b.kernel.variable)] for b in bases])}
         | {
             f"{index:04d}/{field}": getattr(basis, field)
             for index, basis in enumerate(bases)

@@ -227,14 +227,10 @@ class _Trial:
         self._sample = shuffled(_sample_of(_counted(train), seed))
         self._knows_noisy = first
         self._energies = [_energy(basis) for basis in bases]
-        has_norms = any(
-            isinstance(layer, keras.layers.BatchNormalization)
-            for layer in graph.flat_layers(model)
-        )
         # Shares all kernels with the model.
         self._predict = Predictor(
             graph.with_own_batch_norm(model, collect=True)
-            if has_norms
+            if graph.batch_norms(model)
             else model
         )
 

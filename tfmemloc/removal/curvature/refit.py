@@ -7,16 +7,13 @@ as given it predicts itself: most wrong labels are not among them any more.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import os
-import pathlib
-import tempfile
-from collections.abc import Iterator
 
 import keras
 import numpy as np
 
+from tfmemloc import storage
 from tfmemloc.configs import TrainConfig
 from tfmemloc.data.chunks import chunks
 from tfmemloc.data.examples import Examples
@@ -72,7 +69,7 @@ def refit(
             nothing.
         progress: show a progress bar.
     """
-    with _folder(directory) as folder:
+    with storage.kept_or_temporary(directory) as folder:
         run = train(
             folder,
             model=model,
@@ -82,12 +79,3 @@ def refit(
         )
         # A finished run is only opened.
         run.load_weights(model)
-
-
-@contextlib.contextmanager
-def _folder(directory) -> Iterator[pathlib.Path]:
-    if directory is not None:
-        yield pathlib.Path(directory)
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        yield pathlib.Path(folder)
