@@ -373,18 +373,21 @@ def _same(run: Run, examples: Examples) -> Made:
     return model, Removal(method="before", seconds=0.0, **fields)
 
 
-def _early(run: Run, examples: Examples) -> Made:
+def early_stopped(run: Run, examples: Examples) -> keras.Model:
     """The saved epoch with the best accuracy on the held-out given labels."""
-    started = time.perf_counter()
     held_out = examples.of_subset("heldout")
 
     def right(epoch: int) -> float:
         logits = predict_logits(run.model(epoch), held_out)
         return float((logits.argmax(axis=1) == held_out.label).mean())
 
-    best = max(run.epochs[1:], key=right)
+    return run.model(max(run.epochs[1:], key=right))
+
+
+def _early(run: Run, examples: Examples) -> Made:
+    started = time.perf_counter()
+    model = early_stopped(run, examples)
     seconds = time.perf_counter() - started
-    model = run.model(best)
     fields = measures(run.model(), model, examples)
     return model, Removal(method="early stopping", seconds=seconds, **fields)
 

@@ -3,6 +3,7 @@ import pytest
 import tensorflow as tf
 
 from tfmemloc import data
+from tfmemloc.layers.tied_dropout import MEMORY_OFF
 
 
 def _colour(count=20):
@@ -163,3 +164,36 @@ def test_attach_ids_refuses_other_elements():
 def test_no_examples_are_refused():
     with pytest.raises(ValueError, match="at least one example"):
         data.make_batches(_colour().take(np.arange(0)), 4, seed=0)
+
+
+def _off(batches):
+    return np.concatenate(
+        [inputs["example_id"] == MEMORY_OFF for inputs, *_ in batches]
+    )
+
+
+def test_memory_is_switched_off_anew_in_each_epoch():
+    pairs = tf.data.Dataset.from_tensor_slices((np.zeros(400), np.zeros(400)))
+    batches = data.attach_ids(pairs).batch(50)
+    switched = data.switch_memory_off(batches, 0.3, seed=1)
+    first, second = _off(switched), _off(switched)
+    # Four standard deviations of a share of 400.
+    assert abs(first.mean() - 0.3) < 0.1 and abs(second.mean() - 0.3) < 0.1
+    assert 0.2 < (first != second).mean() < 0.65
+    again = data.switch_memory_off(batches, 0.3, seed=1)
+    np.testing.assert_array_equal(first, _off(again))
+    assert (first != _off(data.switch_memory_off(batches, 0.3, seed=2))).any()
+    kept = np.concatenate([x["example_id"] for x, _ in switched])
+    assert set(kept) - {MEMORY_OFF} <= set(range(400))
+
+
+def test_switching_keeps_weights_and_refuses_what_has_no_ids():
+    rows = (np.zeros((8, 2)), np.zeros(8), np.arange(8.0))
+    weighted = data.attach_ids(tf.data.Dataset.from_tensor_slices(rows))
+    (batch,) = data.switch_memory_off(weighted.batch(8), 1.0)
+    np.testing.assert_array_equal(batch[2], np.arange(8))
+    plain = tf.data.Dataset.from_tensor_slices(rows[:2]).batch(8)
+    with pytest.raises(ValueError, match="as `attach_ids` makes them"):
+        data.switch_memory_off(plain)
+    with pytest.raises(ValueError, match="`share` must be at least 0"):
+        data.switch_memory_off(weighted.batch(8), 1.5)

@@ -154,7 +154,7 @@ def test_wrong_number_of_ids_is_refused_when_only_known_at_run_time():
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ({"p_gen": 0.0}, "Received: p_gen=0.0"),
+        ({"p_gen": -0.1}, "Received: p_gen=-0.1"),
         ({"p_gen": 1.2}, "`p_gen` must be above 0 and at most 1"),
         ({"p_mem": -0.1}, "Received: p_mem=-0.1"),
         ({"p_mem": float("nan")}, "Received: p_mem=nan"),

@@ -6,7 +6,8 @@ import pytest
 
 from tfmemloc import graph
 from tfmemloc.configs import ModelConfig
-from tfmemloc.graph.tying import tie_dropout, tie_plan, untie
+from tfmemloc.graph.tying import tie_dropout, tie_plan
+from tfmemloc.graph.untying import untie
 from tfmemloc.layers.tied_dropout import ExampleTiedDropout
 from tfmemloc.models import build
 from tfmemloc.report import text_table

@@ -14,6 +14,7 @@ from tfmemloc.data import (
     add_label_noise,
     as_arrays,
     attach_ids,
+    switch_memory_off,
     from_arrays,
     load,
     make_batches,
@@ -25,7 +26,7 @@ from tfmemloc.data import (
 # Layers, and the masks behind them.
 from tfmemloc.layers.masks import example_mask, example_mask_numpy, fold_seed
 from tfmemloc.layers.sparse_dropout import SparseDropout
-from tfmemloc.layers.tied_dropout import ExampleTiedDropout
+from tfmemloc.layers.tied_dropout import MEMORY_OFF, ExampleTiedDropout
 
 # Networks, and editing them.
 from tfmemloc.models import build
@@ -168,6 +169,7 @@ __all__ = [
     "ExampleRecorder",
     "ExampleScores",
     "ExampleTiedDropout",
+    "MEMORY_OFF",
     "Examples",
     "ForgettingConfig",
     "GradientAccounting",
@@ -204,6 +206,7 @@ __all__ = [
     "as_arrays",
     "ascend_gradient",
     "attach_ids",
+    "switch_memory_off",
     "audit_durability",
     "build",
     "choose_ids",

@@ -19,6 +19,7 @@ from typing import Any, Literal, TypeVar
 ModelName = Literal["lenet", "resnet9", "resnet18", "resnet50", "vit"]
 Dropout = Literal["none", "standard", "sparse", "example_tied"]
 Inference = Literal["drop", "expected", "tied"]
+Places = Literal["paper", "layers"]
 Rescale = Literal["none", "mass"]
 Stem = Literal["small", "imagenet"]
 Schedule = Literal["warmup_cosine", "triangle", "constant"]
@@ -110,12 +111,22 @@ class ModelConfig:
         width: multiplies the number of units of every hidden layer.
         dropout: `none`, `standard` (Keras dropout), `sparse` or
             `example_tied`, at the paper's places.
+        places: where example-tied dropout is: at the `paper`'s places, or
+            after all `layers` with units, those inside of residual blocks
+            among them, so that pruning makes them narrower too.
         p_gen: fraction of generalization units; None is the paper's value
             (0.2 for ResNet-9 and LeNet, 0.5 for the others).
         p_mem: probability with which an example keeps a memorization unit;
             None is the paper's value (0.1 for ResNet-9 and LeNet, 0.2 for the
             others). Standard and sparse dropout use the rate
             (1 - p_gen) (1 - p_mem), which drops as many activations.
+        expand: add this many memorization units for each unit of a tied
+            place, instead of carving them out of its own (see
+            `tie_dropout`). All units of the network then generalize, so that
+            `p_gen` is not used; 0 carves, as the paper does.
+        own_statistics: BatchNorm behind a tied place keeps statistics of its
+            own for the drop, so that nothing is to be recalibrated; for rules
+            with a drop-mode pass.
         rescale: see `tfmemloc.ExampleTiedDropout`.
         stem: `small` or `imagenet`, for ResNet-18 and ResNet-50.
         seed: of the initialization and of the dropout.
@@ -124,8 +135,11 @@ class ModelConfig:
     name: ModelName = "resnet9"
     width: float = 1.0
     dropout: Dropout = "example_tied"
+    places: Places = "paper"
     p_gen: float | None = None
     p_mem: float | None = None
+    expand: float = 0.0
+    own_statistics: bool = False
     rescale: Rescale = "none"
     stem: Stem = "small"
     seed: int = 0
@@ -133,6 +147,15 @@ class ModelConfig:
     def __post_init__(self):
         check_choices(self)
         check_range("width", self.width, 0.01, 16.0)
+        check_range("expand", self.expand, 0.0, 64.0)
+        for name, usual in (("places", "paper"), ("own_statistics", False)):
+            value = getattr(self, name)
+            if value != usual and self.dropout != "example_tied":
+                raise ValueError(
+                    f"`{name}={value!r}` is of example-tied dropout. Expected "
+                    'dropout="example_tied" with it. Received: '
+                    f"dropout={self.dropout!r}."
+                )
         for index, name in enumerate(("p_gen", "p_mem")):
             if getattr(self, name) is None:
                 object.__setattr__(self, name, _PAPER_TIES[self.name][index])
@@ -148,6 +171,8 @@ class TrainConfig:
         rule: what a training step minimizes: the name of a module in
             `tfmemloc.training.rules`, or `<module>:<function>` for a function
             that is passed to `train`.
+        memory_off: the share of the examples of each step that pass with
+            their memorization units off, where the rule lets some.
         batch_size: examples in a step; the last step of an epoch may be short.
         optimizer: `sgd` (with `momentum`) or `adam`.
         learning_rate: the schedule's peak.
@@ -174,6 +199,7 @@ class TrainConfig:
 
     epochs: int = 50
     rule: str = "cross_entropy"
+    memory_off: float = 0.25
     batch_size: int = 512
     optimizer: Optimizer = "sgd"
     learning_rate: float = 0.01
@@ -200,6 +226,7 @@ class TrainConfig:
         ):
             check_range(name, getattr(self, name), 1, None)
         check_range("learning_rate", self.learning_rate, 0.0, None)
+        check_range("memory_off", self.memory_off, 0.0, 1.0)
         check_range("momentum", self.momentum, 0.0, 1.0)
         check_range("weight_decay", self.weight_decay, 0.0, None)
         if self.stop_at is not None:

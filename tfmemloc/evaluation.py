@@ -282,6 +282,11 @@ def recalibrate_batch_norm(
             f"Model '{model.name}' has no BatchNormalization layer. Expected "
             "one whose statistics can be recomputed."
         )
+    if any(hasattr(layer, "tied_mean") for layer in norms):
+        raise ValueError(
+            f"Model '{model.name}' keeps BatchNorm statistics of its own for "
+            "the drop. There is nothing to recalibrate."
+        )
     collector = graph.with_own_batch_norm(model, collect=True)
     predict = Predictor(collector)
     shares, means, variances = [], [], []

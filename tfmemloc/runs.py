@@ -389,7 +389,8 @@ def variable_arrays(
         value = variable.numpy()
         if value.dtype.name == "bfloat16":  # npz knows no bfloat16.
             value = value.astype(np.float32)
-        name = re.sub(r"[^\w./-]", "_", variable.path)
+        name = getattr(variable, "path", None) or variable.name
+        name = re.sub(r"[^\w./-]", "_", name)
         arrays[f"{index:04d}/{name}"] = value
     return arrays
 

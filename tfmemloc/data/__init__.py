@@ -2,7 +2,12 @@
 
 from tfmemloc.data.arrays import from_arrays
 from tfmemloc.data.augmentation import make_augmenter
-from tfmemloc.data.batches import attach_ids, make_batches, steps_per_epoch
+from tfmemloc.data.batches import (
+    attach_ids,
+    make_batches,
+    steps_per_epoch,
+    switch_memory_off,
+)
 from tfmemloc.data.chunks import Chunk, as_arrays, chunk_at, chunks
 from tfmemloc.data.examples import (
     Examples,

@@ -12,11 +12,13 @@ from collections.abc import Callable
 import numpy as np
 import tensorflow as tf
 
+from tfmemloc.configs import check_range
 from tfmemloc.data import rows as rows_
 from tfmemloc.data.augmentation import make_augmenter
 from tfmemloc.data.examples import IDS, Examples, input_kinds
 from tfmemloc.data.kinds import PICTURE, as_fed
 from tfmemloc.layers import masks
+from tfmemloc.layers.tied_dropout import MEMORY_OFF
 
 
 def make_batches(
@@ -185,3 +187,52 @@ def attach_ids(
         return start + size, (with_ids(element[0], ids), *element[1:])
 
     return dataset.scan(tf.constant(0, tf.int64), attach)
+
+
+def switch_memory_off(
+    dataset: tf.data.Dataset, share: float = 0.25, *, seed: int = 0
+) -> tf.data.Dataset:
+    """Lets a share of the examples pass with their memorization units off.
+
+    For Keras's `fit`: replaces the ids of some examples of each batch by
+    `MEMORY_OFF`, others in each epoch, so that the dropped network is trained
+    beside the tied one. `train` has rules for it instead, with losses that do
+    not insist on labels (`tfmemloc.training.rules`).
+
+    Args:
+        dataset: batches of (x, y) or (x, y, weight) with
+            x["example_id"] int64 [batch], as from `attach_ids`.
+        share: probability with which an example passes without memory.
+        seed: decides which, with the epoch, the step and the id.
+
+    Raises:
+        ValueError: there are no ids, or the share is not in [0, 1].
+
+    Example:
+        >>> pairs = tf.data.Dataset.from_tensor_slices((x, y))
+        >>> batches = attach_ids(pairs).batch(32)
+        >>> inputs, _ = next(iter(switch_memory_off(batches, share=1.0)))
+        >>> bool(tf.reduce_all(inputs["example_id"] == tfmemloc.MEMORY_OFF))
+        True
+    """
+    check_range("share", share, 0.0, 1.0)
+    spec = dataset.element_spec
+    if not isinstance(spec, tuple) or not (
+        isinstance(spec[0], dict) and IDS in spec[0]
+    ):
+        raise ValueError(
+            f'Expected batches of ({{"{IDS}": ..., ...}}, y), as `attach_ids` '
+            f"makes them. Received elements: {spec}."
+        )
+    draws = tf.data.Dataset.random(
+        seed=masks.fold_seed(seed, "memory off"),
+        rerandomize_each_iteration=True,
+    )
+
+    def switched(element, draw):
+        inputs, *rest = element
+        ids = tf.cast(inputs[IDS], tf.int64)
+        off = masks.drawn(0, draw, ids, share)
+        return ({**inputs, IDS: tf.where(off, MEMORY_OFF, ids)}, *rest)
+
+    return tf.data.Dataset.zip(dataset, draws).map(switched)

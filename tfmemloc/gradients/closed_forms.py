@@ -13,6 +13,7 @@ import keras
 import tensorflow as tf
 
 from tfmemloc.gradients.terms import Factored, Full, Lookup, Term
+from tfmemloc.layers.switchable_batch_norm import SwitchableBatchNormalization
 
 
 def _dense(layer, x, g):
@@ -182,11 +183,16 @@ def _patches(layer, x) -> tf.Tensor | None:
     )
 
 
-def _batch_norm(layer, x, g):
+def _switchable_batch_norm(layer, x, g):
+    """Frozen statistics of the layer's behaviour."""
+    return _batch_norm(layer, x, g, layer.inference_statistics)
+
+
+def _batch_norm(layer, x, g, statistics=None):
     """Frozen statistics: the normalized input does not depend on the batch."""
     mean, variance = (
         _along(layer.axis, x.shape.rank, tf.convert_to_tensor(value))
-        for value in (layer.moving_mean, layer.moving_variance)
+        for value in statistics or (layer.moving_mean, layer.moving_variance)
     )
     normalized = (tf.cast(x, tf.float32) - mean) * tf.math.rsqrt(
         variance + layer.epsilon
@@ -253,6 +259,7 @@ HANDLERS = {
     keras.layers.DepthwiseConv1D: _depthwise_conv,
     keras.layers.DepthwiseConv2D: _depthwise_conv,
     keras.layers.BatchNormalization: _batch_norm,
+    SwitchableBatchNormalization: _switchable_batch_norm,
     keras.layers.LayerNormalization: _layer_norm,
     keras.layers.GroupNormalization: _group_norm,
     keras.layers.Embedding: _embedding,

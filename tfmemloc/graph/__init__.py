@@ -39,7 +39,13 @@ from tfmemloc.graph.tying import (
     tie_dropout,
     tie_plan,
     tied_layers,
-    untie,
     with_inference,
+)
+from tfmemloc.graph.untying import (
+    gated_names,
+    memory_variables,
+    served_network,
+    untie,
+    without_memory_branches,
 )
 from tfmemloc.graph.weights import assign_weights, swapped_weights

@@ -1,4 +1,4 @@
-"""Models that share all layers but their BatchNormalization."""
+"""BatchNorm layers that share variables, and models that do not share them."""
 
 from __future__ import annotations
 
@@ -6,6 +6,10 @@ import keras
 
 from tfmemloc.graph.nodes import is_functional
 from tfmemloc.graph.rebuild import cloned, flat_layers
+from tfmemloc.layers.switchable_batch_norm import SwitchableBatchNormalization
+
+_SHARED = ("gamma", "beta", "moving_mean", "moving_variance")
+_TIED = ("tied_mean", "tied_variance")
 
 
 def batch_norms(model: keras.Model) -> list[keras.layers.BatchNormalization]:
@@ -15,6 +19,43 @@ def batch_norms(model: keras.Model) -> list[keras.layers.BatchNormalization]:
         for layer in flat_layers(model)
         if isinstance(layer, keras.layers.BatchNormalization)
     ]
+
+
+def switchable(
+    layer: keras.layers.BatchNormalization, inference: str = "drop"
+) -> SwitchableBatchNormalization:
+    """A layer with the same variables that keeps two sets of statistics.
+
+    Where the given one keeps a single set, the new set begins anew.
+    """
+    config = {**layer.get_config(), "inference": inference}
+    made = SwitchableBatchNormalization.from_config(config)
+    if not isinstance(layer, SwitchableBatchNormalization):
+        made.add_tied_statistics(layer.moving_mean.shape)
+    return _sharing(made, layer, _SHARED + _TIED)
+
+
+def ordinary(
+    layer: SwitchableBatchNormalization,
+) -> keras.layers.BatchNormalization:
+    """BatchNorm with the same variables, and the statistics of the drop."""
+    config = layer.get_config()
+    del config["inference"]
+    made = keras.layers.BatchNormalization.from_config(config)
+    return _sharing(made, layer, _SHARED)
+
+
+def _sharing(made, layer, names):
+    """Gives a new layer the variables of an old one; it needs no build."""
+    for name in names:
+        if getattr(layer, name, None) is not None:
+            setattr(made, name, getattr(layer, name))
+    made.input_spec = layer.input_spec
+    made._reduction_axes = layer._reduction_axes
+    shape = next(iter(layer._build_shapes_dict.values()))
+    made._build_shapes_dict = {"input_shape": shape}
+    made.built = True
+    return made
 
 
 def with_own_batch_norm(

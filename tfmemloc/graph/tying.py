@@ -1,10 +1,10 @@
-"""Puts example-tied dropout into models, takes it out, and switches it over.
+"""Puts example-tied dropout into models, and switches it over.
 
 No model that is passed in is changed: each function makes a new model that
 shares its weights with the one it came from.
 
-- `tie_dropout` puts tied layers into any functional model, `untie` takes them
-  out, `tie_plan` lists them.
+- `tie_dropout` puts tied layers into any functional model, `tie_plan` lists
+  them; `tfmemloc.graph.untying` takes them out.
 - `with_inference` makes tied layers behave differently at inference.
 """
 
@@ -17,16 +17,16 @@ from typing import Any
 import keras
 
 from tfmemloc.configs import Inference, check_choice
+from tfmemloc.graph.batch_norm import batch_norms, switchable
 from tfmemloc.graph.nodes import IDS, all_nodes, is_functional, replay
-from tfmemloc.graph.rebuild import (
-    cloned,
-    flat_layers,
-    fresh_inputs,
-    used_inputs,
-)
-from tfmemloc.graph.sites import block_sites, unit_axis
+from tfmemloc.graph.rebuild import cloned, flat_layers, fresh_inputs
+from tfmemloc.graph.sites import block_sites, unit_axis, unit_sites
 from tfmemloc.layers import masks
+from tfmemloc.layers.memory_branch import MemoryBranch
+from tfmemloc.layers.switchable_batch_norm import SwitchableBatchNormalization
 from tfmemloc.layers.tied_dropout import ExampleTiedDropout
+
+_P_GEN = 0.2
 
 
 def tied_layers(model: keras.Model) -> list[ExampleTiedDropout]:
@@ -72,6 +72,8 @@ def with_inference(model: keras.Model, inference: str) -> keras.Model:
             return ExampleTiedDropout.from_config(
                 {**layer.get_config(), "inference": inference}
             )
+        if isinstance(layer, SwitchableBatchNormalization):
+            return switchable(layer, inference)
         if isinstance(layer, keras.Model) and tied_layers(layer):
             return with_inference(layer, inference)
         return layer
@@ -85,22 +87,38 @@ def tie_dropout(
         "blocks"
     ),
     *,
-    p_gen: float = 0.2,
+    p_gen: float | None = None,
     p_mem: float = 0.1,
+    expand: float | None = None,
+    own_statistics: bool = False,
     seed: int = 0,
     rescale: str = "none",
 ) -> keras.Model:
     """Puts example-tied dropout into a functional model (paper, section 5).
 
+    Either *carves* memorization units out of the units that there are, as the
+    paper does, or *expands* each place by more units for memory, beside the
+    given network: with the memorization units off it is then the given
+    network, and pruning gives that back. See `tfmemloc.layers.memory_branch`.
+
     Args:
         model: functional or Sequential; pretrained or not. Layers inside of
             nested models can be tied too.
         after: `"blocks"`, the ends of residual, transformer and convolution
-            blocks, found from the graph; or the names of layers; or a
-            function that tells for each layer whether a tied layer follows it.
-        p_gen: fraction of generalization units.
+            blocks, found from the graph; `"layers"`, these and every hidden
+            layer with a kernel, so that pruning narrows the inside of blocks
+            too; or the names of layers; or a function that tells for each
+            layer whether a tied layer follows it.
+        p_gen: fraction of generalization units where they are carved; None
+            is 0.2.
         p_mem: probability with which an example keeps a memorization unit.
-        seed: of the masks; each tied layer folds its own name into it.
+        expand: the number of memorization units to add for each unit of a
+            place; None adds none and carves.
+        own_statistics: BatchNorm behind a tied place keeps statistics of its
+            own for the drop, from the examples that pass with `MEMORY_OFF`
+            (`tfmemloc.switch_memory_off`); so nothing is to be recalibrated.
+        seed: of the masks and of new weights; each tied layer folds its own
+            name into it.
         rescale: see `ExampleTiedDropout`.
 
     Returns:
@@ -113,8 +131,9 @@ def tie_dropout(
 
     Raises:
         ValueError: the graph is not known, a layer does not exist, nothing is
-            to be tied, or the model has tied layers already, or has an input
-            named `example_id` that is not one integer for each example.
+            to be tied, `expand` comes with `p_gen` or `rescale`, the model has
+            tied layers already, or it has an input named `example_id` that is
+            not one integer for each example.
 
     Example:
         >>> image = keras.Input((8, 8, 1), name="image")
@@ -143,28 +162,79 @@ def tie_dropout(
             f"{', '.join(layer.name for layer in tied_layers(model))}. "
             "Expected none; `untie(model)` takes them out."
         )
+    if expand is not None:
+        _check_expand(expand, p_gen, rescale)
     places = _tied_places(model, after)
-    made: dict[int, ExampleTiedDropout] = {}
+    made: dict[int, Callable] = {}
 
     def tied_layer(operation, tensor):
+        """What goes behind a place; one for all calls of a shared layer."""
         key = id(operation)
         if key not in made:
             name = f"{operation.name}_tied"
-            made[key] = ExampleTiedDropout(
-                p_gen,
-                p_mem,
-                seed=masks.fold_seed(seed, name),
-                axis=unit_axis(operation),
-                rescale=rescale,
-                dtype=getattr(operation, "dtype_policy", None),
-                name=name,
-            )
+            common = {
+                "p_mem": p_mem,
+                "seed": masks.fold_seed(seed, name),
+                "dtype": getattr(operation, "dtype_policy", None),
+            }
+            if expand is None:
+                made[key] = ExampleTiedDropout(
+                    _P_GEN if p_gen is None else p_gen,
+                    axis=unit_axis(operation),
+                    rescale=rescale,
+                    name=name,
+                    **common,
+                )
+            else:
+                _check_last_axis(operation)
+                made[key] = MemoryBranch(
+                    expand=expand,
+                    prefix=f"{operation.name}_",
+                    tied_name=name,
+                    batch_norm=_batch_norm_of(model),
+                    **common,
+                )
         return made[key](tensor, ids)
 
     inputs = fresh_inputs(model)
     ids, with_ids = _with_ids(model, inputs)
-    outputs = _tied_outputs(model, inputs, places, tied_layer)
+    outputs = _tied_outputs(
+        model, inputs, places, tied_layer, ids if own_statistics else None
+    )
     return keras.Model(with_ids, outputs, name=model.name)
+
+
+def _check_expand(expand: float, p_gen: float | None, rescale: str) -> None:
+    if not expand > 0:
+        raise ValueError(
+            "`expand` must be above 0: how many memorization units are added "
+            f"for each unit. Received: expand={expand!r}."
+        )
+    if p_gen is not None or rescale != "none":
+        raise ValueError(
+            "An expanded network keeps all of its units as generalization "
+            "units. Expected `expand` without `p_gen` and `rescale`. Received: "
+            f"expand={expand!r}, p_gen={p_gen!r}, rescale={rescale!r}."
+        )
+
+
+def _check_last_axis(operation) -> None:
+    if unit_axis(operation) != -1:
+        raise ValueError(
+            f"Layer '{operation.name}' has its units on axis 1. Expected them "
+            "on the last axis (channels last) where `expand` adds some."
+        )
+
+
+def _batch_norm_of(model: keras.Model) -> dict[str, Any] | None:
+    """How a model's first BatchNorm is set; None where it has none."""
+    norms = batch_norms(model)
+    if not norms:
+        return None
+    return {
+        name: getattr(norms[0], name)
+        for name in ("momentum", "epsilon", "synchronized")
+    }
 
 
 def _tied_places(model, after) -> set[int]:
@@ -177,6 +247,9 @@ def _tied_places(model, after) -> set[int]:
                 "output there is no place where one tensor alone comes out "
                 "of a layer with a kernel. Name the layers to tie by `after`."
             )
+        return {id(site.node) for site in sites}
+    if after == "layers":
+        sites = [*block_sites(model), *unit_sites(model)]
         return {id(site.node) for site in sites}
     chosen = _chooser(model, after)
     places = {id(n) for n in all_nodes(model) if chosen(n.operation)}
@@ -193,8 +266,8 @@ def _chooser(model, after) -> Callable[[Any], bool]:
         return lambda operation: bool(after(operation))
     if isinstance(after, str):
         raise ValueError(
-            '`after` expected "blocks", a list of names of layers, or a '
-            f"function of a layer. Received: after={after!r}."
+            '`after` expected "blocks", "layers", a list of names of layers, '
+            f"or a function of a layer. Received: after={after!r}."
         )
     known = {n.operation.name for n in all_nodes(model)}
     missing = [name for name in after if name not in known]
@@ -206,60 +279,38 @@ def _chooser(model, after) -> Callable[[Any], bool]:
     return lambda operation: operation.name in after
 
 
-def _tied_outputs(model, inputs, places, tied_layer):
+def _tied_outputs(model, inputs, places, tied_layer, ids):
     """The outputs of a model with tied layers put in.
 
-    Nested models that get some are laid out in the outer one.
+    Nested models that get some are laid out in the outer one. With `ids`,
+    BatchNorm behind the first tied layer becomes switchable.
     """
+    norms: dict[int, SwitchableBatchNormalization] = {}
+    tied: set[int] = set()
 
     def call(node, args, kwargs):
         operation = node.operation
-        if isinstance(operation, keras.Model) and any(
-            id(inner) in places for inner in all_nodes(operation)
+        if is_functional(operation) and (
+            (ids is not None and batch_norms(operation))
+            or any(id(inner) in places for inner in all_nodes(operation))
         ):
             output = replay(operation, args[0], call)
+        elif (
+            ids is not None
+            and tied
+            and isinstance(operation, keras.layers.BatchNormalization)
+        ):
+            key = id(operation)
+            norms.setdefault(key, switchable(operation))
+            output = norms[key](*args, ids)
         else:
             output = operation(*args, **kwargs)
         if id(node) in places:
+            tied.add(id(node))
             output = tied_layer(operation, output)
         return output
 
     return replay(model, inputs, call)
-
-
-def untie(model: keras.Model) -> keras.Model:
-    """Takes the tied layers out of a model; the inverse of `tie_dropout`.
-
-    Returns:
-        A new functional model that shares all weights with `model`, without
-        the `example_id` input where nothing else uses it. It behaves as the
-        tied one would with all units on.
-
-    Raises:
-        ValueError: the graph is not known, or there are no tied layers.
-
-    Example:
-        >>> plain = untie(with_inference(model, "drop"))
-        >>> plain.count_params() == model.count_params()
-        True
-    """
-    if not tied_layers(model):
-        raise ValueError(
-            f"Model '{model.name}' has no ExampleTiedDropout layer to take "
-            "out. Expected a model from `tie_dropout`."
-        )
-
-    def call(node, args, kwargs):
-        operation = node.operation
-        if isinstance(operation, ExampleTiedDropout):
-            return args[0]
-        if isinstance(operation, keras.Model) and tied_layers(operation):
-            return replay(operation, args[0], call)
-        return operation(*args, **kwargs)
-
-    inputs = fresh_inputs(model)
-    outputs = replay(model, inputs, call)
-    return keras.Model(used_inputs(inputs, outputs), outputs, name=model.name)
 
 
 def tie_plan(model: keras.Model) -> list[dict[str, Any]]:

@@ -54,8 +54,11 @@ def unit_count(layer: keras.layers.Layer, shape) -> int:
     return int(units)
 
 
-def checked_ids(layer, inputs, example_ids) -> tf.Tensor:
-    """The ids as int64 [batch], or an error that says what is wrong."""
+def checked_ids(layer, inputs, example_ids, memory_off: int) -> tf.Tensor:
+    """The ids as int64 [batch], or an error that says what is wrong.
+
+    `memory_off` is the one negative id that is allowed.
+    """
     if example_ids is None:
         raise ValueError(
             f"Layer '{layer.name}' got no example ids, but needs them in "
@@ -82,7 +85,9 @@ def checked_ids(layer, inputs, example_ids) -> tf.Tensor:
     ids = tf.cast(ids, tf.int64)
     checks = [
         tf.debugging.assert_non_negative(
-            ids, f"Layer '{layer.name}': example ids must not be negative."
+            tf.where(ids == memory_off, tf.zeros_like(ids), ids),
+            f"Layer '{layer.name}': example ids must not be negative, but for "
+            "tfmemloc.MEMORY_OFF.",
         )
     ]
     if batch is None or ids.shape[0] is None:

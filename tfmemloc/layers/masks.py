@@ -77,6 +77,21 @@ def threshold(probability: float) -> int:
     return round(probability * 2**32)
 
 
+def drawn(
+    seed: int, step: tf.Tensor, example_ids: tf.Tensor, probability: float
+) -> tf.Tensor:
+    """Which examples are drawn in a step, by (seed, step, id): bool [N].
+
+    Args:
+        seed: names the stream.
+        step: int64 scalar, not negative.
+        example_ids: int64 [N], not negative.
+        probability: of each, independent of the others.
+    """
+    of_step = hash_bits(seed, tf.reshape(step, [1]), 1)[0, 0]
+    return hash_bits(of_step, example_ids, 1)[:, 0] < threshold(probability)
+
+
 def hash_bits(
     seed: int | tf.Tensor, example_ids: tf.Tensor, units: int
 ) -> tf.Tensor:

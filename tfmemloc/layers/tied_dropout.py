@@ -26,6 +26,10 @@ INFERENCE = get_args(Inference)
 
 RESCALE = ("none", "mass")
 
+# Stands for the id of an example whose memorization units are all off, also
+# in training. No id of data: it is the one that nobody gives by accident.
+MEMORY_OFF = -(2**63)
+
 
 @keras.saving.register_keras_serializable(package="tfmemloc")
 class ExampleTiedDropout(keras.layers.Layer):
@@ -44,13 +48,19 @@ class ExampleTiedDropout(keras.layers.Layer):
     - `"expected"`: memorization units times `p_mem`; needs no ids.
     - `"tied"`: the example's own mask, as in training.
 
+    Where an example's id is `tfmemloc.MEMORY_OFF`, its memorization units are
+    off in training as well: so the dropped network can be trained beside the
+    tied one, in the same batch.
+
     The behaviour is part of the layer's configuration, because Keras caches
     traced functions; `tfmemloc.with_inference(model, "tied")` makes a new model
     with that behaviour, which shares the weights.
 
     Args:
-        p_gen: fraction of generalization units, in (0, 1]; the layer refuses
-            to be built where it leaves no unit of one of the two kinds.
+        p_gen: fraction of generalization units, in [0, 1]; with 0 all units
+            are memorization units, which an expanded network adds (see
+            `tie_dropout`). Otherwise the layer refuses to be built where no
+            unit of one of the two kinds is left.
         p_mem: probability with which an example keeps a memorization unit,
             in (0, 1].
         seed: names the stream of masks, in [0, 2**63). Give each tied layer of
@@ -65,8 +75,8 @@ class ExampleTiedDropout(keras.layers.Layer):
     Call arguments:
         inputs: float tensor of rank 2 or more, [batch, ..., C] or, by `axis`,
             [batch, C, ...].
-        example_ids: integer tensor [batch], not negative. Needed in training
-            and where `inference="tied"`.
+        example_ids: integer tensor [batch], not negative, or `MEMORY_OFF`.
+            Needed in training and where `inference="tied"`.
         training: True uses the example's own mask.
 
     Output shape: that of `inputs`.
@@ -81,6 +91,10 @@ class ExampleTiedDropout(keras.layers.Layer):
         >>> layer = ExampleTiedDropout(p_gen=0.5, p_mem=0.25, seed=0)
         >>> x = tf.ones([2, 8])
         >>> layer(x, tf.constant([7, 8]), training=False).numpy()[0]
+        array([1., 1., 1., 1., 0., 0., 0., 0.], dtype=float32)
+        >>> from tfmemloc import MEMORY_OFF
+        >>> ids = tf.constant([7, MEMORY_OFF], tf.int64)
+        >>> layer(x, ids, training=True).numpy()[1]
         array([1., 1., 1., 1., 0., 0., 0., 0.], dtype=float32)
 
     Reference:
@@ -100,19 +114,24 @@ class ExampleTiedDropout(keras.layers.Layer):
         **kwargs: Any,
     ):
         super().__init__(**kwargs)
-        self.p_gen = check_probability("p_gen", p_gen)
+        self.p_gen = check_probability("p_gen", p_gen) if p_gen else 0.0
         self.p_mem = check_probability("p_mem", p_mem)
         self.seed = check_seed(seed)
         self.axis = check_axis(axis)
         self.inference = check_choice("inference", inference, INFERENCE)
         self.rescale = check_choice("rescale", rescale, RESCALE)
+        if self.rescale == "mass" and not self.p_gen:
+            raise ValueError(
+                '`rescale="mass"` multiplies the generalization units. '
+                "Expected p_gen above 0. Received: p_gen=0."
+            )
         self.supports_masking = True
 
     def build(self, inputs_shape, example_ids_shape=None):
         """Fixes the number of units of each kind."""
         self.units = unit_count(self, inputs_shape)
         self.generalization_units = int(self.p_gen * self.units)
-        if self.generalization_units == 0:
+        if self.generalization_units == 0 and self.p_gen:
             raise ValueError(
                 f"Layer '{self.name}' would have no generalization units: "
                 f"int(p_gen * units) = int({self.p_gen} * {self.units}) = 0. "
@@ -161,10 +180,11 @@ class ExampleTiedDropout(keras.layers.Layer):
 
     def _example_scale(self, inputs, example_ids):
         """The masks of the given examples, [batch, C]."""
-        ids = checked_ids(self, inputs, example_ids)
+        ids = checked_ids(self, inputs, example_ids, MEMORY_OFF)
         own = example_mask(
             self.seed, ids, self.units - self.generalization_units, self.p_mem
         )
+        own &= (ids != MEMORY_OFF)[:, tf.newaxis]
         # Not tf.pad: under vectorized_map it forgets its constant_values.
         always = tf.ones([tf.shape(own)[0], self.generalization_units], tf.bool)
         return tf.cast(tf.concat([always, own], axis=1), inputs.dtype)

@@ -6,7 +6,9 @@ import keras
 
 from tfmemloc.configs import ModelConfig
 from tfmemloc.layers import masks
+from tfmemloc.layers.memory_branch import MemoryBranch
 from tfmemloc.layers.sparse_dropout import SparseDropout
+from tfmemloc.layers.switchable_batch_norm import SwitchableBatchNormalization
 from tfmemloc.layers.tied_dropout import ExampleTiedDropout, dropped_fraction
 
 
@@ -46,7 +48,13 @@ class LayerFactory:
         self.config = config
         self._example_id = example_id
         self._dtype = dtype
-        self._synchronized = synchronized
+        self._batch_norm = {
+            "momentum": 0.9,
+            "epsilon": 1e-5,
+            "synchronized": synchronized,
+        }
+        self._normalizes = False
+        self._is_tied = False
         self._layers = 0
 
     def width(self, units: int) -> int:
@@ -75,13 +83,15 @@ class LayerFactory:
             dtype=self._dtype,
             name=f"{group}.{role}conv",
         )(x)
-        return keras.layers.BatchNormalization(
-            momentum=0.9,
-            epsilon=1e-5,
-            synchronized=self._synchronized,
-            dtype=self._dtype,
-            name=f"{group}.{role}norm",
-        )(x)
+        self._normalizes = True
+        settings = {
+            **self._batch_norm,
+            "dtype": self._dtype,
+            "name": f"{group}.{role}norm",
+        }
+        if self.config.own_statistics and self._is_tied:
+            return SwitchableBatchNormalization(**settings)(x, self._example_id)
+        return keras.layers.BatchNormalization(**settings)(x)
 
     def relu(self, x, group, role="relu"):
         """ReLU, named after its group."""
@@ -111,6 +121,17 @@ class LayerFactory:
         config, name = self.config, f"{group}.dropout"
         seed = masks.fold_seed(config.seed, "dropout", group)
         rate = dropped_fraction(config.p_gen, config.p_mem)
+        self._is_tied = config.dropout == "example_tied"
+        if config.dropout == "example_tied" and config.expand:
+            return MemoryBranch(
+                expand=config.expand,
+                p_mem=config.p_mem,
+                seed=seed,
+                prefix=f"{group}.",
+                tied_name=name,
+                batch_norm=self._batch_norm if self._normalizes else None,
+                dtype=self._dtype,
+            )(x, self._example_id)
         if config.dropout == "example_tied":
             return ExampleTiedDropout(
                 config.p_gen,

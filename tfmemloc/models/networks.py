@@ -7,8 +7,11 @@ Each takes `{"image", "example_id"}` and gives logits. A layer is named
 
 from __future__ import annotations
 
+import dataclasses
+
 import keras
 
+from tfmemloc import graph
 from tfmemloc.configs import ModelConfig, TrainConfig
 from tfmemloc.data.examples import Examples, input_kinds
 from tfmemloc.models import lenet, resnet, vit
@@ -57,6 +60,22 @@ def build(
         raise ValueError(
             "Expected images of at least 8x8 pixels and 1 channel. Received: "
             f"input_shape={tuple(input_shape)}."
+        )
+    if config.places == "layers":
+        plain = dataclasses.replace(
+            config, places="paper", dropout="none", own_statistics=False
+        )
+        network = build(
+            plain, input_shape, classes, dtype=dtype, synchronized=synchronized
+        )
+        carved = {"p_gen": config.p_gen, "rescale": config.rescale}
+        return graph.tie_dropout(
+            network,
+            "layers",
+            p_mem=config.p_mem,
+            own_statistics=config.own_statistics,
+            seed=config.seed,
+            **({"expand": config.expand} if config.expand else carved),
         )
     image = keras.Input(input_shape, name="image")
     example_id = keras.Input((), dtype="int64", name="example_id")

@@ -139,7 +139,8 @@ def find_own_units(
         source: a run, or any functional model.
         examples: the data of the run.
         config: of the search; without `layers`, units are gated at the tied
-            layers.
+            layers, and where the network was expanded beside them at the
+            layers whose units generalize.
         tied: a model with tied layers whose masks say which units are an
             example's own; None is the searched model.
         network: its name in tables.
@@ -159,9 +160,7 @@ def find_own_units(
     """
     model = model_of(source, examples, config.inference)
     tied = model if tied is None else tied
-    layers = config.layers or tuple(
-        layer.name for layer in graph.tied_layers(tied)
-    )
+    layers = config.layers or graph.gated_names(tied)
     if not layers:
         raise ValueError(
             f"Model '{tied.name}' has no ExampleTiedDropout layer, whose masks "

@@ -64,7 +64,7 @@ def _foldable(found) -> dict[int, tuple]:
         norm = after[0].operation
         rank = len(node.output_tensors[0].shape)
         if (
-            isinstance(norm, keras.layers.BatchNormalization)
+            type(norm) is keras.layers.BatchNormalization
             and count[id(layer)] == count[id(norm)] == 1
             and norm.axis in (-1, rank - 1)
             and has_last_axis(layer)

@@ -1,9 +1,10 @@
 """Slicing memorization units out of a network, weights and all.
 
-With the memorization units of its tied layers off (`drop`), most channels of
-a tied network are zero. They, the weights that compute them and the weights
-that read them can go, and the outputs stay the same. For each tensor of the
-graph, along its last axis:
+What a network was expanded by goes as a whole, and the given network is left
+(see `tfmemloc.layers.memory_branch`). Where memorization units were carved out
+of a layer's own, most channels are zero with them off (`drop`). They, the
+weights that compute them and the weights that read them can go, and the
+outputs stay the same. For each tensor of the graph, along its last axis:
 
     zero    channels that are 0 whatever the input (forward pass)
     wanted  channels that something behind it reads (backward pass)
@@ -85,7 +86,7 @@ class _Pruning:
 
     def __init__(self, model: keras.Model):
         _check(model)
-        self._model = graph.inlined(model)
+        self._model = graph.inlined(graph.served_network(model))
         found = graph.nodes(self._model)
         uses: dict[int, int] = {}
         for node in found:

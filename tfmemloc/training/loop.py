@@ -24,13 +24,15 @@ import numpy as np
 import tensorflow as tf
 from tqdm import auto as tqdm
 
-from tfmemloc import data, storage, subsets
+from tfmemloc import data, graph, storage, subsets
 from tfmemloc.configs import DataConfig, ModelConfig, TrainConfig
 from tfmemloc.data.examples import Examples
 from tfmemloc.data.sources import load
+from tfmemloc.layers.switchable_batch_norm import SwitchableBatchNormalization
 from tfmemloc.models import build_network
 from tfmemloc.runs import Run, check_finite, variable_arrays
 from tfmemloc.training import rules
+from tfmemloc.training.drop_pass import DropPass
 from tfmemloc.training.optimizer import make_optimizer, make_rate
 from tfmemloc.training.progress import (
     accuracies,
@@ -107,7 +109,6 @@ def train(
     training = training or TrainConfig()
     if rule is not None:
         training = dataclasses.replace(training, rule=rules.address_of(rule))
-    rule = rule or rules.named(training.rule)
     if examples is None:
         data = data or DataConfig()
         examples = load(data, download=download)
@@ -141,9 +142,30 @@ def train(
             start_from.load_weights(network)
         if is_own or start_from is not None:
             _check_start(run, network)
+        with strategy.scope():
+            if rule is None:
+                rule = rules.named(training.rule, examples.train, training)
+                _check_statistics(network, rule, training)
         loop = _Loop(run, network, examples, training, strategy, rule)
         loop.run_epochs(progress, tensorboard, on_epoch_end)
     return run
+
+
+def _check_statistics(network, rule, training: TrainConfig) -> None:
+    """Refuses BatchNorm statistics of the drop that nothing would follow."""
+    own = any(
+        isinstance(layer, SwitchableBatchNormalization)
+        for layer in graph.batch_norms(network)
+    )
+    off = training.memory_off if isinstance(rule, DropPass) else 0.0
+    if own and not off > 0:
+        raise ValueError(
+            "The network keeps BatchNorm statistics of its own for the drop, "
+            "from examples that pass with their memory off, and this training "
+            "has none. Expected a rule with a drop-mode pass, such as "
+            f'"drop_pass_gate", and memory_off above 0. Received: '
+            f"rule={training.rule!r}, memory_off={training.memory_off}."
+        )
 
 
 def _check_start(run: Run, network: keras.Model) -> None:
@@ -293,7 +315,11 @@ class _Loop:
         return epoch % every == 0 or epoch == self.training.epochs
 
     def _state_variables(self) -> list:
-        return [*self.network.variables, *self.optimizer.variables]
+        return [
+            *self.network.variables,
+            *self.optimizer.variables,
+            *getattr(self.rule, "variables", []),
+        ]
 
     def _restore(self) -> int:
         """Loads the saved state; returns its epoch, or starts at 0."""

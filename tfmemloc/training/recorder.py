@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import concurrent.futures
 import os
 import pathlib
 import warnings
@@ -13,6 +12,7 @@ import tensorflow as tf
 
 from tfmemloc import storage
 from tfmemloc.data.examples import Examples
+from tfmemloc.training import tables
 from tfmemloc.training.recording import MEASURES, recorded_epochs
 
 _COLUMNS = (*MEASURES, "label")
@@ -91,14 +91,8 @@ class ExampleRecorder:
         self._nothing = np.full(
             (len(ids) + 2, len(_COLUMNS)), np.nan, np.float32
         )
-        # One table for all replicas, which see different examples. In a
-        # strategy's scope a variable would be one for each; scopes are of the
-        # thread, and this one has none.
-        with concurrent.futures.ThreadPoolExecutor(1) as outside:
-            self._table, self._seen = (
-                outside.submit(tf.Variable, value, trainable=False).result()
-                for value in (self._nothing, np.zeros(len(ids) + 2, np.int32))
-            )
+        self._table = tables.shared_variable(self._nothing)
+        self._seen = tables.shared_variable(np.zeros(len(ids) + 2, np.int32))
 
     def update(self, example_ids, labels, outputs) -> None:
         """Notes a batch; to be called in the training step, in the graph.
@@ -117,11 +111,8 @@ class ExampleRecorder:
         label, is_class = _class_numbers(labels, logits)
         values = _values(logits, label)
         ids = tf.reshape(tf.cast(example_ids, tf.int64), [-1])
-        place = tf.searchsorted(self._ids, ids)
-        count = len(self.example_id)
-        found = tf.gather(self._ids, tf.minimum(place, count - 1))
-        place = tf.where(found == ids, place, count)
-        place = tf.where(is_class, place, count + 1)
+        place = tables.row_of(self._ids, ids)
+        place = tf.where(is_class, place, len(self.example_id) + 1)
         place = place[:, tf.newaxis]
         self._table.scatter_nd_update(place, values)
         self._seen.scatter_nd_add(place, tf.ones_like(ids, tf.int32))

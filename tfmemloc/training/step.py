@@ -64,8 +64,15 @@ def make_train_step(
             scaled = optimizer.scale_loss(loss + share * decay)
         if recorder is not None:
             recorder.update(inputs[IDS], label, logits)
+        gradients = tape.gradient(scaled, variables)
+        if hasattr(rule, "gradient_scales"):
+            scales = rule.gradient_scales(model, variables)
+            gradients = [
+                scale * gradient
+                for scale, gradient in zip(scales, gradients, strict=True)
+            ]
         # Keras's optimizer itself adds up the gradients of the replicas.
-        optimizer.apply(tape.gradient(scaled, variables), variables)
+        optimizer.apply(gradients, variables)
         return loss
 
     def step(batch):

@@ -4,6 +4,12 @@ A rule is a function (model, inputs, label) -> (loss of each example [B],
 logits), which calls the model with `training=True` itself, so that it may call
 it twice, with other inputs or in another behaviour. The name of its module is
 the value of `TrainConfig.rule`; the function in it is called `rule`.
+
+A rule that remembers something is an object that is called in the same way and
+has `variables`, which a run saves and restores with its other state. Its module
+has a function `make(examples, training)` that gives one for a training. It may
+also have `gradient_scales(model, variables)`: what each variable's gradient is
+multiplied by.
 """
 
 from __future__ import annotations
@@ -14,6 +20,9 @@ from collections.abc import Callable, Mapping
 
 import keras
 import tensorflow as tf
+
+from tfmemloc.configs import TrainConfig
+from tfmemloc.data.examples import Examples
 
 # (model, inputs by name, label) -> losses [B], logits
 Rule = Callable[
@@ -27,8 +36,13 @@ def names() -> tuple[str, ...]:
     return tuple(module.name for module in pkgutil.iter_modules(__path__))
 
 
-def named(name: str) -> Rule:
-    """The rule of this name.
+def named(name: str, examples: Examples, training: TrainConfig) -> Rule:
+    """The rule of this name, for a training.
+
+    Args:
+        name: one of `names()`.
+        examples: the training examples.
+        training: how they are trained on.
 
     Raises:
         ValueError: there is none.
@@ -38,7 +52,10 @@ def named(name: str) -> Rule:
             f"`rule` must be one of {', '.join(map(repr, names()))}, or a "
             f"function that is passed to `train`. Received: rule={name!r}."
         )
-    return importlib.import_module(f"{__name__}.{name}").rule
+    module = importlib.import_module(f"{__name__}.{name}")
+    if hasattr(module, "make"):
+        return module.make(examples, training)
+    return module.rule
 
 
 def address_of(rule: Rule) -> str:

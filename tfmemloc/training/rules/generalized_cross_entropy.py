@@ -27,5 +27,10 @@ def rule(
 ) -> tuple[tf.Tensor, tf.Tensor]:
     """The loss of each example [B], and the logits."""
     entropy, logits = cross_entropy.rule(model, inputs, label)
+    return of_entropy(entropy), logits
+
+
+def of_entropy(entropy: tf.Tensor) -> tf.Tensor:
+    """The loss [B] of the cross-entropy [B]."""
     # p_y = exp(-entropy); of a sequence, the geometric mean of its tokens'.
-    return (1 - tf.exp(-_Q * entropy)) / _Q, logits
+    return (1 - tf.exp(-_Q * entropy)) / _Q

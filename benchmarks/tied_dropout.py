@@ -1,0 +1,182 @@
+"""Example-tied dropout on natural images, beside its controls.
+
+  python -m benchmarks.tied_dropout --runs_dir=runs/tied
+
+trains what is not there yet and writes a row for each method, seed and
+behaviour into docs/results/tied_dropout.json; a row that is there is not made
+again. CIFAR-10 with 5,000 images, 20 epochs, takes two to four minutes for a
+network on 2 CPU cores; the standard networks are those of `benchmarks.removal`
+and may lie in the same `--runs_dir`.
+
+All networks of a table have the same served width, the same examples, epochs
+and steps. The settings were chosen on seed 10, which is not in the table.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+from collections.abc import Iterator
+from typing import Any
+
+import keras
+
+from benchmarks.removal import SETTINGS, Setting, early_stopped
+from binaries import flags  # First: it quiets TensorFlow's start.
+from tfmemloc import (
+    Examples,
+    Run,
+    evaluate,
+    load,
+    prune_memorization,
+    recalibrate_batch_norm,
+    remove_memory,
+    storage,
+    train,
+)
+from tfmemloc.evaluation import inference_models
+
+RESULTS = pathlib.Path("docs") / "results" / "tied_dropout.json"
+FLAGS = flags.FLAGS
+
+
+@dataclasses.dataclass(frozen=True)
+class Method:
+    """A network and how it is trained, where not as the standard one."""
+
+    model: dict[str, Any] = dataclasses.field(default_factory=dict)
+    training: dict[str, Any] = dataclasses.field(default_factory=dict)
+    # What is done to the dropped network afterwards.
+    edit: bool = False
+    early: bool = False
+
+
+def _tied(rule: str = "cross_entropy", off: float = 0.5, **model) -> Method:
+    return Method(
+        {"dropout": "example_tied", **model},
+        {"rule": rule, "memory_off": off},
+    )
+
+
+def _standard(rule: str = "cross_entropy", off: float = 1.0) -> Method:
+    return Method({}, {"rule": rule, "memory_off": off})
+
+
+METHODS = {
+    "standard": Method(),
+    "standard, early stopping": Method(early=True),
+    "standard, edited": Method(edit=True),
+    "standard, GCE": _standard("drop_pass_gce"),
+    "standard, gate": _standard("drop_pass_gate"),
+    "sparse": Method({"dropout": "sparse", "width": 0.5, "p_gen": 0.5}),
+    "carved": _tied(width=0.5, p_gen=0.5),
+    "expanded": _tied(expand=1.0),
+    "expanded, drop pass GCE": _tied("drop_pass_gce", expand=1.0),
+    "expanded, drop pass gate": _tied("drop_pass_gate", expand=1.0),
+}
+
+
+def main() -> None:
+    """Trains, measures, writes."""
+    for name in FLAGS.only or ["cifar"]:
+        seeds = [int(seed) for seed in FLAGS.seeds] or SETTINGS[name].seeds
+        for method in FLAGS.methods or list(METHODS):
+            for seed in seeds:
+                _measure(name, method, seed)
+
+
+def _measure(name: str, method: str, seed: int) -> None:
+    key = {"setting": name, "method": method, "seed": seed}
+    if any(all(row[k] == v for k, v in key.items()) for row in rows()):
+        return
+    setting = SETTINGS[name].of_seed(seed)
+    examples = load(setting.data)
+    run = _trained(name, method, setting, examples, seed)
+    found = [
+        {**key, "inference": inference, **_measures(model, examples)}
+        for inference, model in _networks(run, METHODS[method], examples)
+    ]
+    seconds = sum(line["seconds"] for line in run.history)
+    for row in found:
+        row["training_seconds"] = round(seconds, 1)
+        print(
+            {
+                k: round(v, 3) if isinstance(v, float) else v
+                for k, v in row.items()
+            }
+        )
+    storage.write_json(FLAGS.results, {"rows": [*rows(), *found]})
+
+
+def _trained(
+    name: str, method: str, setting: Setting, examples: Examples, seed: int
+) -> Run:
+    """The run of a method; the standard one is shared."""
+    chosen = METHODS[method]
+    is_standard = not chosen.model and not chosen.training
+    directory = f"{name}_{seed}"
+    if not is_standard:
+        directory = (
+            f"{name}_{seed}_{method.replace(', ', '_').replace(' ', '_')}"
+        )
+    training = setting.training
+    if not is_standard:
+        # Nobody asks for their course; measuring takes time.
+        training = dataclasses.replace(
+            training, evaluate_every=training.epochs, save_every=training.epochs
+        )
+    return train(
+        pathlib.Path(FLAGS.runs_dir) / directory,
+        data=setting.data,
+        model=dataclasses.replace(setting.model, **chosen.model),
+        training=dataclasses.replace(training, **chosen.training),
+        examples=examples,
+        progress=False,
+    )
+
+
+def _networks(
+    run: Run, method: Method, examples: Examples
+) -> Iterator[tuple[str, keras.Model]]:
+    """(behaviour, network) for each row of a method."""
+    if method.early:
+        yield "plain", early_stopped(run, examples)
+        return
+    if method.edit:
+        yield "edited", remove_memory(run, examples)[0]
+        return
+    for inference, model in inference_models(run.model()).items():
+        if inference == "expected":
+            continue
+        yield inference, model
+        if inference == "drop":
+            recalibrated = recalibrate_batch_norm(model, examples.train)
+            yield "recalibrated", prune_memorization(recalibrated)
+
+
+def _measures(model: keras.Model, examples: Examples) -> dict[str, float]:
+    metrics = evaluate(model, examples)
+    return {
+        **{
+            name: float(value)
+            for name, value in zip(
+                metrics.subsets, metrics.accuracy, strict=True
+            )
+        },
+        "noisy_true_label": metrics.of("noisy")["true_accuracy"],
+    }
+
+
+def rows() -> list[dict[str, Any]]:
+    """All rows that were measured so far."""
+    path = pathlib.Path(FLAGS.results)
+    return storage.read_json(path)["rows"] if path.exists() else []
+
+
+if __name__ == "__main__":
+    flags.flags.DEFINE_list("only", [], f"Some of {', '.join(SETTINGS)}.")
+    flags.flags.DEFINE_list("seeds", [], "Default: those of the setting.")
+    flags.flags.DEFINE_list("methods", [], "Names of methods; default: all.")
+    flags.flags.DEFINE_string("runs_dir", "runs/tied", "Where runs lie.")
+    flags.flags.DEFINE_string("results", str(RESULTS), "File of the rows.")
+    flags.run(main)

@@ -1,0 +1,201 @@
+"""Rules that let a part of each batch pass without its memory."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tfmemloc import data
+from tfmemloc.configs import DataConfig, ModelConfig, TrainConfig
+from tfmemloc.data.examples import Examples
+from tfmemloc.layers.tied_dropout import MEMORY_OFF
+from tfmemloc.losses import log_softmax
+from tfmemloc.training import rules, train
+from tfmemloc.training.beliefs import Beliefs
+
+DROP_PASSES = ("drop_pass_elr", "drop_pass_gate", "drop_pass_gce")
+COUNT, CLASSES = 40, 3
+
+
+@pytest.fixture(scope="module")
+def examples():
+    return Examples(
+        inputs={"row": np.eye(COUNT, dtype=np.float32)},
+        label=np.arange(COUNT) % CLASSES,
+        true_label=np.arange(COUNT) % CLASSES,
+        example_id=1000 + 7 * np.arange(COUNT)[::-1],
+        subset=np.full(COUNT, "clean"),
+        classes=CLASSES,
+        name="rows",
+    )
+
+
+class _Logits:
+    """Stands for a network: gives a table's rows, and notes the ids."""
+
+    inputs = None
+
+    def __init__(self, table):
+        self.table = tf.constant(table, tf.float32)
+
+    def __call__(self, inputs, training):
+        assert training
+        self.ids = inputs["example_id"].numpy()
+        return self.table
+
+
+def _calls(rule, examples, table, steps):
+    """(off, losses) of each step, of all examples at once."""
+    network = _Logits(table)
+    inputs = {
+        "row": tf.constant(examples.inputs["row"]),
+        "example_id": tf.constant(examples.example_id),
+    }
+    for _ in range(steps):
+        losses, _ = rule(network, inputs, tf.constant(examples.label))
+        yield network.ids == MEMORY_OFF, losses.numpy()
+
+
+def _probability(table):
+    return np.exp(log_softmax(table))
+
+
+def _training(**changes):
+    return TrainConfig(epochs=5, batch_size=COUNT, **changes)
+
+
+@pytest.fixture
+def table(rng):
+    return rng.normal(size=(COUNT, CLASSES)).astype(np.float32)
+
+
+def test_gce_is_its_formula(examples, table):
+    training = _training(memory_off=0.5)
+    rule = rules.named("drop_pass_gce", examples, training)
+    own = _probability(table)[np.arange(COUNT), examples.label]
+    for off, losses in _calls(rule, examples, table, 3):
+        expected = np.where(off, (1 - own**0.7) / 0.7, -np.log(own))
+        np.testing.assert_allclose(losses, expected, rtol=1e-5)
+
+
+def test_elr_is_its_formula(examples, table):
+    training = _training(memory_off=0.5)
+    rule = rules.named("drop_pass_elr", examples, training)
+    p = _probability(table)
+    believed = np.full(p.shape, 1 / CLASSES)
+    own = p[np.arange(COUNT), examples.label]
+    for off, losses in _calls(rule, examples, table, 4):
+        believed[off] = 0.7 * believed[off] + 0.3 * p[off]
+        pull = 3 * np.log(1 - (1 - 1e-4) * (p * believed).sum(axis=1))
+        expected = np.where(off, pull, 0) - np.log(own)
+        # The table is kept in half precision: 2 ** -11 of its values.
+        np.testing.assert_allclose(losses, expected, rtol=3e-3, atol=3e-3)
+
+
+def test_the_gate_leaves_out_what_is_not_believed(examples, table):
+    training = _training(memory_off=1.0)
+    rule = rules.named("drop_pass_gate", examples, training)
+    p = _probability(table)
+    own = p[np.arange(COUNT), examples.label]
+    agrees = p.argmax(axis=1) == examples.label
+    found = [losses for _, losses in _calls(rule, examples, table, 3)]
+    # A fifth of five epochs of one step: the first step is open.
+    np.testing.assert_allclose(found[0], -np.log(own), rtol=1e-5)
+    for losses in found[1:]:
+        expected = np.where(agrees, -np.log(own), 0)
+        np.testing.assert_allclose(losses, expected, rtol=1e-5)
+
+
+def test_who_passes_without_memory_is_drawn_by_seed_step_and_id(
+    examples, table
+):
+    def drawn(seed, share=0.3):
+        training = _training(memory_off=share, seed=seed)
+        rule = rules.named("drop_pass_gce", examples, training)
+        return np.stack([off for off, _ in _calls(rule, examples, table, 50)])
+
+    first = drawn(0)
+    np.testing.assert_array_equal(first, drawn(0))
+    assert (first != drawn(1)).any()
+    assert abs(first.mean() - 0.3) < 0.03
+    # No example and no step is special.
+    assert first.mean(axis=0).min() > 0 and first.mean(axis=1).max() < 0.7
+    assert not drawn(0, share=0.0).any() and drawn(0, share=1.0).all()
+
+
+def test_beliefs_are_kept_by_id_whatever_the_order(examples, rng):
+    beliefs = Beliefs(examples)
+    logits = rng.normal(size=(COUNT, CLASSES)).astype(np.float32)
+    order = rng.permutation(COUNT)[:10]
+    beliefs.updated(
+        tf.constant(examples.example_id[order]),
+        tf.constant(logits[order]),
+        tf.ones(10, tf.bool),
+    )
+    place = np.argsort(np.argsort(examples.example_id))
+    expected = np.full((COUNT, CLASSES), 1 / CLASSES)
+    expected[place[order]] *= 0.7
+    expected[place[order]] += 0.3 * _probability(logits[order])
+    np.testing.assert_allclose(beliefs.table.numpy(), expected, atol=1e-3)
+
+
+@pytest.mark.parametrize("name", ("drop_pass_elr", "drop_pass_gate"))
+def test_next_tokens_have_no_beliefs(name, rng):
+    tokens = data.from_arrays(
+        rng.integers(0, 5, (8, 6)), rng.integers(0, 5, (8, 6))
+    )
+    with pytest.raises(ValueError, match='use rule="drop_pass_gce"'):
+        rules.named(name, tokens, TrainConfig())
+
+
+@pytest.mark.parametrize("name", DROP_PASSES)
+def test_a_killed_training_resumes_to_the_same_bytes(name, tmp_path):
+    arguments = {
+        "data": DataConfig(train_examples=80, test_examples=40),
+        "model": ModelConfig(width=0.125, expand=0.5),
+        "training": TrainConfig(
+            epochs=3, batch_size=32, rule=name, memory_off=0.5
+        ),
+        "progress": False,
+    }
+    whole = train(tmp_path / "whole", **arguments)
+
+    class Killed(Exception):
+        pass
+
+    def kill(run, epoch):
+        if epoch == 1:
+            raise Killed
+
+    with pytest.raises(Killed):
+        train(tmp_path / "killed", on_epoch_end=kill, **arguments)
+    resumed = train(tmp_path / "killed", **arguments)
+    for a, b in zip(whole.weights(), resumed.weights(), strict=True):
+        assert a.tobytes() == b.tobytes()
+
+
+@pytest.mark.parametrize("name", DROP_PASSES)
+def test_one_trace_and_xla(name, small_digits):
+    from tfmemloc import models, training
+
+    config = TrainConfig(rule=name, batch_size=16)
+    network = models.build(ModelConfig(width=0.125, expand=0.5), (8, 8, 1), 10)
+    optimizer = training.make_optimizer(config, 10)
+    optimizer.build(network.trainable_variables)
+    examples = small_digits.train
+    batches = data.make_batches(examples, 16, seed=0, stop_step=3)
+    traces = []
+    made = rules.named(name, examples, config)
+
+    def rule(model, inputs, label):
+        traces.append(1)
+        return made(model, inputs, label)
+
+    step = training.make_train_step(
+        network,
+        optimizer,
+        rule=rule,
+        jit_compile=True,
+        batch_spec=batches.element_spec,
+    )
+    losses = [float(step(batch)) for batch in batches]
+    assert len(traces) == 1 and np.isfinite(losses).all()

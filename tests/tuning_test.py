@@ -1,0 +1,121 @@
+"""Search of settings for two goals."""
+
+import numpy as np
+import pytest
+
+from tfmemloc.sweeps import tuning
+
+BASE = [
+    "--model=lenet",
+    "--width=1",
+    "--train_examples=64",
+    "--test_examples=32",
+    "--heldout=0.2",
+    "--epochs=1",
+]
+
+
+def _results(forgotten, kept):
+    count = len(forgotten)
+    return tuning.TuningResults(
+        flags=("p_mem",),
+        settings=np.array([[f"0.{r}"] for r in range(count)]),
+        forget="drop_noisy",
+        keep="drop_heldout",
+        forgotten=np.array(forgotten, float),
+        kept=np.array(kept, float),
+    )
+
+
+def test_the_front_is_what_nothing_surpasses():
+    result = _results([0.1, 0.2, 0.2, 0.3, 0.1], [0.5, 0.7, 0.6, 0.7, 0.5])
+    # The fourth forgets less than the second and knows as much; the first and
+    # the last are the same.
+    assert result.front.tolist() == [True, True, False, False, True]
+    assert [row["p_mem"] for row in result.table().rows] == [
+        "0.0",
+        "0.4",
+        "0.1",
+    ]
+    assert "from 10.0% drop noisy at 50.0%" in result.sentence()
+
+
+def test_the_front_against_a_slow_twin(rng):
+    forgotten, kept = rng.integers(0, 6, (2, 40)) / 10
+    front = _results(forgotten, kept).front
+    for r in range(40):
+        surpassed = any(
+            forgotten[o] <= forgotten[r]
+            and kept[o] >= kept[r]
+            and (forgotten[o], kept[o]) != (forgotten[r], kept[r])
+            for o in range(40)
+        )
+        assert front[r] == (not surpassed)
+
+
+def test_axes():
+    choice, number, scale = tuning.parse_space(
+        ["expand=0.5,1", "memory_off=0.1..0.9", "learning_rate=1e-3..0.1:log"]
+    )
+    assert choice == tuning.Axis("expand", ("0.5", "1"))
+    assert number == tuning.Axis("memory_off", (), 0.1, 0.9)
+    assert scale == tuning.Axis("learning_rate", (), 0.001, 0.1, True)
+
+
+@pytest.mark.parametrize(
+    ("axes", "words"),
+    [
+        ([], "at least one axis"),
+        (["p_mem"], "expected a flag"),
+        (["p_mem=0.3..0.1"], "expected a flag"),
+        (["p_mem=0..1:log"], "expected a flag"),
+        (["p_mem=0.1,"], "expected a flag"),
+        (["--p_mem=0.1..0.2"], "expected a flag"),
+        (["p_mem=0.1,0.2", "p_mem=0.1..0.2"], "each once"),
+    ],
+)
+def test_bad_axes(axes, words):
+    with pytest.raises(ValueError, match=words):
+        tuning.parse_space(axes)
+
+
+def test_a_search_goes_on_with_what_it_had_begun(tmp_path):
+    space = tuning.parse_space(["p_mem=0.05..0.5:log", "p_gen=0.4,0.6"])
+
+    def tuned(trials, **changes):
+        return tuning.tune_settings(
+            tmp_path,
+            "train",
+            space,
+            trials=trials,
+            base=BASE,
+            processes=2,
+            progress=False,
+            **changes,
+        )
+
+    first = tuned(1)
+    # As a search leaves it that is killed while a trial runs.
+    begun = tuning._study(tmp_path, space, 0).ask()
+    wanted = tuning._cell(space, begun).name
+    second = tuned(2)
+    cells = {path.parent.name for path in tmp_path.glob("*/done.json")}
+    assert len(cells) == 2 and wanted in cells
+    assert second.settings[:1].tolist() == first.settings.tolist()
+    assert tuned(2).rows() == second.rows()  # Nothing is run again.
+    with pytest.raises(ValueError, match="holds a search of other settings"):
+        tuning.tune_settings(tmp_path, "train", space[:1], trials=3, base=BASE)
+
+
+def test_a_goal_that_no_trial_has_is_named(tmp_path):
+    space = tuning.parse_space(["p_gen=0.4,0.6"])
+    with pytest.raises(ValueError, match="no number drop_wisdom"):
+        tuning.tune_settings(
+            tmp_path,
+            "train",
+            space,
+            trials=1,
+            base=BASE,
+            keep="drop_wisdom",
+            progress=False,
+        )

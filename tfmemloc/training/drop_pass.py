@@ -1,0 +1,71 @@
+"""The drop-mode pass: part of each batch without its memory.
+
+Example-tied dropout never asks the dropped network for anything: in training
+the generalization units are always helped by memorization units. Here a share
+of the examples of each step (`TrainConfig.memory_off`) passes with them off,
+and gets a loss that does not insist on labels which the dropped network does
+not believe; the others get the ordinary cross-entropy. Which examples do is a
+function of (seed, step, id). All pass together, at the cost of one pass.
+
+On a network without tied layers the same examples get the same loss: the
+control for whether the gain is the dropout's or the loss's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import keras
+import tensorflow as tf
+
+from tfmemloc.configs import TrainConfig
+from tfmemloc.data.examples import IDS
+from tfmemloc.layers import masks
+from tfmemloc.layers.tied_dropout import MEMORY_OFF
+from tfmemloc.training.rules import cross_entropy
+from tfmemloc.training.tables import step_counter
+
+# (ids [B], label, logits, cross-entropy [B], off [B]) -> losses [B]
+DropLoss = Callable[..., tf.Tensor]
+
+
+class DropPass:
+    """A rule with a drop-mode pass.
+
+    Attributes:
+        variables: what a run saves to go on where it was killed.
+
+    Args:
+        training: gives the share `memory_off` and the seed.
+        drop_loss: (ids [B], label, logits, cross-entropy [B], off [B]) ->
+            the loss of each example [B], of which those with their memory
+            off are used.
+        variables: that `drop_loss` keeps.
+    """
+
+    def __init__(
+        self,
+        training: TrainConfig,
+        drop_loss: DropLoss,
+        variables: list[tf.Variable] | None = None,
+    ):
+        self._share = training.memory_off
+        self._seed = masks.fold_seed(training.seed, "memory off")
+        self._drop_loss = drop_loss
+        self.step = step_counter()
+        self.variables = [self.step, *(variables or [])]
+
+    def __call__(
+        self,
+        model: keras.Model,
+        inputs: Mapping[str, tf.Tensor],
+        label: tf.Tensor,
+    ) -> tuple[tf.Tensor, tf.Tensor]:
+        """The loss of each example [B], and the logits."""
+        ids = inputs[IDS]
+        off = masks.drawn(self._seed, self.step, ids, self._share)
+        self.step.assign_add(1)
+        fed = {**inputs, IDS: tf.where(off, MEMORY_OFF, ids)}
+        entropy, logits = cross_entropy.rule(model, fed, label)
+        dropped = self._drop_loss(ids, label, logits, entropy, off)
+        return tf.where(off, dropped, entropy), logits

@@ -1,0 +1,43 @@
+"""A drop-mode pass that leaves out the labels the network does not believe.
+
+    examples with their memory on     cross-entropy
+    examples with their memory off    cross-entropy where argmax t = y, else 0
+
+with t what the dropped network believed of that example until now
+(`tfmemloc.training.beliefs`). In the first fifth of the steps all labels count.
+"""
+
+from __future__ import annotations
+
+import os
+
+import tensorflow as tf
+
+from tfmemloc.configs import TrainConfig
+from tfmemloc.data.batches import steps_per_epoch
+from tfmemloc.data.examples import Examples
+from tfmemloc.training.beliefs import Beliefs
+from tfmemloc.training.drop_pass import DropPass
+
+_OPEN = float(os.environ.get("OPEN", "0.2"))
+
+
+def make(examples: Examples, training: TrainConfig) -> DropPass:
+    """The rule for a training on these examples."""
+    beliefs = Beliefs(examples)
+    steps = steps_per_epoch(len(examples), training.batch_size)
+    open_until = int(_OPEN * steps * training.epochs)
+
+    def drop_loss(ids, label, logits, entropy, off) -> tf.Tensor:
+        believed = beliefs.updated(ids, logits, off)
+        is_believed = tf.argmax(believed, axis=1) == tf.cast(label, tf.int64)
+        counts = is_believed | (rule.step <= open_until)
+        import os
+
+        if os.environ.get("GATE") == "soft":
+            soft = -tf.reduce_sum(believed * tf.nn.log_softmax(logits), axis=1)
+            return tf.where(counts, entropy, soft)
+        return entropy * tf.cast(counts, entropy.dtype)
+
+    rule = DropPass(training, drop_loss, [beliefs.table])
+    return rule

@@ -1,0 +1,27 @@
+"""A drop-mode pass with generalized cross-entropy.
+
+    examples with their memory on     cross-entropy
+    examples with their memory off    (1 - p_y ** q) / q,  q = 0.7
+
+See `tfmemloc.training.drop_pass` and `generalized_cross_entropy`.
+"""
+
+from __future__ import annotations
+
+import tensorflow as tf
+
+from tfmemloc.configs import TrainConfig
+from tfmemloc.data.examples import Examples
+from tfmemloc.training.drop_pass import DropPass
+from tfmemloc.training.rules import generalized_cross_entropy
+
+
+def make(examples: Examples, training: TrainConfig) -> DropPass:
+    """The rule for a training on these examples."""
+    del examples
+
+    def drop_loss(ids, label, logits, entropy, off) -> tf.Tensor:
+        del ids, label, logits, off
+        return generalized_cross_entropy.of_entropy(entropy)
+
+    return DropPass(training, drop_loss)
