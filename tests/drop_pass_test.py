@@ -13,6 +13,7 @@ from tfmemloc.training import rules, train
 from tfmemloc.training.beliefs import Beliefs
 
 DROP_PASSES = ("drop_pass_elr", "drop_pass_gate", "drop_pass_gce")
+STATEFUL = (*DROP_PASSES, "late_tying")
 COUNT, CLASSES = 40, 3
 
 
@@ -148,6 +149,59 @@ def test_next_tokens_have_no_beliefs(name, rng):
 
 
 @pytest.mark.parametrize("name", DROP_PASSES)
+def _late_run(directory, epochs, **changes):
+    return train(
+        directory,
+        data=DataConfig(train_examples=80, test_examples=40),
+        model=ModelConfig(width=0.125, expand=0.5),
+        training=TrainConfig(
+            epochs=epochs,
+            batch_size=80,
+            schedule="constant",
+            weight_decay=0.0,
+            momentum=0.0,
+            learning_rate=0.1,
+            **changes,
+        ),
+        progress=False,
+    )
+
+
+def test_late_tying_trains_the_given_network_first(tmp_path):
+    """Twenty steps, one an epoch; the switch comes after seven."""
+    run = _late_run(tmp_path / "run", 20, rule="late_tying")
+    names = [w.path for w in run.model().weights]
+
+    def moved(first, last, word):
+        """Mean length of the way of some kernels between two epochs."""
+        return np.mean(
+            [
+                np.linalg.norm(b - a)
+                for a, b, name in zip(
+                    run.weights(first), run.weights(last), names, strict=True
+                )
+                if name.endswith("kernel") and word in name
+            ]
+        )
+
+    assert moved(0, 7, "recall") == 0 < moved(7, 20, "recall")
+    # The memory learns nothing where it writes nothing.
+    assert moved(0, 7, "memory") == 0
+    assert moved(8, 9, "conv/") < 0.3 * moved(6, 7, "conv/")
+
+
+def test_late_tying_needs_variables_of_memory_and_sgd(tmp_path):
+    with pytest.raises(ValueError, match="Expected a network made with Model"):
+        train(
+            tmp_path / "carved",
+            model=ModelConfig(width=0.25),
+            training=TrainConfig(epochs=1, rule="late_tying"),
+            progress=False,
+        )
+    with pytest.raises(ValueError, match='Expected optimizer="sgd"'):
+        _late_run(tmp_path / "adam", 2, rule="late_tying", optimizer="adam")
+
+
 def test_a_killed_training_resumes_to_the_same_bytes(name, tmp_path):
     arguments = {
         "data": DataConfig(train_examples=80, test_examples=40),
@@ -173,7 +227,7 @@ def test_a_killed_training_resumes_to_the_same_bytes(name, tmp_path):
         assert a.tobytes() == b.tobytes()
 
 
-@pytest.mark.parametrize("name", DROP_PASSES)
+@pytest.mark.parametrize("name", STATEFUL)
 def test_one_trace_and_xla(name, small_digits):
     from tfmemloc import models, training
 
@@ -190,6 +244,8 @@ def test_one_trace_and_xla(name, small_digits):
         traces.append(1)
         return made(model, inputs, label)
 
+    if hasattr(made, "gradient_transform"):
+        rule.gradient_transform = made.gradient_transform
     step = training.make_train_step(
         network,
         optimizer,

@@ -47,6 +47,9 @@ def make_train_step(
     """
     strategy = strategy or tf.distribute.get_strategy()
     variables = model.trainable_variables
+    transform = None
+    if hasattr(rule, "gradient_transform"):
+        transform = rule.gradient_transform(model, variables)
 
     def replica_step(batch):
         inputs, label = batch
@@ -65,12 +68,8 @@ def make_train_step(
         if recorder is not None:
             recorder.update(inputs[IDS], label, logits)
         gradients = tape.gradient(scaled, variables)
-        if hasattr(rule, "gradient_scales"):
-            scales = rule.gradient_scales(model, variables)
-            gradients = [
-                scale * gradient
-                for scale, gradient in zip(scales, gradients, strict=True)
-            ]
+        if transform is not None:
+            gradients = transform(gradients)
         # Keras's optimizer itself adds up the gradients of the replicas.
         optimizer.apply(gradients, variables)
         return loss

@@ -8,8 +8,8 @@ the value of `TrainConfig.rule`; the function in it is called `rule`.
 A rule that remembers something is an object that is called in the same way and
 has `variables`, which a run saves and restores with its other state. Its module
 has a function `make(examples, training)` that gives one for a training. It may
-also have `gradient_scales(model, variables)`: what each variable's gradient is
-multiplied by.
+also have `gradient_transform(model, variables)`, called once before the step is
+traced: a function that changes the list of the variables' gradients.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ and SGD, whose steps are as long as its gradients.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import keras
 import tensorflow as tf
@@ -59,10 +59,10 @@ class LateTying:
         fed = {**inputs, IDS: tf.where(off, MEMORY_OFF, ids)}
         return cross_entropy.rule(model, fed, label)
 
-    def gradient_scales(
+    def gradient_transform(
         self, model: keras.Model, variables: Sequence[keras.Variable]
-    ) -> list[tf.Tensor]:
-        """What the gradient of each variable is multiplied by.
+    ) -> Callable[[Sequence[tf.Tensor]], list[tf.Tensor]]:
+        """Makes the gradients of the given network small after the switch.
 
         Raises:
             ValueError: the model is not expanded by memory.
@@ -75,10 +75,17 @@ class LateTying:
                 "network made with ModelConfig(expand=...) or "
                 "tie_dropout(model, expand=...)."
             )
-        # The rule was called in this step, and has counted it.
-        slow = tf.where(self._step <= self._switch, 1.0, _SLOW)
-        one = tf.ones([])
-        return [one if id(v) in memory else slow for v in variables]
+        is_memory = [id(variable) in memory for variable in variables]
+
+        def transform(gradients):
+            # The rule was called in this step, and has counted it.
+            slow = tf.where(self._step <= self._switch, 1.0, _SLOW)
+            return [
+                gradient if mine else gradient * slow
+                for gradient, mine in zip(gradients, is_memory, strict=True)
+            ]
+
+        return transform
 
 
 def make(examples: Examples, training: TrainConfig) -> LateTying:
