@@ -137,6 +137,11 @@ SETTINGS = {
         _CIFAR_TRAINING,
         tied_width=0.5,
     ),
+    "cifar10k": Setting(
+        dataclasses.replace(_CIFAR, train_examples=11111),
+        ModelConfig(width=0.25, dropout="none"),
+        _CIFAR_TRAINING,
+    ),
     "cifar20": Setting(
         dataclasses.replace(_CIFAR, train_examples=22222),
         ModelConfig(width=0.25, dropout="none"),

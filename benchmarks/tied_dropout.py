@@ -64,15 +64,18 @@ def _standard(rule: str = "cross_entropy", off: float = 1.0) -> Method:
 
 METHODS = {
     "standard": Method(),
-    "standard, early stopping": Method(early=True),
-    "standard, edited": Method(edit=True),
-    "standard, GCE": _standard("drop_pass_gce"),
-    "standard, gate": _standard("drop_pass_gate"),
+    "standard early-stopped": Method(early=True),
+    "standard edited": Method(edit=True),
+    "standard + gate": _standard("drop_pass_gate"),
+    "standard + GCE": _standard("drop_pass_gce"),
     "sparse": Method({"dropout": "sparse", "width": 0.5, "p_gen": 0.5}),
     "carved": _tied(width=0.5, p_gen=0.5),
     "expanded": _tied(expand=1.0),
-    "expanded, drop pass GCE": _tied("drop_pass_gce", expand=1.0),
-    "expanded, drop pass gate": _tied("drop_pass_gate", expand=1.0),
+    "expanded + gate": dataclasses.replace(
+        _tied("drop_pass_gate", expand=1.0), edit=True
+    ),
+    "expanded + GCE": _tied("drop_pass_gce", expand=1.0),
+    "expanded + late tying": _tied("late_tying", expand=1.0),
 }
 
 
@@ -116,9 +119,7 @@ def _trained(
     is_standard = not chosen.model and not chosen.training
     directory = f"{name}_{seed}"
     if not is_standard:
-        directory = (
-            f"{name}_{seed}_{method.replace(', ', '_').replace(' ', '_')}"
-        )
+        directory += f"_{method.replace(' + ', '_').replace(' ', '_')}"
     training = setting.training
     if not is_standard:
         # Nobody asks for their course; measuring takes time.
@@ -142,8 +143,8 @@ def _networks(
     if method.early:
         yield "plain", early_stopped(run, examples)
         return
-    if method.edit:
-        yield "edited", remove_memory(run, examples)[0]
+    if method.edit and not method.model:
+        yield "edited", _edited(run, examples)
         return
     for inference, model in inference_models(run.model()).items():
         if inference == "expected":
@@ -151,7 +152,18 @@ def _networks(
         yield inference, model
         if inference == "drop":
             recalibrated = recalibrate_batch_norm(model, examples.train)
-            yield "recalibrated", prune_memorization(recalibrated)
+            pruned = prune_memorization(recalibrated)
+            yield "recalibrated", pruned
+            if method.edit:
+                yield "edited", _edited(pruned, examples, run)
+
+
+def _edited(
+    source: Run | keras.Model, examples: Examples, run: Run | None = None
+) -> keras.Model:
+    directory = (run or source).directory
+    work = directory.with_name(f"{directory.name}_edit")
+    return remove_memory(source, examples, directory=work)[0]
 
 
 def _measures(model: keras.Model, examples: Examples) -> dict[str, float]:

@@ -199,7 +199,7 @@ class TrainConfig:
 
     epochs: int = 50
     rule: str = "cross_entropy"
-    memory_off: float = 0.25
+    memory_off: float = 0.5
     batch_size: int = 512
     optimizer: Optimizer = "sgd"
     learning_rate: float = 0.01

@@ -4,7 +4,8 @@
     examples with their memory off    cross-entropy where argmax t = y, else 0
 
 with t what the dropped network believed of that example until now
-(`tfmemloc.training.beliefs`). In the first fifth of the steps all labels count.
+(`tfmemloc.training.beliefs`). In the first two fifths of the steps all labels
+count.
 """
 
 from __future__ import annotations
@@ -32,11 +33,6 @@ def make(examples: Examples, training: TrainConfig) -> DropPass:
         believed = beliefs.updated(ids, logits, off)
         is_believed = tf.argmax(believed, axis=1) == tf.cast(label, tf.int64)
         counts = is_believed | (rule.step <= open_until)
-        import os
-
-        if os.environ.get("GATE") == "soft":
-            soft = -tf.reduce_sum(believed * tf.nn.log_softmax(logits), axis=1)
-            return tf.where(counts, entropy, soft)
         return entropy * tf.cast(counts, entropy.dtype)
 
     rule = DropPass(training, drop_loss, [beliefs.table])

@@ -1,0 +1,245 @@
+"""Public functions on any input: a result that keeps its contract, or an error
+of the documented type that says what was expected and what was received.
+
+60 inputs for each function, 10,000 in `make test-all` (FUZZ_INPUTS).
+"""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as nps
+
+import tfmemloc
+from tests.fuzz_test import FUZZ
+
+CLASSES = 3
+NUMBERS = (
+    st.none()
+    | st.booleans()
+    | st.integers(-3, 3)
+    | st.integers()
+    | st.floats()
+    | st.floats(-0.5, 1.5)
+    | st.text(max_size=5)
+    | st.binary(max_size=3)
+)
+DTYPES = st.sampled_from(
+    ["bool", "u1", "i1", "<i4", ">i4", "<i8", ">i8", "f2", "<f4", ">f4", "f8"]
+    + ["c8", "U3", "S2", "M8[s]"]
+)
+
+
+@st.composite
+def arrays(draw, largest=5):
+    """Arrays of any kind: odd shapes, dtypes, orders, NaN, read-only."""
+    array = draw(
+        nps.arrays(
+            draw(DTYPES),
+            draw(nps.array_shapes(min_dims=0, max_dims=4, max_side=largest)),
+        )
+    )
+    if draw(st.booleans()):
+        array = array[::-1].T if array.ndim else array
+    array.flags.writeable = draw(st.booleans()) and array.flags.owndata
+    return array
+
+
+ANY = NUMBERS | arrays() | st.lists(NUMBERS, max_size=4)
+
+
+@st.composite
+def labelled(draw, kind=ANY):
+    """A few pictures, and something that may be one thing for each."""
+    count = draw(st.integers(0, 5))
+    good = nps.arrays("i8", count, elements=st.integers(0, CLASSES - 1))
+    x = np.zeros((count, 8, 8, 1), np.uint8)
+    return x, draw(good | kind)
+
+
+def _outcome(function, *args, **kwargs):
+    """What a function gives, or None where it refuses with good reason."""
+    try:
+        return function(*args, **kwargs)
+    except (ValueError, TypeError) as error:
+        message = str(error)
+        assert "xpected" in message or "must" in message, message
+        assert "eceived" in message or "has " in message, message
+        return None
+
+
+@pytest.fixture(scope="module")
+def examples():
+    x = np.zeros((6, 8, 8, 1), np.uint8)
+    return tfmemloc.from_arrays(x, np.arange(6) % CLASSES, ids=range(10, 16))
+
+
+@FUZZ
+@given(ANY, ANY)
+def test_from_arrays_of_anything(x, y):
+    found = _outcome(tfmemloc.from_arrays, x, y)
+    if found is not None:
+        assert len(found) == len(x) == len(y)
+        assert found.label.max() < found.classes
+        assert len(set(found.example_id.tolist())) == len(x)
+
+
+@FUZZ
+@given(labelled())
+def test_labels_of_anything(pair):
+    found = _outcome(tfmemloc.from_arrays, *pair)
+    if found is not None:
+        given_labels = np.asarray(pair[1])
+        if given_labels.ndim == 1:
+            np.testing.assert_array_equal(found.label, given_labels)
+        assert found.label.dtype == np.int64
+
+
+@FUZZ
+@given(labelled())
+def test_ids_of_anything(pair):
+    x, ids = pair
+    y = np.arange(len(x)) % CLASSES
+    found = _outcome(tfmemloc.from_arrays, x, y, ids=ids)
+    if found is not None and ids is not None:
+        np.testing.assert_array_equal(found.example_id, np.asarray(ids))
+        assert found.example_id.min() >= 0
+
+
+@FUZZ
+@given(labelled(), st.sampled_from(["subset", "group"]))
+def test_columns_of_anything(pair, name):
+    x, column = pair
+    y = np.arange(len(x)) % CLASSES
+    found = _outcome(tfmemloc.from_arrays, x, y, **{name: column})
+    if found is not None and column is not None:
+        assert len(getattr(found, name)) == len(x)
+
+
+@FUZZ
+@given(ANY, ANY)
+def test_label_noise_of_any_rate(examples, rate, seed):
+    found = _outcome(tfmemloc.add_label_noise, examples, rate, seed=seed)
+    if found is not None:
+        wrong = found.label != found.true_label
+        assert wrong.sum() == int(rate * len(examples))
+        np.testing.assert_array_equal(wrong, found.subset == "noisy")
+
+
+@FUZZ
+@given(st.dictionaries(NUMBERS, NUMBERS, max_size=3))
+def test_labels_by_id(examples, labels):
+    found = _outcome(tfmemloc.set_labels, examples, labels)
+    if found is not None:
+        for example_id, label in labels.items():
+            place = found.example_id.tolist().index(example_id)
+            assert found.label[place] == label
+
+
+@FUZZ
+@given(ANY, ANY)
+def test_chosen_ids(examples, count, seed):
+    found = _outcome(tfmemloc.choose_ids, examples, count=count, seed=seed)
+    if found is not None:
+        assert set(found.tolist()) <= set(examples.example_id.tolist())
+
+
+@FUZZ
+@given(st.lists(st.text(max_size=4) | st.binary(max_size=4) | NUMBERS))
+def test_stable_ids(keys):
+    found = _outcome(tfmemloc.stable_ids, keys)
+    if found is not None:
+        assert (found >= 0).all() and found.dtype == np.int64
+        assert len(set(found.tolist())) == len(set(keys))
+
+
+@FUZZ
+@given(ANY, ANY, ANY, ANY)
+def test_the_tied_layer(p_gen, p_mem, seed, axis):
+    layer = _outcome(
+        tfmemloc.ExampleTiedDropout, p_gen, p_mem, seed=seed, axis=axis
+    )
+    if layer is None:
+        return
+    found = _outcome(layer, tf.ones([2, 6, 5]), tf.range(2), training=True)
+    if found is not None:
+        assert set(np.unique(found)) <= {0.0, 1.0}
+        assert 0 <= layer.generalization_units < layer.units
+
+
+@FUZZ
+@given(arrays() | NUMBERS)
+def test_the_ids_of_a_tied_layer(ids):
+    layer = tfmemloc.ExampleTiedDropout(0.5, 0.5)
+    x = tf.ones([3, 8])
+    try:
+        found = _outcome(layer, x, ids, training=True)
+    except tf.errors.InvalidArgumentError as error:
+        assert "must not be negative" in str(error)
+        return
+    if found is not None:
+        ids = np.asarray(ids).astype(np.int64)
+        np.testing.assert_array_equal(found, layer.example_units(ids))
+
+
+@FUZZ
+@given(ANY, ANY, ANY, ANY)
+def test_tying_with_anything(p_gen, p_mem, expand, seed):
+    image = keras.Input((6,), name="row")
+    hidden = keras.layers.Dense(4, "relu")(image)
+    network = keras.Model(image, keras.layers.Dense(CLASSES)(hidden))
+    tied = _outcome(
+        tfmemloc.tie_dropout,
+        network,
+        p_gen=p_gen,
+        p_mem=p_mem,
+        expand=expand,
+        seed=seed,
+    )
+    if tied is not None:
+        (row,) = tfmemloc.tie_plan(tied)
+        assert row["memorization"] >= 1
+        plain = tfmemloc.untie(tied)
+        assert plain.count_params() == network.count_params()
+
+
+@FUZZ
+@given(ANY, ANY)
+def test_seeds(seed, salt):
+    found = _outcome(tfmemloc.fold_seed, seed, salt)
+    if found is not None:
+        assert 0 <= found < 2**63
+
+
+@FUZZ
+@given(ANY, ANY)
+def test_memory_switched_off_for_any_share(share, seed):
+    rows = tf.data.Dataset.from_tensor_slices((np.zeros(4), np.zeros(4)))
+    batches = tfmemloc.attach_ids(rows).batch(4)
+    found = _outcome(tfmemloc.switch_memory_off, batches, share, seed=seed)
+    if found is not None:
+        ((inputs, _),) = found
+        kept = set(inputs["example_id"].numpy()) - {tfmemloc.MEMORY_OFF}
+        assert kept <= set(range(4))
+
+
+@FUZZ
+@given(arrays(), st.none() | arrays())
+def test_scores_of_any_predictions(examples, dropped, tied):
+    found = _outcome(
+        tfmemloc.scores_of_logits, examples, dropped=dropped, tied=tied
+    )
+    if found is not None:
+        for values in found.scores.values():
+            assert np.isfinite(values).all() and len(values) == len(examples)
+
+
+@FUZZ
+@given(ANY, ANY)
+def test_networks_of_any_size(shape, classes):
+    config = tfmemloc.ModelConfig("lenet", width=0.2)
+    found = _outcome(tfmemloc.build, config, shape, classes)
+    if found is not None:
+        assert found.output.shape == (None, classes)
