@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import numbers
 import types
 import typing
 from collections.abc import Mapping
@@ -359,13 +360,15 @@ def check_range(name: str, value: Any, low: Any, high: Any) -> None:
     Raises:
         ValueError: says the limits.
     """
-    inside = value >= low and (high is None or value <= high)
+    is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    inside = is_number and value >= low and (high is None or value <= high)
     if not inside:  # Also refuses NaN.
         limits = f"at least {low}" + (
             "" if high is None else f", at most {high}"
         )
         raise ValueError(
-            f"`{name}` must be {limits}. Received: {name}={value!r}."
+            f"`{name}` must be {'' if is_number else 'a number, '}{limits}. "
+            f"Received: {name}={value!r}."
         )
 
 

@@ -137,6 +137,11 @@ def _named(x: Any, what: str, name: str) -> dict[str, rows_.Rows]:
 def _opened(values: Any) -> Any:
     """The rows of a `.npy` file or memmap; anything else as it is."""
     if isinstance(values, str | os.PathLike):
+        if not os.path.isfile(values):
+            raise FileNotFoundError(
+                "Expected an array, or the name of a `.npy` file. Received: "
+                f"{os.fspath(values)!r}, which is no file."
+            )
         values = np.load(values, mmap_mode="r", allow_pickle=False)
     return rows_.unmapped(values)
 

@@ -19,8 +19,8 @@ def stable_ids(keys: Iterable[str]) -> np.ndarray:
 
     Raises:
         TypeError: the keys are a single string, or are not strings.
-        ValueError: two keys are equal, or two different keys have the same id
-            (probability N**2 / 2**64); both are named.
+        ValueError: a key is not text, two keys are equal, or two different
+            keys have the same id (probability N**2 / 2**64); both are named.
 
     Example:
         >>> stable_ids(["a.png", "b.png"]).dtype
@@ -59,7 +59,13 @@ def _texts(keys) -> list[str]:
                 f"{type(key).__name__}, {key!r}. Integers can be ids as they "
                 "are."
             )
-        texts.append(
-            key.decode("utf-8") if isinstance(key, bytes) else str(key)
-        )
+        try:
+            texts.append(
+                key.decode("utf-8") if isinstance(key, bytes) else str(key)
+            )
+        except UnicodeDecodeError as error:
+            raise ValueError(
+                "Expected keys that are text, or its bytes in UTF-8. Received: "
+                f"{key!r}."
+            ) from error
     return texts

@@ -146,6 +146,16 @@ def set_labels(examples: Examples, labels: Mapping[int, int]) -> Examples:
         ValueError: digits has no example with id ...
     """
     _check_one_label_each(examples)
+    strange = [
+        key
+        for key in labels
+        if isinstance(key, bool) or not isinstance(key, int | np.integer)
+    ]
+    if strange:
+        raise ValueError(
+            f"{examples.name}: expected labels by example id, an integer. "
+            f"Received: {strange[0]!r} of type {type(strange[0]).__name__}."
+        )
     ids = np.array(list(labels))
     examples.train.of_ids(ids)
     values = np.array(list(labels.values()))

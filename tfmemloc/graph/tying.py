@@ -22,11 +22,13 @@ from tfmemloc.graph.nodes import IDS, all_nodes, is_functional, replay
 from tfmemloc.graph.rebuild import cloned, flat_layers, fresh_inputs
 from tfmemloc.graph.sites import block_sites, unit_axis, unit_sites
 from tfmemloc.layers import masks
+from tfmemloc.layers.arguments import is_number
 from tfmemloc.layers.memory_branch import MemoryBranch
 from tfmemloc.layers.switchable_batch_norm import SwitchableBatchNormalization
 from tfmemloc.layers.tied_dropout import ExampleTiedDropout
 
 _P_GEN = 0.2
+_MOST = 64
 
 
 def tied_layers(model: keras.Model) -> list[ExampleTiedDropout]:
@@ -205,10 +207,11 @@ def tie_dropout(
 
 
 def _check_expand(expand: float, p_gen: float | None, rescale: str) -> None:
-    if not expand > 0:
+    if not is_number(expand) or not 0 < expand <= _MOST:
         raise ValueError(
-            "`expand` must be above 0: how many memorization units are added "
-            f"for each unit. Received: expand={expand!r}."
+            f"`expand` must be above 0 and at most {_MOST}: how many "
+            "memorization units are added for each unit. Received: "
+            f"expand={expand!r}."
         )
     if p_gen is not None or rescale != "none":
         raise ValueError(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import numbers
+
 import keras
 import numpy as np
 import tensorflow as tf
@@ -9,17 +11,23 @@ import tensorflow as tf
 
 def check_probability(name: str, value: float) -> float:
     """The probability, refused outside of (0, 1]."""
-    if not 0 < value <= 1:
+    if not is_number(value) or not 0 < value <= 1:
         raise ValueError(
-            f"`{name}` must be above 0 and at most 1. Received: "
+            f"`{name}` must be above 0 and at most 1, a number. Received: "
             f"{name}={value!r}."
         )
     return float(value)
 
 
+def is_number(value) -> bool:
+    """Whether it is a real number, and no truth value."""
+    return isinstance(value, numbers.Real) and not isinstance(value, bool)
+
+
 def check_seed(seed: int) -> int:
     """The seed, refused if it is no integer from 0 to 2**63 - 1."""
-    if not (isinstance(seed, int | np.integer) and 0 <= seed < 2**63):
+    is_integer = isinstance(seed, int | np.integer) and is_number(seed)
+    if not (is_integer and 0 <= seed < 2**63):
         raise ValueError(
             "`seed` must be an integer from 0 to 2**63 - 1. Received: "
             f"seed={seed!r} of type {type(seed).__name__}."
@@ -29,7 +37,7 @@ def check_seed(seed: int) -> int:
 
 def check_axis(axis: int) -> int:
     """The axis of the units, refused if it is that of the examples."""
-    if not isinstance(axis, int) or axis == 0:
+    if not isinstance(axis, int) or isinstance(axis, bool) or axis == 0:
         raise ValueError(
             "`axis` must be the axis of the units: an integer other than 0, "
             f"the axis of the examples. Received: axis={axis!r}."
@@ -67,7 +75,13 @@ def checked_ids(layer, inputs, example_ids, memory_off: int) -> tf.Tensor:
             '{"<input name>": ..., "example_id": ...}; '
             "`tfmemloc.attach_ids(dataset)` adds ids to a tf.data.Dataset."
         )
-    ids = tf.convert_to_tensor(example_ids)
+    try:
+        ids = tf.convert_to_tensor(example_ids)
+    except (ValueError, TypeError) as error:
+        raise ValueError(
+            f"Layer '{layer.name}' expected example ids that are integers. "
+            f"Received: {example_ids!r}."
+        ) from error
     if not ids.dtype.is_integer:
         raise ValueError(
             f"Layer '{layer.name}' expected example ids of an integer dtype. "

@@ -152,7 +152,7 @@ def fold_seed(seed: int, *salts: int | str) -> int:
     its own: `fold_seed(0, "noise")` and `fold_seed(0, "order")` are unrelated.
 
     Raises:
-        TypeError: the seed is no integer.
+        TypeError: the seed is no integer, or a salt neither that nor a string.
 
     Example:
         >>> fold_seed(0, "order") == fold_seed(0, "order")
@@ -166,6 +166,13 @@ def fold_seed(seed: int, *salts: int | str) -> int:
             f"seed={seed!r} of type {type(seed).__name__}."
         )
     for salt in salts:
+        if isinstance(salt, bool) or not isinstance(
+            salt, int | str | np.integer
+        ):
+            raise TypeError(
+                "Expected salts that are integers or strings. Received: "
+                f"{salt!r} of type {type(salt).__name__}."
+            )
         if isinstance(salt, str):
             digest = hashlib.sha256(salt.encode("utf-8")).digest()
             salt = int.from_bytes(digest[:8], "big") >> 1

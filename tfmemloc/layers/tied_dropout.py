@@ -18,6 +18,7 @@ from tfmemloc.layers.arguments import (
     check_probability,
     check_seed,
     checked_ids,
+    is_number,
     unit_count,
 )
 from tfmemloc.layers.masks import example_mask, example_mask_numpy
@@ -114,7 +115,8 @@ class ExampleTiedDropout(keras.layers.Layer):
         **kwargs: Any,
     ):
         super().__init__(**kwargs)
-        self.p_gen = check_probability("p_gen", p_gen) if p_gen else 0.0
+        is_zero = is_number(p_gen) and p_gen == 0
+        self.p_gen = 0.0 if is_zero else check_probability("p_gen", p_gen)
         self.p_mem = check_probability("p_mem", p_mem)
         self.seed = check_seed(seed)
         self.axis = check_axis(axis)

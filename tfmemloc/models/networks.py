@@ -10,9 +10,10 @@ from __future__ import annotations
 import dataclasses
 
 import keras
+import numpy as np
 
 from tfmemloc import graph
-from tfmemloc.configs import ModelConfig, TrainConfig
+from tfmemloc.configs import ModelConfig, TrainConfig, check_range
 from tfmemloc.data.examples import Examples, input_kinds
 from tfmemloc.models import lenet, resnet, vit
 from tfmemloc.models.factory import LayerFactory, Logits
@@ -56,11 +57,18 @@ def build(
         >>> model.count_params()
         2277568
     """
-    if min(input_shape[:2]) < 8 or input_shape[2] < 1:
+    is_shape = isinstance(input_shape, tuple | list) and len(input_shape) == 3
+    if not (
+        is_shape
+        and all(isinstance(size, int | np.integer) for size in input_shape)
+        and min(input_shape[:2]) >= 8
+        and input_shape[2] >= 1
+    ):
         raise ValueError(
-            "Expected images of at least 8x8 pixels and 1 channel. Received: "
-            f"input_shape={tuple(input_shape)}."
+            "Expected images of at least 8x8 pixels and 1 channel: (height, "
+            f"width, channels). Received: input_shape={input_shape!r}."
         )
+    check_range("classes", classes, 1, None)
     if config.places == "layers":
         plain = dataclasses.replace(
             config, places="paper", dropout="none", own_statistics=False

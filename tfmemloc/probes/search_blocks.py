@@ -8,6 +8,7 @@ import numpy as np
 from tqdm import auto as tqdm
 
 from tfmemloc import storage
+from tfmemloc.configs import check_range
 from tfmemloc.data.examples import Examples
 from tfmemloc.units import GatedModel, SearchConfig, drawn, rankings
 from tfmemloc.units import search as searching
@@ -41,7 +42,9 @@ def choose_ids(
             "some, or `ids` that say which examples to search; received the "
             f"subsets {', '.join(examples.subsets)}."
         )
-    if count is None:
+    if count is not None:
+        check_range("count", count, 1, None)
+    else:
         count = len(examples.of_subset(examples.memorized))
     return np.concatenate(
         [
