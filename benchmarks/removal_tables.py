@@ -65,13 +65,13 @@ def _grouped(rows: Rows) -> dict[tuple[str, str, str], Rows]:
     return {key: found[key] for key in order}
 
 
-def _interval(values: Sequence[float]) -> str:
+def interval(values: Sequence[float]) -> str:
     """A mean in percent, with half of its 95 % interval over seeds."""
-    mean = 100 * statistics.fmean(values)
+    center = 100 * statistics.fmean(values)
     low, high = t_interval(values)
     if math.isnan(low):
-        return f"{mean:.1f}"
-    return f"{mean:.1f} ± {100 * (high - low) / 2:.1f}"
+        return f"{center:.1f}"
+    return f"{center:.1f} ± {100 * (high - low) / 2:.1f}"
 
 
 def short(rows: Rows) -> str:
@@ -86,15 +86,16 @@ def short(rows: Rows) -> str:
                     "network": title,
                     "method": method,
                     **{
-                        measure: f"{100 * _mean(found, measure):.1f}%"
+                        measure: f"{100 * mean(found, measure):.1f}%"
                         for measure in _MEASURES
                     },
                 }
             )
-    return _fenced(lines)
+    return fenced(lines)
 
 
-def _mean(rows: Rows, measure: str) -> float:
+def mean(rows: Rows, measure: str) -> float:
+    """The mean of a measure over rows."""
     return statistics.fmean(row[measure] for row in rows)
 
 
@@ -106,7 +107,7 @@ def full(rows: Rows, setting: str) -> str:
             "told": forget,
             "seeds": len(found),
             **{
-                measure: _interval([row[measure] for row in found])
+                measure: interval([row[measure] for row in found])
                 for measure in (*_MEASURES, "average_precision")
             },
             "seconds": f"{statistics.median(r['seconds'] for r in found):.0f}",
@@ -114,7 +115,7 @@ def full(rows: Rows, setting: str) -> str:
         for (name, method, forget), found in _grouped(rows).items()
         if name == setting
     ]
-    return _fenced(lines)
+    return fenced(lines)
 
 
 def durability(rows: Rows, setting: str) -> str:
@@ -124,15 +125,16 @@ def durability(rows: Rows, setting: str) -> str:
             "method": method,
             "told": forget,
             **{
-                name: f"{100 * _mean(found, measure):.1f}"
+                name: f"{100 * mean(found, measure):.1f}"
                 for name, measure in _ATTACKS.items()
             },
         }
         for (name, method, forget), found in _grouped(rows).items()
         if name == setting
     ]
-    return _fenced(lines)
+    return fenced(lines)
 
 
-def _fenced(lines: Rows) -> str:
+def fenced(lines: Rows) -> str:
+    """A table as a block of Markdown."""
     return f"```\n{report.text_table(Table(lines))}\n```\n"

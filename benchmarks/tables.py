@@ -3,7 +3,7 @@
   python -m benchmarks.tables
 
 replaces what stands between `<!-- name -->` and `<!-- /name -->` in README.md
-and docs/paper_map.md; `--check` changes nothing and fails where something
+and the texts in docs; `--check` changes nothing and fails where something
 would change.
 """
 
@@ -15,7 +15,7 @@ import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from benchmarks import removal_tables
+from benchmarks import removal_tables, tied_tables
 from tfmemloc import Result, report, storage
 from tfmemloc.probes.critical_units import critical_table
 
@@ -25,6 +25,7 @@ TEXTS = (
     ROOT / "README.md",
     ROOT / "docs" / "paper_map.md",
     ROOT / "docs" / "removal.md",
+    ROOT / "docs" / "tied_dropout.md",
 )
 _BLOCK = re.compile(r"<!-- (\w+) -->\n(.*?)<!-- /\1 -->", re.DOTALL)
 
@@ -319,6 +320,15 @@ BLOCKS: Mapping[str, Callable[[], str]] = {
         _removals(), "digits"
     ),
     "durability_cifar": lambda: removal_tables.durability(_removals(), "cifar"),
+    **{
+        f"tied_{name}": lambda name=name: tied_tables.table(
+            _read("tied_dropout")["rows"], name
+        )
+        for name in tied_tables.NAMES
+    },
+    "tied_mechanism": lambda: tied_tables.mechanism(
+        _read("tied_mechanism")["rows"]
+    ),
     "lost_units": lambda: _fenced(
         report.text_table(_read("digits_lost_units")["rows"], percent=False)
     ),

@@ -8,6 +8,10 @@ again. CIFAR-10 with 5,000 images, 20 epochs, takes two to four minutes for a
 network on 2 CPU cores; the standard networks are those of `benchmarks.removal`
 and may lie in the same `--runs_dir`.
 
+`--mechanism` asks the tied networks of seed 0 whether critical units are the
+example's own memorization units (docs/results/tied_mechanism.json), and
+`--figure` draws docs/tied_dropout.png from the rows.
+
 All networks of a table have the same served width, the same examples, epochs
 and steps. The settings were chosen on seed 10, which is not in the table.
 """
@@ -21,22 +25,28 @@ from typing import Any
 
 import keras
 
+from benchmarks import tied_tables
 from benchmarks.removal import SETTINGS, Setting, early_stopped
 from binaries import flags  # First: it quiets TensorFlow's start.
 from tfmemloc import (
     Examples,
+    OwnUnitsConfig,
     Run,
     evaluate,
+    find_own_units,
     load,
     prune_memorization,
     recalibrate_batch_norm,
     remove_memory,
+    report,
     storage,
     train,
 )
 from tfmemloc.evaluation import inference_models
 
 RESULTS = pathlib.Path("docs") / "results" / "tied_dropout.json"
+MECHANISM = RESULTS.with_name("tied_mechanism.json")
+FIGURE = pathlib.Path("docs") / "tied_dropout.png"
 FLAGS = flags.FLAGS
 
 
@@ -81,11 +91,38 @@ METHODS = {
 
 def main() -> None:
     """Trains, measures, writes."""
+    if FLAGS.figure:
+        tied_tables.draw(rows(), "cifar", FIGURE)
+        return
+    if FLAGS.mechanism:
+        _mechanism()
+        return
     for name in FLAGS.only or ["cifar"]:
         seeds = [int(seed) for seed in FLAGS.seeds] or SETTINGS[name].seeds
         for method in FLAGS.methods or list(METHODS):
             for seed in seeds:
                 _measure(name, method, seed)
+
+
+def _mechanism() -> None:
+    """Where the memory sits after each way to train, for seed 0."""
+    found = []
+    for method, chosen in METHODS.items():
+        if chosen.model.get("dropout") != "example_tied":
+            continue
+        setting = SETTINGS["cifar"].of_seed(0)
+        examples = load(setting.data)
+        run = _trained("cifar", method, setting, examples, 0)
+        result = find_own_units(
+            run,
+            examples,
+            OwnUnitsConfig(inference="tied"),
+            network=method,
+            progress=False,
+        )
+        found += result.rows()
+        print(report.text_table(result.table()))
+    storage.write_json(MECHANISM, {"rows": found})
 
 
 def _measure(name: str, method: str, seed: int) -> None:
@@ -189,6 +226,8 @@ if __name__ == "__main__":
     flags.flags.DEFINE_list("only", [], f"Some of {', '.join(SETTINGS)}.")
     flags.flags.DEFINE_list("seeds", [], "Default: those of the setting.")
     flags.flags.DEFINE_list("methods", [], "Names of methods; default: all.")
+    flags.flags.DEFINE_bool("mechanism", False, f"Only write {MECHANISM}.")
+    flags.flags.DEFINE_bool("figure", False, f"Only draw {FIGURE}.")
     flags.flags.DEFINE_string("runs_dir", "runs/tied", "Where runs lie.")
     flags.flags.DEFINE_string("results", str(RESULTS), "File of the rows.")
     flags.run(main)

@@ -1,0 +1,106 @@
+"""Table and figure of `benchmarks.tied_dropout`, from docs/results."""
+
+from __future__ import annotations
+
+import os
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from benchmarks.removal_tables import Rows, fenced, interval, mean
+from tfmemloc import report
+from tfmemloc.report import figures
+from tfmemloc.result import Table
+
+NAMES = {
+    "cifar": "CIFAR-10, 5,000 images",
+    "cifar10k": "CIFAR-10, 10,000 images",
+}
+_MEASURES = ("noisy", "noisy_true_label", "clean", "test")
+
+
+def _grouped(rows: Rows, setting: str) -> dict[tuple[str, str], Rows]:
+    """(method, behaviour) -> its rows, in the order of measuring."""
+    found: dict[tuple[str, str], list] = {}
+    for row in rows:
+        if row["setting"] == setting:
+            found.setdefault((row["method"], row["inference"]), []).append(row)
+    methods = list(dict.fromkeys(method for method, _ in found))
+    # Networks without a memory first.
+    methods.sort(key=lambda m: ("carved" in m or "expanded" in m, "+" in m))
+    return {
+        key: found[key]
+        for method in methods
+        for key in found
+        if key[0] == method
+    }
+
+
+def table(rows: Rows, setting: str) -> str:
+    """Every method and behaviour, in percent; means with 95 % intervals."""
+    lines = [
+        {
+            "method": method,
+            "network": inference,
+            "seeds": len(found),
+            **{
+                measure: interval([row[measure] for row in found])
+                for measure in _MEASURES
+            },
+            "seconds": f"{_seconds(found):.0f}",
+        }
+        for (method, inference), found in _grouped(rows, setting).items()
+    ]
+    return fenced(lines)
+
+
+def _seconds(rows: Rows) -> float:
+    return statistics.median(row["training_seconds"] for row in rows)
+
+
+def mechanism(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Whether critical units are the example's own."""
+    names = ("own", "chance", "own_flips", "control_flips")
+    lines = [
+        {
+            "method": row["model"],
+            "subset": row["subset"],
+            "examples": row["examples"],
+            **{name: row[name] for name in names},
+            "median_size": f"{row['median_size']:.3g}",
+        }
+        for row in rows
+    ]
+    return f"```\n{report.text_table(Table(lines))}\n```\n"
+
+
+def draw(rows: Rows, setting: str, path: os.PathLike) -> None:
+    """Noisy accuracy against test accuracy, a point for each network."""
+    drawing = figures.Drawing(figsize=(7, 4.4), layout="constrained")
+    axes = drawing.subplots()
+    shown = {
+        key: found
+        for key, found in _grouped(rows, setting).items()
+        if key[1] != "tied"
+    }
+    for k, ((method, inference), found) in enumerate(shown.items()):
+        x, y = 100 * mean(found, "noisy"), 100 * mean(found, "test")
+        axes.plot(
+            x,
+            y,
+            linestyle="",
+            marker=figures.MARKERS[k % len(figures.MARKERS)],
+            color=figures.SERIES[k % len(figures.SERIES)],
+        )
+        axes.annotate(
+            method if inference == "plain" else f"{method}, {inference}",
+            (x, y),
+            xytext=(4, 3),
+            textcoords="offset points",
+            fontsize=7,
+        )
+    axes.set_xlabel("wrong labels still predicted (%): less is better")
+    axes.set_ylabel("test accuracy (%)")
+    axes.margins(x=0.25, y=0.1)
+    figures.plain_axes(axes)
+    drawing.savefig(path, dpi=150)
