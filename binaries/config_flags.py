@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import re
+import shlex
 import textwrap
 import typing
 from collections.abc import Mapping, Sequence
@@ -100,6 +101,15 @@ def read(
                 field.name, value, hints[field.name]
             )
     return config(**values)
+
+
+def line(config: Any) -> str:
+    """The flags of a config's fields that are not at their defaults."""
+    return " ".join(
+        shlex.quote(f"--{field.name}={getattr(config, field.name)}")
+        for field in dataclasses.fields(config)
+        if getattr(config, field.name) != field.default
+    )
 
 
 def field_help(config: type) -> dict[str, str]:

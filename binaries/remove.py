@@ -24,31 +24,25 @@ new --out_dir.
 """
 
 import csv
-import importlib
 import pathlib
 from typing import Any
 
-import keras
-
-from binaries import config_flags, flags, output, removing
+from binaries import config_flags, flags, output, removing, sources
 from tfmemloc import (
     CurvatureConfig,
     CurvatureEdit,
     DampeningConfig,
-    DataConfig,
     DurableConfig,
     ForgettingConfig,
     GradientAscentConfig,
     NPOConfig,
     Removal,
-    Run,
     SearchConfig,
     SubnetConfig,
     ascend_gradient,
     configs,
     dampen_weights,
     fine_tune,
-    load,
     mask_weights,
     optimize_negative_preference,
     report,
@@ -82,18 +76,7 @@ _FORGETTING = {
     "batch_size": "batch_size",
     "seed": "seed",
 }
-flags.flags.DEFINE_string("run_dir", None, flags.RUN_HELP)
-flags.flags.DEFINE_string(
-    "model",
-    None,
-    "A .keras file of any functional model, in the place of --run_dir. "
-    "--dataset and the other flags of the data say what it was trained on.",
-)
-flags.flags.DEFINE_list(
-    "import_modules",
-    [],
-    "Python modules that register the layers of --model that are your own.",
-)
+sources.define()
 flags.flags.DEFINE_string(
     "out_dir", None, "Default: the folder `removed` in that of --run_dir."
 )
@@ -124,28 +107,12 @@ config_flags.define(
     notes={"epochs": "that of the method", "learning_rate": "the method's"},
 )
 config_flags.define(CurvatureConfig)
-# A model of unknown training has no examples that the loader could keep aside.
-_NO_FLAGS = (
-    "heldout",
-    "heldout_seed",
-    "subset_ratio",
-    "subset_seed",
-    "score_file",
-    "score_threshold",
-)
-config_flags.define(
-    DataConfig,
-    skip=_NO_FLAGS,
-    unset=True,
-    notes={"noise_rate": "0: labels stay as they are", "dataset": "digits"},
-)
-flags.define_download()
 
 
 def main() -> None:
     """Edits, measures, writes, prints."""
     out = _out_directory()
-    source, examples, data = _source()
+    source, examples, data = sources.read()
     with storage.lock_directory(out):
         settings, remove = _removal(source, examples, out)
         result = removing.keep_removal(
@@ -266,55 +233,10 @@ def _ids_to_forget(examples: Examples) -> list[int]:
 
 
 def _out_directory() -> pathlib.Path:
-    if (FLAGS.run_dir is None) == (FLAGS.model is None):
-        raise ValueError(
-            "Expected --run_dir, or --model with --dataset. Received: "
-            + ("both." if FLAGS.run_dir else "neither.")
-        )
+    sources.check()
     if FLAGS.out_dir:
         return pathlib.Path(FLAGS.out_dir)
-    if FLAGS.model:
-        raise ValueError("--model expected an --out_dir. Received: none.")
     return pathlib.Path(FLAGS.run_dir) / "removed"
-
-
-def _source() -> tuple[Run | keras.Model, Examples, DataConfig]:
-    """The network, what it was trained on, and where that comes from."""
-    if FLAGS.model is not None:
-        model = _loaded(FLAGS.model)
-        data = config_flags.read(DataConfig, skip=_NO_FLAGS, noise_rate=0.0)
-        return model, load(data, download=FLAGS.download), data
-    given = [
-        f"--{name}"
-        for name in configs.hints(DataConfig)
-        if name not in _NO_FLAGS and FLAGS[name].value is not None
-    ]
-    if given:
-        raise ValueError(
-            "A run knows its own data. Expected no flags of data with "
-            f"--run_dir. Received: {', '.join(given)}."
-        )
-    run = Run.open(FLAGS.run_dir)
-    return run, run.examples(download=FLAGS.download), run.data
-
-
-def _loaded(path: str) -> keras.Model:
-    """The model of a .keras file, without running code that is in it."""
-    for name in FLAGS.import_modules:
-        importlib.import_module(name)
-    if not pathlib.Path(path).exists():
-        raise FileNotFoundError(f"--model: there is no file {path}.")
-    try:
-        return keras.models.load_model(path, compile=False, safe_mode=True)
-    except (ValueError, TypeError, OSError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise ValueError(
-            f"{path} could not be loaded: {reason} Code inside of a file is "
-            "never run. If the model has layers of your own, register them "
-            "with keras.saving.register_keras_serializable in a module, and "
-            "name it: --import_modules=my_layers. A model with lambdas: load "
-            "it in Python and call tfmemloc.remove_memory."
-        ) from error
 
 
 if __name__ == "__main__":

@@ -17,11 +17,10 @@ from tfmemloc import (
     Run,
     configs,
     find_label_errors,
-    predict_logits,
     remove_memory,
-    scores_of_logits,
     storage,
 )
+from tfmemloc.labels.finding import scores_of_edited
 from tfmemloc.result import Result, is_result
 
 RESULT, MODEL, WORK = "removal", "model.keras", "work"
@@ -97,17 +96,10 @@ def rank_labels(out: pathlib.Path, examples: Examples) -> int | None:
     Returns:
         How many it does not believe; None where each position has a label.
     """
-    train = examples.train
-    if train.label.ndim > 1:
+    if examples.label.ndim > 1:
         return None
-    edited = Run.open(out).model()
-    others = examples.take(~examples.is_trained_on)
-    held_out = (
-        (predict_logits(edited, others), others.label) if len(others) else None
-    )
-    scores = scores_of_logits(
-        train, dropped=predict_logits(edited, train), held_out=held_out
-    )
+    run = Run.open(out)
+    scores = scores_of_edited(run.model(0), run.model(1), examples)
     return len(find_label_errors(scores, examples, out).suspects())
 
 

@@ -1,21 +1,35 @@
-"""Finds wrong labels in the data of a run with example-tied dropout.
+"""Finds wrong labels by a trained network, and corrects what you decided.
 
   python -m binaries.score_examples --run_dir=runs/demo/example_tied
 
 takes about half a minute on 2 CPU cores for the digits demo. Writes into
---out_dir (the run's folder) example_scores.npz and .json, suspects.csv (all
-training examples, the most suspicious first), suspects.html (the first 100
-suspects, as pictures, texts or rows) and suspects.json (how well each score
-finds the labels that are known to be wrong). Expect an area under the ROC curve
-above 0.99 for 10 % wrong labels of the digits.
+--out_dir (the run's folder) review.html (a page to decide on, by keys),
+example_scores.npz and .json, suspects.csv (all training examples, the most
+suspicious first), suspects.html (the first 100 suspects, as pictures, texts or
+rows) and suspects.json (how well each score finds the labels that are known to
+be wrong). Expect an area under the ROC curve above 0.99 for 10 % wrong labels
+of the digits.
+
+Any other trained network will do, too: of a run without tied dropout, or a
+.keras file with its training data. Its memory is taken out of a copy
+(binaries.remove), and the copy judges:
+
+  python -m binaries.score_examples --model=my.keras --dataset=mine.npz \\
+    --out_dir=labels
+
+Decide on review.html, save decisions.csv, and let the same command apply them:
+
+  python -m binaries.score_examples --model=my.keras --dataset=mine.npz \\
+    --out_dir=labels --decisions=decisions.csv
+
+writes corrected_labels.csv and prints the command that trains on it.
 
 A suspect is an example for which another label is more probable when the
 network's memorization units are off; its suspicion is the probability that the
 label is wrong. Test examples calibrate the suspicion. Without them, a network
 that was not trained to the end may be sure of wrong predictions; the program
 then warns. In all scores, more is more suspicious; the table is sorted by
-"combined". The run must be of a network with example-tied dropout
-(binaries.train's default).
+"combined".
 
 Several networks rank better than one. Networks that were trained on the same
 data with different seeds can be scored together:
@@ -35,32 +49,41 @@ import pathlib
 
 import numpy as np
 
-from binaries import config_flags, flags, output
+from binaries import config_flags, flags, output, sources
 from tfmemloc import (
+    ExampleScores,
     Run,
     ScoreConfig,
     SearchConfig,
+    apply_decisions,
+    configs,
     find_critical_units,
     find_label_errors,
+    graph,
     report,
     scores,
     second_split_times,
+    storage,
 )
-from tfmemloc.data import Examples
+from tfmemloc.data import Examples, input_kinds, read_pairs
+from tfmemloc.labels.review import REVIEW
 from tfmemloc.scores.suspects import PAGE, TABLE
 
 FLAGS = flags.FLAGS
-flags.flags.DEFINE_string(
-    "run_dir",
-    None,
+sources.define(
     flags.RUN_HELP + " Or a pattern, such as 'runs/mine/*', that matches "
-    "several runs of the same data, which are scored together.",
-    required=True,
+    "several runs of the same data, which are scored together."
 )
 flags.flags.DEFINE_string(
     "out_dir",
     None,
     "Default: the run's folder; of several runs, the folder that holds them.",
+)
+flags.flags.DEFINE_string(
+    "decisions",
+    None,
+    "A table that review.html saved: writes corrected labels and scores "
+    "nothing.",
 )
 config_flags.define(ScoreConfig)
 flags.flags.DEFINE_bool(
@@ -88,13 +111,89 @@ flags.flags.DEFINE_integer(
     "the first 100 suspects.",
     lower_bound=1,
 )
-flags.define_download()
 
 
 def main() -> None:
-    """Scores, writes, prints."""
-    runs = _runs()
+    """Scores, or corrects; writes, prints."""
+    sources.check()
+    runs = _runs() if FLAGS.run_dir else []
     directory = pathlib.Path(FLAGS.out_dir or _folder(runs))
+    if FLAGS.decisions:
+        _correct(runs, directory)
+    elif len(runs) > 1 or (runs and graph.tied_layers(runs[0].model())):
+        _score_tied(runs, directory)
+    else:
+        _refuse_tied_flags()
+        source, examples, _ = sources.read()
+        _show(
+            find_label_errors(
+                source, examples, directory, shown=FLAGS.shown, progress=True
+            ),
+            directory,
+        )
+
+
+def _correct(runs: list[Run], directory: pathlib.Path) -> None:
+    """Writes the labels that were decided about, for a training anew."""
+    if runs:
+        data, examples = runs[0].data, runs[0].examples(download=FLAGS.download)
+    else:
+        _, examples, data = sources.read()
+    corrected = apply_decisions(examples, FLAGS.decisions)
+    known = {}
+    if data.label_file:
+        known = read_pairs(data.label_file, "label", int)
+    train = corrected.train
+    # What differs from the data set's own labels, noise that was added too.
+    own = examples.true_label[examples.is_trained_on]
+    changed = train.label != own
+    known |= dict(
+        zip(
+            train.example_id[changed].tolist(),
+            train.label[changed].tolist(),
+            strict=True,
+        )
+    )
+    path = directory / "corrected_labels.csv"
+    lines = [f"{i},{label}" for i, label in sorted(known.items())]
+    storage.write_text(path, "\n".join(["example_id,label", *lines, ""]))
+    count = int((corrected.label != examples.label).sum())
+    print(f"{count} labels corrected: {path}")
+    data = dataclasses.replace(data, label_file=str(path), noise_rate=0.0)
+    if list(input_kinds(examples).values()) == ["picture"]:
+        where = directory / "corrected"
+        print(
+            "train on them: python -m binaries.train "
+            f"{config_flags.line(data)} --run_dir={where}"
+        )
+    else:
+        print(
+            "train on them, in Python: tfmemloc.load(tfmemloc.DataConfig("
+            f"{data.dataset!r}, noise_rate=0.0, label_file={str(path)!r}))"
+        )
+
+
+def _refuse_tied_flags() -> None:
+    """Refuses flags that only networks with tied dropout read."""
+    given = [
+        f"--{name}"
+        for name in (
+            *configs.hints(ScoreConfig),
+            "critical_set",
+            "second_split",
+            "subset_runs",
+        )
+        if FLAGS[name].present
+    ]
+    if given:
+        raise ValueError(
+            "A network without tied dropout is judged by a copy without its "
+            f"memory. Expected no {', '.join(given)}, which scores of tied "
+            "dropout alone read."
+        )
+
+
+def _score_tied(runs: list[Run], directory: pathlib.Path) -> None:
     # Before trainings and searches that may take hours.
     for run in runs:
         scores.check_scorable(run)
@@ -114,9 +213,14 @@ def main() -> None:
         shown=FLAGS.shown,
         extra_scores=_extra_scores(run, examples, directory),
     )
+    _show(found, directory)
+
+
+def _show(found: ExampleScores, directory: pathlib.Path) -> None:
     output.print_section(report.section_of(found))
     print(f"table: {directory / TABLE}")
     print(f"page: {directory / PAGE}")
+    print(f"decide on: {directory / REVIEW}")
 
 
 def _runs() -> list[Run]:

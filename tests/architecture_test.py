@@ -33,6 +33,7 @@ ORDER = [
     "probes",
     "scores",
     "removal",
+    "labels",
     "audits",
     "serving",
     "sweeps",

@@ -13,9 +13,9 @@ import pytest
 from matplotlib.image import imread
 
 from tfmemloc import report
+from tfmemloc.labels import find_label_errors
 from tfmemloc.removal.drop import NetworkComparison
 from tfmemloc.scores.of_predictions import scores_of_logits
-from tfmemloc.scores.suspects import find_label_errors
 from tfmemloc.training import TrainingHistory
 
 BROWSER = next(

@@ -14,6 +14,7 @@ from tfmemloc import data, evaluation, graph, models, storage
 from tfmemloc.configs import DataConfig, ModelConfig, TrainConfig
 from tfmemloc.gradients.engine import GradientEngine
 from tfmemloc.gradients.per_example import per_example_gradients
+from tfmemloc.labels import find_label_errors
 from tfmemloc.probes.critical_units import find_critical_units
 from tfmemloc.runs import Run
 from tfmemloc.scores.example_scores import ExampleScores
@@ -25,7 +26,6 @@ from tfmemloc.scores.quality import (
     evaluate_scores,
     suggestions_right,
 )
-from tfmemloc.scores.suspects import find_label_errors
 from tfmemloc.training.loop import train
 from tfmemloc.training.record_examples import RecordExamples
 from tfmemloc.training.record_run import RecordRun

@@ -24,6 +24,11 @@ from tfmemloc.data import (
 )
 
 # Layers, and the masks behind them.
+from tfmemloc.labels import (
+    apply_decisions,
+    find_label_errors,
+    score_by_removal,
+)
 from tfmemloc.layers.masks import example_mask, example_mask_numpy, fold_seed
 from tfmemloc.layers.sparse_dropout import SparseDropout
 from tfmemloc.layers.tied_dropout import MEMORY_OFF, ExampleTiedDropout
@@ -131,7 +136,6 @@ from tfmemloc.scores import (
     ScoreConfig,
     estimate_memorization,
     evaluate_scores,
-    find_label_errors,
     score_examples,
     scores_of_logits,
     scores_of_recording,
@@ -204,9 +208,9 @@ __all__ = [
     "account_gradients",
     "add_label_noise",
     "as_arrays",
+    "apply_decisions",
     "ascend_gradient",
     "attach_ids",
-    "switch_memory_off",
     "audit_durability",
     "build",
     "choose_ids",
@@ -243,6 +247,7 @@ __all__ = [
     "retrain_layers",
     "retrain_without",
     "rewind_layers",
+    "score_by_removal",
     "score_examples",
     "scores_of_logits",
     "scores_of_recording",
@@ -253,6 +258,7 @@ __all__ = [
     "stable_ids",
     "subset_gradients",
     "swapped_weights",
+    "switch_memory_off",
     "tie_dropout",
     "tie_plan",
     "train",

@@ -57,6 +57,8 @@ class DataConfig:
         train_examples: use only this many training examples, the first in the
             data set's order.
         test_examples: use only this many test examples, the first ones.
+        label_file: `.csv` of `example_id,label` of labels that were corrected;
+            they replace those of the data set, before any noise.
         noise_rate: fraction of training examples that get a wrong label.
         noise_seed: decides which examples get a wrong label, and which label.
         noise_file: `.csv` of `example_id,label` to use instead of random noise.
@@ -76,6 +78,7 @@ class DataConfig:
     data_dir: str | None = None
     train_examples: int | None = None
     test_examples: int | None = None
+    label_file: str | None = None
     noise_rate: float = 0.1
     noise_seed: int = 0
     noise_file: str | None = None

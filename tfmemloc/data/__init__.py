@@ -19,6 +19,7 @@ from tfmemloc.data.ids import stable_ids
 from tfmemloc.data.kinds import kind_of, scale_pixels
 from tfmemloc.data.labels import (
     add_label_noise,
+    correct_labels,
     random_subset,
     read_pairs,
     set_labels,

@@ -172,6 +172,32 @@ def set_labels(examples: Examples, labels: Mapping[int, int]) -> Examples:
     return _relabelled(examples, label)
 
 
+def correct_labels(examples: Examples, labels: Mapping[int, int]) -> Examples:
+    """Replaces labels that turned out to be wrong, for good.
+
+    Where true labels were known they stay, and `noisy` is what still differs
+    from them; else the new label is the true one.
+
+    Args:
+        examples: all examples.
+        labels: id of a training example -> its new label.
+
+    Raises:
+        ValueError: an id that is not a training example's, or a label that is
+            no class.
+    """
+    knew = bool((examples.label != examples.true_label).any())
+    changed = set_labels(examples, labels)
+    label = np.where(
+        np.isin(examples.example_id, list(labels)),
+        changed.label,
+        examples.label,
+    )
+    if knew:
+        return _relabelled(examples, label)
+    return dataclasses.replace(examples, label=label, true_label=label)
+
+
 def split_by_score(
     examples: Examples, scores: Mapping[int, float], threshold: float
 ) -> Examples:

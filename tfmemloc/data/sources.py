@@ -16,6 +16,7 @@ from tfmemloc.data.arrays import from_arrays
 from tfmemloc.data.examples import Examples
 from tfmemloc.data.labels import (
     add_label_noise,
+    correct_labels,
     hold_out,
     random_subset,
     read_pairs,
@@ -57,6 +58,9 @@ def load(config: DataConfig, *, download: bool = False) -> Examples:
     else:
         examples = load_tfds(config, download)
     examples = _first(examples, config.train_examples, config.test_examples)
+    if config.label_file:
+        corrections = read_pairs(config.label_file, "label", int)
+        examples = correct_labels(examples, corrections)
     examples = _with_subsets(examples, config)
     examples = hold_out(examples, config.heldout, seed=config.heldout_seed)
     return random_subset(examples, config.subset_ratio, seed=config.subset_seed)

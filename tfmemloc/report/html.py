@@ -12,6 +12,7 @@ import os
 import pathlib
 import urllib.parse
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jinja2
 
@@ -35,11 +36,23 @@ def write_html(
         sections: in order.
         facts: what was run, with which versions: name -> text.
     """
-    page = _environment().get_template("page.html")
-    storage.write_text(
-        path,
-        page.render(title=title, sections=sections, facts=facts),
+    write_template(
+        path, "page.html", title=title, sections=sections, facts=facts
     )
+
+
+def write_template(
+    path: str | os.PathLike, template: str, **values: Any
+) -> None:
+    """Writes a page from one of the templates of this package.
+
+    Args:
+        path: of the `.html` file.
+        template: its name.
+        **values: what is filled in; it is escaped.
+    """
+    page = _environment().get_template(template)
+    storage.write_text(path, page.render(**values))
 
 
 @functools.cache

@@ -16,4 +16,3 @@ from tfmemloc.scores.quality import (
 )
 from tfmemloc.scores.ranking import fit_temperature
 from tfmemloc.scores.second_split import second_split_times
-from tfmemloc.scores.suspects import find_label_errors

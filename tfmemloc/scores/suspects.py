@@ -14,9 +14,7 @@ import numpy as np
 from tfmemloc import data, report, storage
 from tfmemloc.data.examples import Examples
 from tfmemloc.report.figures import picture
-from tfmemloc.runs import Run
 from tfmemloc.scores.example_scores import ExampleScores
-from tfmemloc.scores.of_runs import ScoreConfig, score_examples
 from tfmemloc.scores.quality import calibration_error, suggestions_right
 
 PAGE = "suspects.html"
@@ -27,76 +25,31 @@ _SHOWN = 100
 _NUMBERS = 64
 
 
-def find_label_errors(
-    source: Run | Sequence[Run] | ExampleScores,
-    examples: Examples,
+def write_suspects(
     directory: str | os.PathLike,
-    config: ScoreConfig | None = None,
-    *,
+    scores: ExampleScores,
+    examples: Examples,
     shown: int | None = None,
-    **options: Any,
-) -> ExampleScores:
-    """Ranks the training examples by how suspicious their labels are.
+) -> None:
+    """Writes the ranking: scores, table, page and what is known of them.
 
     Args:
-        source: a run with tied dropout, or several of the same data that
-            differ in their seed, or scores that were made before.
-        examples: the data of the run, or of the scores.
-        directory: where `example_scores.npz` and `.json`, `suspects.csv` (all
-            training examples, the most suspicious first), `suspects.html`
-            (pictures, texts or rows) and `suspects.json` (how well each score
-            finds the labels that are known to be wrong) are written.
-        config: what is scored, where `source` is a run or several.
+        directory: made if it does not exist.
+        scores: of the training examples.
+        examples: the data.
         shown: number of examples on the page, suspects or not, the most
             suspicious first; None shows the first 100 suspects.
-        **options: of `score_examples`, where `source` is a run or several.
-
-    Returns:
-        The scores. A *suspect* is an example for which, without its memory
-        and after adjustment to the class shares, another label than the given
-        one is the most probable.
-
-    Raises:
-        ValueError: the scores are of other examples; see `score_examples`.
-        TypeError: the source is neither runs nor scores, or there are options
-            for scores that were made before.
-
-    Example:
-        >>> run = Run.open("runs/demo/example_tied")
-        >>> scores = find_label_errors(run, run.examples(), "suspects")
-        >>> sorted(os.listdir("suspects"))[-1]
-        'suspects.json'
     """
-    if _is_of_runs(source):
-        source = score_examples(
-            source, examples, config or ScoreConfig(), **options
-        )
-    elif not isinstance(source, ExampleScores) or options or config:
-        raise TypeError(
-            "Expected runs and options of `score_examples`, or scores and no "
-            f"options. Received: {type(source).__name__}, options "
-            f"{sorted(options)}. `scores_of_logits` makes scores from any "
-            "predictions."
-        )
-    _check_examples(source, examples)
     directory = pathlib.Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
-    storage.write_text(directory / TABLE, _csv(source.rows()))
-    storage.write_json(directory / EVALUATION, _evaluation(source))
-    _write_page(directory / PAGE, source, examples, shown)
+    storage.write_text(directory / TABLE, _csv(scores.rows()))
+    storage.write_json(directory / EVALUATION, _evaluation(scores))
+    _write_page(directory / PAGE, scores, examples, shown)
     # The scores are saved last: if they exist, the page exists, too.
-    source.save(directory / "example_scores")
-    return source
+    scores.save(directory / "example_scores")
 
 
-def _is_of_runs(source: Any) -> bool:
-    return isinstance(source, Run) or (
-        isinstance(source, (list, tuple))
-        and all(isinstance(each, Run) for each in source)
-    )
-
-
-def _check_examples(scores: ExampleScores, examples: Examples) -> None:
+def check_examples(scores: ExampleScores, examples: Examples) -> None:
     """Refuses examples other than those that were scored."""
     scored = examples.of_ids(scores.example_id)
     differs = {

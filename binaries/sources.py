@@ -1,0 +1,108 @@
+"""Flags that say which network, and what it was trained on.
+
+Either --run_dir, a run that knows its data; or --model, any `.keras` file, with
+the flags of the data.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pathlib
+
+import keras
+
+from binaries import config_flags, flags
+from tfmemloc import DataConfig, Run, configs, load
+from tfmemloc.data import Examples
+
+FLAGS = flags.FLAGS
+# A model of unknown training has no examples that the loader could keep aside.
+_NO_FLAGS = (
+    "heldout",
+    "heldout_seed",
+    "subset_ratio",
+    "subset_seed",
+    "score_file",
+    "score_threshold",
+)
+
+
+def define(run_help: str = flags.RUN_HELP) -> None:
+    """Defines --run_dir, --model, --import_modules and the flags of data."""
+    flags.flags.DEFINE_string("run_dir", None, run_help)
+    flags.flags.DEFINE_string(
+        "model",
+        None,
+        "A .keras file of any functional model, in the place of --run_dir. "
+        "--dataset and the other flags of the data say what it was trained on.",
+    )
+    flags.flags.DEFINE_list(
+        "import_modules",
+        [],
+        "Python modules that register the layers of --model that are your own.",
+    )
+    config_flags.define(
+        DataConfig,
+        skip=_NO_FLAGS,
+        unset=True,
+        notes={
+            "noise_rate": "0: labels stay as they are",
+            "dataset": "digits",
+        },
+    )
+    flags.define_download()
+
+
+def check() -> None:
+    """Refuses both --run_dir and --model, neither, and data of a run.
+
+    Raises:
+        ValueError: says what was expected.
+    """
+    if (FLAGS.run_dir is None) == (FLAGS.model is None):
+        raise ValueError(
+            "Expected --run_dir, or --model with --dataset. Received: "
+            + ("both." if FLAGS.run_dir else "neither.")
+        )
+    if FLAGS.model and not FLAGS.out_dir:
+        raise ValueError("--model expected an --out_dir. Received: none.")
+    given = [
+        f"--{name}"
+        for name in configs.hints(DataConfig)
+        if name not in _NO_FLAGS and FLAGS[name].value is not None
+    ]
+    if FLAGS.run_dir and given:
+        raise ValueError(
+            "A run knows its own data. Expected no flags of data with "
+            f"--run_dir. Received: {', '.join(given)}."
+        )
+
+
+def read() -> tuple[Run | keras.Model, Examples, DataConfig | None]:
+    """The network, what it was trained on, and where that comes from."""
+    check()
+    if FLAGS.model is not None:
+        model = _loaded(FLAGS.model)
+        data = config_flags.read(DataConfig, skip=_NO_FLAGS, noise_rate=0.0)
+        return model, load(data, download=FLAGS.download), data
+    run = Run.open(FLAGS.run_dir)
+    return run, run.examples(download=FLAGS.download), run.data
+
+
+def _loaded(path: str) -> keras.Model:
+    """The model of a .keras file, without running code that is in it."""
+    for name in FLAGS.import_modules:
+        importlib.import_module(name)
+    if not pathlib.Path(path).exists():
+        raise FileNotFoundError(f"--model: there is no file {path}.")
+    try:
+        return keras.models.load_model(path, compile=False, safe_mode=True)
+    except (ValueError, TypeError, OSError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ValueError(
+            f"{path} could not be loaded: {reason} Code inside of a file is "
+            "never run. If the model has layers of your own, register them "
+            "with keras.saving.register_keras_serializable in a module, and "
+            "name it: --import_modules=my_layers. A model with lambdas: load "
+            "it in Python and call tfmemloc.remove_memory."
+        ) from error

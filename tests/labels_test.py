@@ -1,0 +1,282 @@
+"""Wrong labels found by any network, decided about, corrected."""
+
+import contextlib
+import csv
+import json
+import re
+import shutil
+
+import numpy as np
+import pytest
+
+from tfmemloc import data, storage
+from tfmemloc.configs import DataConfig
+from tfmemloc.labels import (
+    apply_decisions,
+    find_label_errors,
+    read_decisions,
+    score_by_removal,
+)
+from tfmemloc.labels.review import REVIEW, write_review
+from tfmemloc.removal.curvature import CurvatureConfig
+from tfmemloc.scores import ScoreConfig, scores_of_logits
+
+HEADER = "example_id,label,decision,new_label"
+QUICK = CurvatureConfig(keep=0.9, rounds=1, refit_epochs=1)
+
+
+def _table(path, *lines):
+    storage.write_text(path, "\n".join([HEADER, *lines]) + "\n")
+    return path
+
+
+@pytest.fixture(scope="module")
+def scored(small_digits, rng_of_module):
+    """Scores by which every fifth label is suspected."""
+    train = small_digits.train
+    logits = rng_of_module.normal(size=(len(train), 10))
+    logits[np.arange(len(train)), train.label] += 4
+    logits[::5] = rng_of_module.normal(size=logits[::5].shape)
+    logits[::5, 7] += 9
+    return scores_of_logits(train, dropped=logits, prior="labels")
+
+
+@pytest.fixture(scope="module")
+def rng_of_module():
+    return np.random.default_rng(0)
+
+
+def test_any_trained_network_ranks_labels(
+    small_network, small_digits, tmp_path
+):
+    before = [w.copy() for w in small_network.get_weights()]
+    found = find_label_errors(small_network, small_digits, tmp_path, QUICK)
+    for old, new in zip(before, small_network.get_weights(), strict=True):
+        np.testing.assert_array_equal(old, new)
+    written = {path.name for path in tmp_path.iterdir()}
+    assert {REVIEW, "suspects.csv", "example_scores.npz"} <= written
+    (combined, *_) = found.quality
+    # The network knew all labels, right and wrong: by its loss they are even.
+    assert combined["auroc"] > 0.7
+    assert "tied_gap" in found.names
+
+
+def test_the_edited_network_judges_and_the_given_one_is_the_gap(
+    small_network, small_digits
+):
+    from tfmemloc import remove_memory
+    from tfmemloc.evaluation import predict_logits
+    from tfmemloc.losses import log_softmax
+
+    scores = score_by_removal(small_network, small_digits, QUICK)
+    edited, _ = remove_memory(small_network, small_digits, QUICK)
+    train = small_digits.train
+    rows = np.arange(len(train)), train.label
+    on, off = (
+        log_softmax(predict_logits(model, train))[rows]
+        for model in (small_network, edited)
+    )
+    np.testing.assert_allclose(scores.of("tied_gap"), on - off, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("source", "options", "words"),
+    [
+        ("network", {"config": ScoreConfig()}, "expected a CurvatureConfig"),
+        ("scores", {"config": QUICK}, "expected no config and no options"),
+        ("words", {}, "a Keras model, or scores. Received: str"),
+    ],
+)
+def test_sources_and_options_that_do_not_fit(
+    source, options, words, small_network, small_digits, scored, tmp_path
+):
+    source = {"network": small_network, "scores": scored}.get(source, source)
+    with pytest.raises(TypeError, match=words):
+        find_label_errors(source, small_digits, tmp_path, **options)
+    assert not list(tmp_path.iterdir())
+
+
+def test_decisions_are_applied(small_digits, tmp_path):
+    train = small_digits.train
+    ids, label = train.example_id[:4].tolist(), train.label[:4].tolist()
+    new = [(k + 1) % 10 for k in label]
+    path = _table(
+        tmp_path / "decisions.csv",
+        f"{ids[0]},{label[0]},accept,{new[0]}",
+        f"{ids[1]},{label[1]},keep,{label[1]}",
+        f"{ids[2]},{label[2]},unsure,{label[2]}",
+        f"{ids[3]},{label[3]},other,{new[3]}",
+    )
+    found = apply_decisions(small_digits, path)
+    expected = small_digits.label.copy()
+    for k in (0, 3):
+        expected[small_digits.example_id == ids[k]] = new[k]
+    np.testing.assert_array_equal(found.label, expected)
+    np.testing.assert_array_equal(found.true_label, small_digits.true_label)
+    is_wrong = found.train.label != found.train.true_label
+    np.testing.assert_array_equal(found.train.subset == "noisy", is_wrong)
+    without = apply_decisions(small_digits, path, drop_unsure=True)
+    assert set(found.example_id) - set(without.example_id) == {ids[2]}
+
+
+def test_without_known_truth_the_correction_is_the_truth(tmp_path):
+    mine = data.from_arrays(np.zeros((4, 3)), [0, 1, 2, 0], ids=[5, 6, 7, 8])
+    path = _table(tmp_path / "decisions.csv", "6,1,other,2")
+    found = apply_decisions(mine, path)
+    assert found.label.tolist() == found.true_label.tolist() == [0, 2, 2, 0]
+    assert set(found.subset) == {"clean"}
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("6,1,maybe,1", "line 2: expected an integer id"),
+        ("6,1,keep,2", "line 2: expected an integer id"),
+        ("six,1,keep,1", "line 2: expected an integer id"),
+        ("6,1,keep", "line 2: expected an integer id"),
+        ("6,0,accept,2", "decisions about other data than"),
+        ("9,1,accept,2", "no example with id 9"),
+        ("6,1,other,3", "Expected labels from 0 to 2|label"),
+        ("6,1,keep,1\n6,1,keep,1", "occurs twice"),
+    ],
+)
+def test_bad_decisions_are_refused(line, words, tmp_path):
+    mine = data.from_arrays(
+        np.zeros((4, 3)), [0, 1, 2, 0], ids=[5, 6, 7, 8], name="mine"
+    )
+    path = _table(tmp_path / "decisions.csv", line)
+    with pytest.raises(ValueError, match=words):
+        apply_decisions(mine, path)
+
+
+def test_a_table_without_the_header_is_refused(tmp_path):
+    storage.write_text(tmp_path / "x.csv", "example_id,label\n")
+    with pytest.raises(ValueError, match="expected the header"):
+        read_decisions(tmp_path / "x.csv")
+
+
+def test_a_label_file_replaces_the_labels_of_a_data_set(tmp_path):
+    plain = data.load(DataConfig(noise_rate=0.0))
+    first = int(plain.train.example_id[0])
+    wanted = (int(plain.train.label[0]) + 1) % 10
+    storage.write_text(
+        tmp_path / "labels.csv", f"example_id,label\n{first},{wanted}\n"
+    )
+    found = data.load(
+        DataConfig(noise_rate=0.0, label_file=str(tmp_path / "labels.csv"))
+    )
+    assert found.of_ids([first]).label.tolist() == [wanted]
+    assert (found.label != plain.label).sum() == 1
+    assert set(found.subset) == {"clean", "test"}
+
+
+def _data_of(page):
+    text = page.read_text("utf-8")
+    found = re.search(r'id="data">(.*?)</script>', text, re.DOTALL)
+    return json.loads(found[1])
+
+
+def test_the_page_asks_suspects_first_and_never_too_few(
+    scored, small_digits, tmp_path
+):
+    page = write_review(tmp_path, scored, small_digits)
+    items = _data_of(page)["items"]
+    # Fewer suspects than a hundred: all 80 are asked about.
+    assert len(items) == 80
+    suspects = [row["example_id"] for row in scored.suspects()]
+    assert [item["id"] for item in items[: len(suspects)]] == suspects
+    assert (
+        len(_data_of(write_review(tmp_path, scored, small_digits, 5))["items"])
+        == 5
+    )
+
+
+def test_names_of_classes_cannot_break_the_page(tmp_path):
+    evil = "</script><img src=x onerror=alert(1)>"
+    mine = data.from_arrays(
+        np.zeros((3, 2)), [0, 1, 0], class_names=[evil, "b"], name="<b>"
+    )
+    scores = scores_of_logits(mine, dropped=np.eye(2)[[1, 1, 0]] * 5)
+    page = write_review(tmp_path, scores, mine)
+    assert "<img src=x" not in page.read_text("utf-8")
+    assert _data_of(page)["classes"][0] == evil
+
+
+@contextlib.contextmanager
+def _browser():
+    api = pytest.importorskip("playwright.sync_api")
+    path = next(
+        filter(
+            None,
+            map(
+                shutil.which, ("chromium", "chromium-browser", "google-chrome")
+            ),
+        ),
+        None,
+    )
+    if path is None:
+        pytest.skip("needs Chromium or Chrome on the path")
+    with api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(
+            executable_path=path, args=["--no-sandbox"]
+        )
+        try:
+            yield browser
+        finally:
+            browser.close()
+
+
+@pytest.mark.parametrize("width", (1280, 390))
+def test_a_person_decides_by_keys(width, scored, small_digits, tmp_path):
+    """Real key presses; decisions outlive the page; the table is applied."""
+    page_path = write_review(tmp_path, scored, small_digits)
+    items = _data_of(page_path)["items"]
+    with _browser() as browser:
+        context = browser.new_context(
+            viewport={"width": width, "height": 900}, accept_downloads=True
+        )
+        page = context.new_page()
+        errors = []
+        page.on("pageerror", lambda error: errors.append(str(error)))
+        page.goto(page_path.as_uri())
+        assert page.locator(".card").count() == 24
+        for key in "kau":
+            page.keyboard.press(key)
+        page.keyboard.press("o")  # Opens the choice of another class.
+        other = next(k for k in range(10) if k not in (items[3]["label"], 7))
+        page.locator(".card.current select").select_option(str(other))
+        page.keyboard.press("ArrowLeft")
+        page.keyboard.press("k")  # The fourth again: kept after all.
+        assert page.locator("#progress").inner_text() == "4 of 80 decided"
+        page.reload()
+        assert page.locator("#progress").inner_text() == "4 of 80 decided"
+        page.locator("#order").select_option("open")
+        first = page.locator(".card").first.get_attribute("data-id")
+        assert int(first) == items[4]["id"]
+        # A filter shows one kind of confusion alone.
+        page.locator("#filter").select_option(index=1)
+        shown = page.locator(".card p:first-of-type").all_inner_texts()
+        assert len(set(shown)) == 1
+        page.locator(".card img").first.click()
+        assert page.locator("dialog[open] img").is_visible()
+        page.keyboard.press("Escape")
+        overflow = page.evaluate(
+            "document.documentElement.scrollWidth - innerWidth"
+        )
+        assert overflow <= 0
+        with page.expect_download() as saved:
+            page.locator("#save").click()
+        saved.value.save_as(tmp_path / "decisions.csv")
+        assert not errors
+    with open(tmp_path / "decisions.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["decision"] for row in rows] == [
+        "keep",
+        "accept",
+        "unsure",
+        "keep",
+    ]
+    corrected = apply_decisions(small_digits, tmp_path / "decisions.csv")
+    assert (corrected.label != small_digits.label).sum() == 1
+    second = corrected.of_ids([items[1]["id"]])
+    assert second.label.tolist() == [items[1]["suggested"]]

@@ -1,0 +1,4 @@
+"""From doubted labels to corrected data: find, decide, correct."""
+
+from tfmemloc.labels.decisions import apply_decisions, read_decisions
+from tfmemloc.labels.finding import find_label_errors, score_by_removal
