@@ -68,6 +68,12 @@ def _tied(rule: str = "cross_entropy", off: float = 0.5, **model) -> Method:
     )
 
 
+def _gate(early: float) -> Method:
+    method = _tied("drop_pass_gate", expand=1.0)
+    training = {**method.training, "early": early}
+    return dataclasses.replace(method, training=training, edit=True)
+
+
 def _standard(rule: str = "cross_entropy", off: float = 1.0) -> Method:
     return Method({}, {"rule": rule, "memory_off": off})
 
@@ -81,9 +87,8 @@ METHODS = {
     "sparse": Method({"dropout": "sparse", "width": 0.5, "p_gen": 0.5}),
     "carved": _tied(width=0.5, p_gen=0.5),
     "expanded": _tied(expand=1.0),
-    "expanded + gate": dataclasses.replace(
-        _tied("drop_pass_gate", expand=1.0), edit=True
-    ),
+    "expanded + gate": _gate(0.4),
+    "expanded + early gate": _gate(0.2),
     "expanded + GCE": _tied("drop_pass_gce", expand=1.0),
     "expanded + late tying": _tied("late_tying", expand=1.0),
 }

@@ -149,7 +149,6 @@ def test_next_tokens_have_no_beliefs(name, rng):
         rules.named(name, tokens, TrainConfig())
 
 
-@pytest.mark.parametrize("name", DROP_PASSES)
 def _late_run(directory, epochs, **changes):
     return train(
         directory,
@@ -170,7 +169,7 @@ def _late_run(directory, epochs, **changes):
 
 def test_late_tying_trains_the_given_network_first(tmp_path):
     """Twenty steps, one an epoch; the switch comes after seven."""
-    run = _late_run(tmp_path / "run", 20, rule="late_tying")
+    run = _late_run(tmp_path / "run", 20, rule="late_tying", early=0.35)
     names = [w.path for w in run.model().weights]
 
     def moved(first, last, word):
@@ -203,10 +202,11 @@ def test_late_tying_needs_variables_of_memory_and_sgd(tmp_path):
         _late_run(tmp_path / "adam", 2, rule="late_tying", optimizer="adam")
 
 
+@pytest.mark.parametrize("name", STATEFUL)
 def test_a_killed_training_resumes_to_the_same_bytes(name, tmp_path):
     arguments = {
         "data": DataConfig(train_examples=80, test_examples=40),
-        "model": ModelConfig(width=0.125, expand=0.5),
+        "model": ModelConfig("lenet", width=0.5, expand=0.5),
         "training": TrainConfig(
             epochs=3, batch_size=32, rule=name, memory_off=0.5
         ),
@@ -233,7 +233,8 @@ def test_one_trace_and_xla(name, small_digits):
     from tfmemloc import models, training
 
     config = TrainConfig(rule=name, batch_size=16)
-    network = models.build(ModelConfig(width=0.125, expand=0.5), (8, 8, 1), 10)
+    small = ModelConfig("lenet", width=0.5, expand=0.5)
+    network = models.build(small, (8, 8, 1), 10)
     optimizer = training.make_optimizer(config, 10)
     optimizer.build(network.trainable_variables)
     examples = small_digits.train

@@ -177,6 +177,8 @@ class TrainConfig:
             that is passed to `train`.
         memory_off: the share of the examples of each step that pass with
             their memorization units off, where the rule lets some.
+        early: the share of the steps that a rule takes for early: until then
+            `drop_pass_gate` uses all labels, and `late_tying` no memory.
         batch_size: examples in a step; the last step of an epoch may be short.
         optimizer: `sgd` (with `momentum`) or `adam`.
         learning_rate: the schedule's peak.
@@ -204,6 +206,7 @@ class TrainConfig:
     epochs: int = 50
     rule: str = "cross_entropy"
     memory_off: float = 0.5
+    early: float = 0.4
     batch_size: int = 512
     optimizer: Optimizer = "sgd"
     learning_rate: float = 0.01
@@ -231,6 +234,7 @@ class TrainConfig:
             check_range(name, getattr(self, name), 1, None)
         check_range("learning_rate", self.learning_rate, 0.0, None)
         check_range("memory_off", self.memory_off, 0.0, 1.0)
+        check_range("early", self.early, 0.0, 1.0)
         check_range("momentum", self.momentum, 0.0, 1.0)
         check_range("weight_decay", self.weight_decay, 0.0, None)
         if self.stop_at is not None:

@@ -4,13 +4,11 @@
     examples with their memory off    cross-entropy where argmax t = y, else 0
 
 with t what the dropped network believed of that example until now
-(`tfmemloc.training.beliefs`). In the first two fifths of the steps all labels
-count.
+(`tfmemloc.training.beliefs`). Early in the training (`TrainConfig.early`) all
+labels count.
 """
 
 from __future__ import annotations
-
-import os
 
 import tensorflow as tf
 
@@ -20,14 +18,12 @@ from tfmemloc.data.examples import Examples
 from tfmemloc.training.beliefs import Beliefs
 from tfmemloc.training.drop_pass import DropPass
 
-_OPEN = float(os.environ.get("OPEN", "0.2"))
-
 
 def make(examples: Examples, training: TrainConfig) -> DropPass:
     """The rule for a training on these examples."""
     beliefs = Beliefs(examples)
     steps = steps_per_epoch(len(examples), training.batch_size)
-    open_until = int(_OPEN * steps * training.epochs)
+    open_until = round(training.early * steps * training.epochs)
 
     def drop_loss(ids, label, logits, entropy, off) -> tf.Tensor:
         believed = beliefs.updated(ids, logits, off)

@@ -5,7 +5,7 @@
 
 What generalizes is learned early and wrong labels late. So the given network
 learns first, and then most of what is still to be learned goes to the memory,
-which learns ten times as fast. The switch comes after 0.35 of the steps.
+which learns ten times as fast. `TrainConfig.early` says when the switch comes.
 
 Needs a network that was expanded by its memory (`tie_dropout(expand=...)`,
 `ModelConfig.expand`), since carved units share their variables with the others,
@@ -27,7 +27,6 @@ from tfmemloc.layers.tied_dropout import MEMORY_OFF
 from tfmemloc.training.rules import cross_entropy
 from tfmemloc.training.tables import step_counter
 
-_SWITCH = 0.35
 _SLOW = 0.1
 
 
@@ -101,4 +100,4 @@ def make(examples: Examples, training: TrainConfig) -> LateTying:
             f"optimizer={training.optimizer!r}."
         )
     steps = steps_per_epoch(len(examples), training.batch_size)
-    return LateTying(round(_SWITCH * steps * training.epochs))
+    return LateTying(round(training.early * steps * training.epochs))
