@@ -432,6 +432,43 @@ def test_memory_is_removed_from_any_keras_file(
     assert (out / "figures" / "edit_curve.png").exists()
 
 
+def test_labels_of_any_keras_file_are_ranked_decided_and_corrected(
+    tmp_path, overfitted, held_out_digits
+):
+    train = held_out_digits.train
+    path, data_path = tmp_path / "my.keras", tmp_path / "mine.npz"
+    overfitted.save(path)
+    np.savez(data_path, x_train=train.inputs["image"], y_train=train.label)
+    out = tmp_path / "labels"
+    command = (
+        "binaries.score_examples",
+        f"--model={path}",
+        f"--dataset={data_path}",
+        f"--out_dir={out}",
+    )
+    done = _run(*command)
+    assert f"decide on: {out / 'review.html'}" in done.stdout
+    first = (out / "suspects.csv").read_text().splitlines()[1].split(",")
+    example_id, label = int(first[0]), int(first[1])
+    decisions = tmp_path / "decisions.csv"
+    decisions.write_text(
+        "example_id,label,decision,new_label\n"
+        f"{example_id},{label},other,{(label + 1) % 10}\n"
+    )
+    done = _run(*command, f"--decisions={decisions}")
+    assert "1 labels corrected" in done.stdout
+    # The command that it names trains on the corrected data.
+    line = done.stdout.split("train on them: python -m ")[1].split("\n")[0]
+    _run(*line.split(), "--epochs=1", "--model=lenet")
+    examples = Run.open(out / "corrected").examples()
+    corrected = examples.of_ids([example_id])
+    assert corrected.label.tolist() == [(label + 1) % 10]
+    assert (examples.train.label != train.label).sum() == 1
+    refused = _run(*command, "--critical_set", check=False)
+    assert refused.returncode == 1
+    assert "Expected no --critical_set" in refused.stderr
+
+
 @pytest.mark.parametrize(
     ("flags", "words"),
     [

@@ -56,7 +56,30 @@ def test_the_two_scripts_differ_by_six_lines():
     assert all(line.endswith(("# new", "# changed")) for line in changed)
 
 
-@pytest.mark.parametrize("name", ["fit_mnist.py", "fit_mnist_forgetting.py"])
+def test_corrected_labels_make_a_better_network(tmp_path):
+    done = subprocess.run(
+        [sys.executable, EXAMPLES / "correct_labels.py", tmp_path],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    wrong, left = map(
+        int, re.search(r"labels: (\d+) before, (\d+)", done.stdout).groups()
+    )
+    before, after = map(
+        float, re.search(r"y: ([\d.]+)% .*, ([\d.]+)%", done.stdout).groups()
+    )
+    assert wrong == 140 and left < 20  # 4 when it was measured.
+    assert after > before + 2  # 87.2 and 93.5 %.
+    assert (tmp_path / "review.html").exists()
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["correct_labels.py", "fit_mnist.py", "fit_mnist_forgetting.py"],
+)
 def test_examples_say_how_they_are_run(name):
     text = (EXAMPLES / name).read_text()
     assert f"python examples/{name}" in text
