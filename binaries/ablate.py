@@ -16,7 +16,8 @@ example are its own memorization units.
 import dataclasses
 import pathlib
 
-from binaries import config_flags, flags, output
+from . import config_flags, flags, output
+
 from tfmemloc import Run, SearchConfig, find_critical_units
 from tfmemloc.units import PAPER_PROTOCOL
 

@@ -9,7 +9,8 @@ aggregate gradient of the 10 % noisy examples to be about as long as that of all
 clean ones, and the cosine between the two to be negative.
 """
 
-from binaries import config_flags, flags, output
+from . import config_flags, flags, output
+
 from tfmemloc import AccountingConfig, Run, account_gradients
 
 FLAGS = flags.FLAGS

@@ -15,7 +15,8 @@ import typing
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, TypeVar
 
-from binaries.flags import FLAGS, flags
+from .flags import FLAGS, flags
+
 from tfmemloc import configs, data
 from tfmemloc.training import rules
 from tfmemloc.units import rankings

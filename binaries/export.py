@@ -10,7 +10,8 @@ TensorFlow is installed:
   saved_model_cli show --dir served --all
 """
 
-from binaries import flags
+from . import flags
+
 from tfmemloc import report, serving, storage
 from tfmemloc.runs import Run
 

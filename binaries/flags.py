@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import pathlib
 import re
 import shlex
@@ -10,19 +9,12 @@ import shutil
 import sys
 from collections.abc import Callable
 
-# Silences TensorFlow's start-up messages; must be set before the import.
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-# oneDNN is faster on CPUs without AVX-512, too, where TensorFlow leaves it off.
-os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
+from . import start  # noqa: F401  First: it starts TensorFlow quietly.
 
-import tensorflow as tf  # noqa: E402
+import tensorflow as tf
+from absl import app, flags, logging
 
-# TensorFlow warns of retracing, although each new model is traced only once.
-tf.get_logger().setLevel("ERROR")
-
-from absl import app, flags, logging  # noqa: E402
-
-from tfmemloc import serving, storage, sweeps  # noqa: E402
+from tfmemloc import serving, storage, sweeps
 
 FLAGS = flags.FLAGS
 # The flags belong to the program that asks for them, so that --help of each
@@ -137,8 +129,15 @@ def prepare_directory(marker: str) -> pathlib.Path:
 
 
 def command_line(module: str) -> str:
-    """The command that runs this again."""
-    return f"python -m {module} {shlex.join(sys.argv[1:])}".rstrip()
+    """The command that runs a program, `binaries.<name>`, again."""
+    return f"{start_of(module)} {shlex.join(sys.argv[1:])}".rstrip()
+
+
+def start_of(module: str) -> str:
+    """How a program is started: in a clone as a module, else by `tfmemloc`."""
+    if __package__ == "binaries":
+        return f"python -m {module}"
+    return f"tfmemloc {module.removeprefix('binaries.')}"
 
 
 def run(main: Callable[[], None]) -> None:

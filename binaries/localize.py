@@ -12,7 +12,8 @@ labels, and writes summary.json, figures and a self-contained report.html into
 import pathlib
 from collections.abc import Mapping
 
-from binaries import config_flags, flags, gathering, output, removing
+from . import config_flags, flags, gathering, output, removing
+
 from tfmemloc import (
     AccountingConfig,
     ComparisonConfig,

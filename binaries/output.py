@@ -8,12 +8,13 @@ import pathlib
 import platform
 from collections.abc import Callable, Mapping, Sequence
 
+from . import flags
+
 import keras
 import numpy as np
 import tensorflow as tf
 
 import tfmemloc
-from binaries import flags
 from tfmemloc import report, storage
 from tfmemloc.result import Result, is_result
 

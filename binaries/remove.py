@@ -27,7 +27,8 @@ import csv
 import pathlib
 from typing import Any
 
-from binaries import config_flags, flags, output, removing, sources
+from . import config_flags, flags, output, removing, sources
+
 from tfmemloc import (
     CurvatureConfig,
     CurvatureEdit,

@@ -14,7 +14,8 @@ import glob
 import os
 import pathlib
 
-from binaries import flags, gathering, output
+from . import flags, gathering, output
+
 from tfmemloc import report
 
 FLAGS = flags.FLAGS

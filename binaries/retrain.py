@@ -11,7 +11,8 @@ of most groups, although no group is retrained on them.
 
 import pathlib
 
-from binaries import config_flags, flags, output
+from . import config_flags, flags, output
+
 from tfmemloc import RetrainConfig, Run, retrain_layers
 
 FLAGS = flags.FLAGS

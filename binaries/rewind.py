@@ -8,7 +8,8 @@ demo. Writes layer_rewinding.npz and .json, a figure and report.html into
 accuracy, and that one of the first layers is the most sensitive.
 """
 
-from binaries import config_flags, flags, output
+from . import config_flags, flags, output
+
 from tfmemloc import RewindConfig, Run, rewind_layers
 
 FLAGS = flags.FLAGS

@@ -47,9 +47,10 @@ import glob
 import os
 import pathlib
 
+from . import config_flags, flags, output, sources
+
 import numpy as np
 
-from binaries import config_flags, flags, output, sources
 from tfmemloc import (
     ExampleScores,
     Run,
@@ -163,7 +164,7 @@ def _correct(runs: list[Run], directory: pathlib.Path) -> None:
     if list(input_kinds(examples).values()) == ["picture"]:
         where = directory / "corrected"
         print(
-            "train on them: python -m binaries.train "
+            f"train on them: {flags.start_of('binaries.train')} "
             f"{config_flags.line(data)} --run_dir={where}"
         )
     else:

@@ -9,9 +9,10 @@ from __future__ import annotations
 import importlib
 import pathlib
 
+from . import config_flags, flags
+
 import keras
 
-from binaries import config_flags, flags
 from tfmemloc import DataConfig, Run, configs, load
 from tfmemloc.data import Examples
 

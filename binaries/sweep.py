@@ -21,7 +21,8 @@ With --backend=ray the cells run on a Ray cluster, whose machines must see
 
 import shlex
 
-from binaries import flags, output
+from . import flags, output
+
 from tfmemloc import sweeps
 
 FLAGS = flags.FLAGS
@@ -80,6 +81,7 @@ def main() -> None:
         FLAGS.program,
         cells,
         base=base,
+        package=__package__,
         backend=FLAGS.backend,
         processes=FLAGS.processes,
         retries=FLAGS.retries,

@@ -7,7 +7,8 @@ takes about 25 seconds on 2 CPU cores and ends near 100 % noisy accuracy with
 the memorization units on (tied), below 2 % with them off (drop).
 """
 
-from binaries import config_flags, flags
+from . import config_flags, flags
+
 from tfmemloc import report
 from tfmemloc.training.loop import train
 

@@ -18,7 +18,8 @@ setting that you take on another --noise_seed and --seed.
 
 import shlex
 
-from binaries import flags, output
+from . import flags, output
+
 from tfmemloc.sweeps import tuning
 
 FLAGS = flags.FLAGS
@@ -55,6 +56,7 @@ def main() -> None:
         tuning.parse_space(FLAGS.space),
         trials=FLAGS.trials,
         base=shlex.split(FLAGS.base),
+        package=__package__,
         forget=FLAGS.forget,
         keep=FLAGS.keep,
         seed=FLAGS.seed,

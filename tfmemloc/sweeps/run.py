@@ -59,6 +59,7 @@ def run_sweep(
     cells: Sequence[Cell],
     *,
     base: Sequence[str] = (),
+    package: str = "binaries",
     backend: str = "local",
     processes: int = 1,
     retries: int = 1,
@@ -73,9 +74,10 @@ def run_sweep(
     Args:
         directory: of the sweep. With Ray on several machines it must be on a
             file system that all of them share.
-        program: `train` or `localize`, of `binaries`.
+        program: `train` or `localize`.
         cells: from `parse_grid`; more of them may be added later.
         base: flags that all cells share.
+        package: where the programs are, `binaries` in a clone.
         backend: `local` or `ray`.
         processes: how many commands run at once (`local`).
         retries: how often a cell that failed or was lost is tried again.
@@ -115,7 +117,7 @@ def run_sweep(
                 (
                     sys.executable,
                     "-m",
-                    f"binaries.{program}",
+                    f"{package}.{program}",
                     *base,
                     *cell.flags,
                     f"--run_dir={directory / cell.name}",
