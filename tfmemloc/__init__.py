@@ -150,6 +150,7 @@ from tfmemloc.serving import (
     export_saved_model,
     fold_batch_norm,
     prune_memorization,
+    prune_units,
     pruning_plan,
 )
 
@@ -241,6 +242,7 @@ __all__ = [
     "per_example_norms",
     "predict_logits",
     "prune_memorization",
+    "prune_units",
     "pruning_plan",
     "recalibrate_batch_norm",
     "remove_memory",

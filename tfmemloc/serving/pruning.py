@@ -51,7 +51,8 @@ def prune_memorization(model: keras.Model) -> keras.Model:
         >>> small.count_params() < model.count_params()
         True
     """
-    pruned = _Pruning(model).model()
+    _check(model)
+    pruned = sliced(model)
     if pruned.count_params() == model.count_params():
         warnings.warn(
             f"Nothing could be sliced out of model '{model.name}': pruning "
@@ -78,14 +79,23 @@ def pruning_plan(model: keras.Model) -> list[dict[str, Any]]:
         >>> plan[0]["layer"], plan[0]["units"], plan[0]["units_after"]
         ('conv1.conv', 6, 1)
     """
+    _check(model)
     return _Pruning(model).rows()
+
+
+def sliced(model: keras.Model) -> keras.Model:
+    """A model of its own without the channels that are zero whatever comes in.
+
+    Args:
+        model: functional, its tied layers in `drop` behaviour.
+    """
+    return _Pruning(model).model()
 
 
 class _Pruning:
     """The analysis of one model, and the model that comes of it."""
 
     def __init__(self, model: keras.Model):
-        _check(model)
         self._model = graph.inlined(graph.served_network(model))
         found = graph.nodes(self._model)
         uses: dict[int, int] = {}

@@ -10,6 +10,7 @@ import numpy as np
 from tfmemloc import graph
 from tfmemloc.layers.sparse_dropout import SparseDropout
 from tfmemloc.layers.tied_dropout import ExampleTiedDropout
+from tfmemloc.layers.unit_mask import UnitMask
 from tfmemloc.models.factory import Logits
 from tfmemloc.serving.folding import DEPTHWISE, TRANSPOSED, has_last_axis
 from tfmemloc.serving.pruning_rules import (
@@ -56,7 +57,7 @@ _ZERO_AT_ZERO = (
 )
 
 _LAYER_RULES: Sequence[tuple[tuple[type, ...], type[Rule]]] = (
-    ((ExampleTiedDropout,), Dropped),
+    ((ExampleTiedDropout, UnitMask), Dropped),
     ((SparseDropout,), Sparse),
     ((Logits,), Named),
     ((keras.layers.Dense,), Dense),
@@ -155,7 +156,7 @@ def _fits(rule: Rule, node) -> bool:
     rank = len(inputs[0].shape)
     if isinstance(rule, Dropped):
         return (
-            layer.axis in (-1, rank - 1)
+            getattr(layer, "axis", -1) in (-1, rank - 1)
             and getattr(layer, "inference", "drop") == "drop"
         )
     if isinstance(rule, Concatenation):
