@@ -96,6 +96,7 @@ from tfmemloc.removal import (
 
 # Gradients by example and by subset.
 from tfmemloc.gradients import (
+    check_per_example_gradients,
     GradientEngine,
     curvature_factors,
     per_example_dots,
@@ -214,6 +215,7 @@ __all__ = [
     "attach_ids",
     "audit_durability",
     "build",
+    "check_per_example_gradients",
     "choose_ids",
     "compare_networks",
     "compare_with_critical_units",

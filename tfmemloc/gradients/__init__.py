@@ -5,6 +5,7 @@ from tfmemloc.gradients.by_subset import (
     account_subsets,
     subset_gradients,
 )
+from tfmemloc.gradients.checking import check_per_example_gradients
 from tfmemloc.gradients.curvature import (
     Kernel,
     KernelFactors,

@@ -155,10 +155,13 @@ class GradientEngine:
 
     def as_batch(self, inputs: Inputs, label) -> tuple[Any, tf.Tensor]:
         """Inputs as the model takes them, and labels as integers."""
-        return (
-            arranged(self.model, inputs),
-            tf.convert_to_tensor(label, tf.int64),
-        )
+        label = tf.convert_to_tensor(label)
+        if not label.dtype.is_integer:
+            raise ValueError(
+                "Expected labels that are integers. Received: dtype "
+                f"{label.dtype.name}."
+            )
+        return arranged(self.model, inputs), tf.cast(label, tf.int64)
 
     def _call(self, function, inputs, label, *more, direction=None):
         """Calls a function, traced once for any number of such examples."""
