@@ -10,7 +10,7 @@ import tensorflow as tf
 from tests import oracles
 from tfmemloc import data, storage
 from tfmemloc.configs import DataConfig, ModelConfig, TrainConfig
-from tfmemloc.layers.tied_dropout import ExampleTiedDropout
+from tfmemloc.layers.tied_dropout import MEMORY_OFF, ExampleTiedDropout
 from tfmemloc.scores.of_training import scores_of_recording
 from tfmemloc.training.loop import train
 from tfmemloc.training.record_examples import RecordExamples
@@ -453,3 +453,15 @@ def test_files_that_are_no_recording(tmp_path):
     storage.write_arrays(tmp_path / "epoch_0001.npz", {"margin": np.ones(3)})
     with pytest.raises(storage.DamagedFileError, match="one recording"):
         Recording.open(tmp_path)
+
+
+def test_nothing_is_noted_of_examples_without_their_memory(tmp_path):
+    recorder = ExampleRecorder(tmp_path, [4, 9, 2])
+    recorder.begin_epoch(1)
+    logits = tf.constant([[1.0, 0.0], [0.0, 3.0], [2.0, 0.0]])
+    ids = tf.constant([4, MEMORY_OFF, 9], tf.int64)
+    recorder.update(ids, tf.constant([0, 1, 0]), logits)
+    recorder.end_epoch(1)
+    margin = Recording.open(tmp_path).margin[0]
+    # In the order of the ids: 2, 4, 9.
+    np.testing.assert_array_equal(margin, [np.nan, 1.0, 2.0])

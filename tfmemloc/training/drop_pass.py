@@ -5,7 +5,8 @@ the generalization units are always helped by memorization units. Here a share
 of the examples of each step (`TrainConfig.memory_off`) passes with them off,
 and gets a loss that does not insist on labels which the dropped network does
 not believe; the others get the ordinary cross-entropy. Which examples do is a
-function of (seed, step, id). All pass together, at the cost of one pass.
+function of (seed, step, id). All pass together, at the cost of one pass; the
+recording of the training holds what the step saw, with memory or without.
 
 On a network without tied layers the same examples get the same loss: the
 control for whether the gain is the dropout's or the loss's.

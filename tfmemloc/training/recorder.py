@@ -12,6 +12,7 @@ import tensorflow as tf
 
 from tfmemloc import storage
 from tfmemloc.data.examples import Examples
+from tfmemloc.layers.tied_dropout import MEMORY_OFF
 from tfmemloc.training import tables
 from tfmemloc.training.recording import MEASURES, recorded_epochs
 
@@ -86,13 +87,14 @@ class ExampleRecorder:
             "recording",
         )
         self._ids = tf.constant(self.example_id)
-        # The last rows are for ids that nobody announced, and for labels that
-        # are no class.
+        # The last rows are for ids that nobody announced, for labels that are
+        # no class, and for examples that pass without their memory, of which
+        # nothing is noted.
         self._nothing = np.full(
-            (len(ids) + 2, len(_COLUMNS)), np.nan, np.float32
+            (len(ids) + 3, len(_COLUMNS)), np.nan, np.float32
         )
         self._table = tables.shared_variable(self._nothing)
-        self._seen = tables.shared_variable(np.zeros(len(ids) + 2, np.int32))
+        self._seen = tables.shared_variable(np.zeros(len(ids) + 3, np.int32))
 
     def update(self, example_ids, labels, outputs) -> None:
         """Notes a batch; to be called in the training step, in the graph.
@@ -112,7 +114,9 @@ class ExampleRecorder:
         values = _values(logits, label)
         ids = tf.reshape(tf.cast(example_ids, tf.int64), [-1])
         place = tables.row_of(self._ids, ids)
-        place = tf.where(is_class, place, len(self.example_id) + 1)
+        count = len(self.example_id)
+        place = tf.where(is_class, place, count + 1)
+        place = tf.where(ids == MEMORY_OFF, count + 2, place)
         place = place[:, tf.newaxis]
         self._table.scatter_nd_update(place, values)
         self._seen.scatter_nd_add(place, tf.ones_like(ids, tf.int32))
@@ -142,7 +146,7 @@ class ExampleRecorder:
             ValueError: an id came that was not announced, a label that is no
                 class, an output that is not finite, or nothing at all.
         """
-        values, times = self._table.numpy(), self._seen.numpy()[:-2]
+        values, times = self._table.numpy()[:-1], self._seen.numpy()[:-3]
         self._table.assign(self._nothing)
         self._seen.assign(tf.zeros_like(self._seen))
         if not np.isnan(values[-1]).all():
