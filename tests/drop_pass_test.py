@@ -257,3 +257,20 @@ def test_one_trace_and_xla(name, small_digits):
     )
     losses = [float(step(batch)) for batch in batches]
     assert len(traces) == 1 and np.isfinite(losses).all()
+
+
+@pytest.mark.parametrize("name", ("drop_pass_gate", "late_tying"))
+def test_two_replicas_train_as_one(name, two_devices, tmp_path):
+    """The same draws and beliefs; sums of gradients in another order."""
+    arguments = {
+        "data": DataConfig(train_examples=80, test_examples=40),
+        "model": ModelConfig("lenet", width=0.5, expand=0.5),
+        "training": TrainConfig(
+            epochs=2, batch_size=20, rule=name, momentum=0.0
+        ),
+        "progress": False,
+    }
+    one = train(tmp_path / "one", **arguments)
+    two = train(tmp_path / "two", strategy=two_devices, **arguments)
+    for a, b in zip(one.weights(), two.weights(), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-4)

@@ -50,7 +50,8 @@ def find_label_errors(
             training examples, the most suspicious first), `suspects.html`
             (pictures, texts or rows), `review.html` (a page to decide on) and
             `suspects.json` (how well each score finds the labels that are
-            known to be wrong) are written.
+            known to be wrong) are written; and `work`, what a removal keeps
+            to go on where it was killed.
         config: what is scored, or how the memory is taken out.
         shown: number of examples on the pages, suspects or not, the most
             suspicious first; None shows the first suspects.
