@@ -2,6 +2,7 @@
 
 import configparser
 import os
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -33,9 +34,14 @@ def test_every_package_and_program_is_listed():
 def installed(tmp_path_factory):
     """The wheel, unpacked into a folder outside of the clone."""
     folder = tmp_path_factory.mktemp("wheel")
+    source = folder / "source"  # A build leaves files behind.
+    for name in ("tfmemloc", "binaries"):
+        shutil.copytree(ROOT / name, source / name)
+    for name in ("setup.cfg", "pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source)
     subprocess.run(
         [sys.executable, "-m", "pip", "wheel", "--no-deps", "--quiet"]
-        + ["--no-build-isolation", f"--wheel-dir={folder}", str(ROOT)],
+        + ["--no-build-isolation", f"--wheel-dir={folder}", str(source)],
         check=True,
         capture_output=True,
     )
