@@ -14,7 +14,6 @@ from tfmemloc.result import Table
 
 NAMES = {
     "cifar": "CIFAR-10, 5,000 images",
-    "cifar10k": "CIFAR-10, 10,000 images",
 }
 _MEASURES = ("noisy", "noisy_true_label", "clean", "test")
 
@@ -81,7 +80,7 @@ def draw(rows: Rows, setting: str, path: os.PathLike) -> None:
     shown = {
         key: found
         for key, found in _grouped(rows, setting).items()
-        if key[1] != "tied"
+        if key[1] not in ("tied", "drop")
     }
     for k, ((method, inference), found) in enumerate(shown.items()):
         x, y = 100 * mean(found, "noisy"), 100 * mean(found, "test")
@@ -93,7 +92,9 @@ def draw(rows: Rows, setting: str, path: os.PathLike) -> None:
             color=figures.SERIES[k % len(figures.SERIES)],
         )
         axes.annotate(
-            method if inference == "plain" else f"{method}, {inference}",
+            f"{method}, edited"
+            if inference == "edited" and "+" in method
+            else method,
             (x, y),
             xytext=(4, 3),
             textcoords="offset points",

@@ -84,7 +84,7 @@ def test_the_edited_network_judges_and_the_given_one_is_the_gap(
     [
         ("network", {"config": ScoreConfig()}, "expected a CurvatureConfig"),
         ("scores", {"config": QUICK}, "expected no config and no options"),
-        ("words", {}, "a Keras model, or scores. Received: str"),
+        ("words", {}, "a Keras model, or scores. Received: str, options"),
     ],
 )
 def test_sources_and_options_that_do_not_fit(

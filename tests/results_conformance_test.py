@@ -16,6 +16,7 @@ from tfmemloc.report.seeds import SeedSummary
 from tfmemloc.result import Figure, Result, Table, is_result
 from tfmemloc.scores import memorization
 from tfmemloc.sweeps import SweepResults
+from tfmemloc.sweeps.tuning import TuningResults
 from tfmemloc.training import ExampleRecorder, Recording, TrainingHistory
 
 
@@ -125,6 +126,14 @@ MAKERS = {
         settings=np.array([["0.1", "0"], ["0.2", "0"]]),
         names=("drop_noisy", "drop_test"),
         values=np.array([[0.5, 0.7], [0.25, 0.8]]),
+    ),
+    "TuningResults": lambda run, e, d: TuningResults(
+        flags=("p_mem",),
+        settings=np.array([["0.1"], ["0.2"], ["0.3"]]),
+        forget="drop_noisy",
+        keep="drop_heldout",
+        forgotten=np.array([0.5, 0.25, 0.3]),
+        kept=np.array([0.7, 0.8, 0.6]),
     ),
     "SeedSummary": lambda run, e, d: SeedSummary.of(
         {"runs/a": {"noisy": 0.1, "only": 1.0}, "runs/b": {"noisy": 0.3}}

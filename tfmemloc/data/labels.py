@@ -153,8 +153,8 @@ def set_labels(examples: Examples, labels: Mapping[int, int]) -> Examples:
     ]
     if strange:
         raise ValueError(
-            f"{examples.name}: expected labels by example id, an integer. "
-            f"Received: {strange[0]!r} of type {type(strange[0]).__name__}."
+            f"{examples.name}: expected labels by ids that are integers. "
+            f"Received: dtype {np.array(strange[0]).dtype}, {strange[0]}."
         )
     ids = np.array(list(labels))
     examples.train.of_ids(ids)

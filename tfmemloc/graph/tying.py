@@ -22,7 +22,7 @@ from tfmemloc.graph.nodes import IDS, all_nodes, is_functional, replay
 from tfmemloc.graph.rebuild import cloned, flat_layers, fresh_inputs
 from tfmemloc.graph.sites import block_sites, unit_axis, unit_sites
 from tfmemloc.layers import masks
-from tfmemloc.layers.arguments import is_number
+from tfmemloc.layers.arguments import check_probability, is_number
 from tfmemloc.layers.memory_branch import MemoryBranch
 from tfmemloc.layers.switchable_batch_norm import SwitchableBatchNormalization
 from tfmemloc.layers.tied_dropout import ExampleTiedDropout
@@ -166,6 +166,8 @@ def tie_dropout(
         )
     if expand is not None:
         _check_expand(expand, p_gen, rescale)
+    elif p_gen is not None:
+        check_probability("p_gen", p_gen)
     places = _tied_places(model, after)
     made: dict[int, Callable] = {}
 

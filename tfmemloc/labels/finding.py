@@ -86,7 +86,8 @@ def _scores(source, examples, directory, config, options) -> ExampleScores:
         if options or config:
             raise TypeError(
                 "Scores that were made before expected no config and no "
-                f"options. Received: {config}, {sorted(options)}."
+                "options. Received: ExampleScores, options "
+                f"{sorted(options)}, config {config}."
             )
         return source
     if _is_without_ties(source):
@@ -108,8 +109,8 @@ def _scores(source, examples, directory, config, options) -> ExampleScores:
         )
     raise TypeError(
         "Expected a run, several runs, a Keras model, or scores. Received: "
-        f"{type(source).__name__}. `scores_of_logits` makes scores from any "
-        "predictions."
+        f"{type(source).__name__}, options {sorted(options)}. "
+        "`scores_of_logits` makes scores from any predictions."
     )
 
 

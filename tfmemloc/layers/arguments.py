@@ -13,7 +13,7 @@ def check_probability(name: str, value: float) -> float:
     """The probability, refused outside of (0, 1]."""
     if not is_number(value) or not 0 < value <= 1:
         raise ValueError(
-            f"`{name}` must be above 0 and at most 1, a number. Received: "
+            f"`{name}` must be above 0 and at most 1. Received: "
             f"{name}={value!r}."
         )
     return float(value)

@@ -49,7 +49,7 @@ class SwitchableBatchNormalization(keras.layers.BatchNormalization):
 
     Example:
         >>> layer = SwitchableBatchNormalization()
-        >>> ids = tf.constant([4, tfmemloc.MEMORY_OFF], tf.int64)
+        >>> ids = tf.constant([4, MEMORY_OFF], tf.int64)
         >>> x = tf.constant([[[1.0], [3.0]], [[10.0], [50.0]]])
         >>> layer(x, ids, training=True).numpy().round(2)[:, :, 0]
         array([[-1.,  1.],

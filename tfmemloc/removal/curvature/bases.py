@@ -193,7 +193,8 @@ def kept_bases(
         "set of curvature factors",
     )
     arrays = parts.read("bases")
-    if arrays is not None:
+    # An earlier form named layers; such bases are taken anew.
+    if arrays is not None and "weights" in arrays:
         known = {id(k.variable): k for k in kernels_of(model, examples)}
         kernels = [known[id(model.weights[i])] for i in arrays["weights"]]
         return [
