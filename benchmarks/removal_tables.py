@@ -55,11 +55,16 @@ def read(path) -> Rows:
     return storage.read_json(path)["rows"]
 
 
-def _grouped(rows: Rows) -> dict[tuple[str, str, str], Rows]:
-    found: dict[tuple[str, str, str], list] = {}
+def grouped(rows: Rows, *columns: str) -> dict[tuple[str, ...], Rows]:
+    """Rows that agree in some columns, together, in the order of measuring."""
+    found: dict[tuple[str, ...], list] = {}
     for row in rows:
-        key = row["setting"], row["method"], row["forget"]
-        found.setdefault(key, []).append(row)
+        found.setdefault(tuple(row[c] for c in columns), []).append(row)
+    return found
+
+
+def _by_method(rows: Rows) -> dict[tuple[str, str, str], Rows]:
+    found = grouped(rows, "setting", "method", "forget")
     place = {name: k for k, name in enumerate(_FIRST)}
     order = sorted(found, key=lambda key: place.get(key[1], len(place)))
     return {key: found[key] for key in order}
@@ -78,7 +83,7 @@ def short(rows: Rows) -> str:
     """The methods that need no ids, on each network; means over seeds."""
     lines = []
     for name, title in NAMES.items():
-        for (setting, method, _), found in _grouped(rows).items():
+        for (setting, method, _), found in _by_method(rows).items():
             if setting != name or method not in _SHORT:
                 continue
             lines.append(
@@ -112,7 +117,7 @@ def full(rows: Rows, setting: str) -> str:
             },
             "seconds": f"{statistics.median(r['seconds'] for r in found):.0f}",
         }
-        for (name, method, forget), found in _grouped(rows).items()
+        for (name, method, forget), found in _by_method(rows).items()
         if name == setting
     ]
     return fenced(lines)
@@ -129,7 +134,7 @@ def durability(rows: Rows, setting: str) -> str:
                 for name, measure in _ATTACKS.items()
             },
         }
-        for (name, method, forget), found in _grouped(rows).items()
+        for (name, method, forget), found in _by_method(rows).items()
         if name == setting
     ]
     return fenced(lines)

@@ -26,7 +26,7 @@ from typing import Any
 import keras
 
 from benchmarks import tied_tables
-from benchmarks.removal import SETTINGS, Setting, early_stopped
+from benchmarks.removal import SETTINGS, Setting, early_stopped, rows
 from binaries import flags  # First: it quiets TensorFlow's start.
 from tfmemloc import (
     Examples,
@@ -221,12 +221,6 @@ def _measures(model: keras.Model, examples: Examples) -> dict[str, float]:
         },
         "noisy_true_label": metrics.of("noisy")["true_accuracy"],
     }
-
-
-def rows() -> list[dict[str, Any]]:
-    """All rows that were measured so far."""
-    path = pathlib.Path(FLAGS.results)
-    return storage.read_json(path)["rows"] if path.exists() else []
 
 
 if __name__ == "__main__":

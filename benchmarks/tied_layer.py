@@ -105,7 +105,7 @@ def _step(network: dict[str, Any], rule: str):
     step = make_train_step(
         model,
         optimizer,
-        rule=rules.named(rule, examples, training),
+        rule=rules.named(rule, model, examples, training),
         batch_spec=tf.nest.map_structure(tf.TensorSpec.from_tensor, batch),
     )
     return lambda: float(step(batch))

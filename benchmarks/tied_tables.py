@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from benchmarks.removal_tables import Rows, fenced, interval, mean
+from benchmarks.removal_tables import Rows, fenced, grouped, interval, mean
 from tfmemloc import report
 from tfmemloc.report import figures
 from tfmemloc.result import Table
@@ -18,21 +18,17 @@ NAMES = {
 _MEASURES = ("noisy", "noisy_true_label", "clean", "test")
 
 
-def _grouped(rows: Rows, setting: str) -> dict[tuple[str, str], Rows]:
-    """(method, behaviour) -> its rows, in the order of measuring."""
-    found: dict[tuple[str, str], list] = {}
-    for row in rows:
-        if row["setting"] == setting:
-            found.setdefault((row["method"], row["inference"]), []).append(row)
+def _by_method(rows: Rows, setting: str) -> dict[tuple[str, str], Rows]:
+    """(method, behaviour) -> its rows; networks without a memory first."""
+    found = grouped(
+        [row for row in rows if row["setting"] == setting],
+        "method",
+        "inference",
+    )
     methods = list(dict.fromkeys(method for method, _ in found))
-    # Networks without a memory first.
     methods.sort(key=lambda m: ("carved" in m or "expanded" in m, "+" in m))
-    return {
-        key: found[key]
-        for method in methods
-        for key in found
-        if key[0] == method
-    }
+    order = sorted(found, key=lambda key: methods.index(key[0]))
+    return {key: found[key] for key in order}
 
 
 def table(rows: Rows, setting: str) -> str:
@@ -48,7 +44,7 @@ def table(rows: Rows, setting: str) -> str:
             },
             "seconds": f"{_seconds(found):.0f}",
         }
-        for (method, inference), found in _grouped(rows, setting).items()
+        for (method, inference), found in _by_method(rows, setting).items()
     ]
     return fenced(lines)
 
@@ -79,7 +75,7 @@ def draw(rows: Rows, setting: str, path: os.PathLike) -> None:
     axes = drawing.subplots()
     shown = {
         key: found
-        for key, found in _grouped(rows, setting).items()
+        for key, found in _by_method(rows, setting).items()
         if key[1] not in ("tied", "drop")
     }
     for k, ((method, inference), found) in enumerate(shown.items()):

@@ -13,6 +13,7 @@ PACKAGE = ROOT / "tfmemloc"
 # Packages and modules from the ground up. Each may import from those that
 # stand before it; within a package, modules must not import in a circle.
 ORDER = [
+    "checks",
     "storage",
     "subsets",
     "statistics",
@@ -39,7 +40,15 @@ ORDER = [
     "sweeps",
 ]
 # What must work where TensorFlow is not installed.
-PLAIN = ("storage", "subsets", "statistics", "configs", "result", "report")
+PLAIN = (
+    "checks",
+    "storage",
+    "subsets",
+    "statistics",
+    "configs",
+    "result",
+    "report",
+)
 LONGEST, MEDIAN = 410, 200
 # Names that version 1 had and that misled; none of them comes back.
 MISLEADING = re.compile(

@@ -71,7 +71,7 @@ def table(rng):
 
 def test_gce_is_its_formula(examples, table):
     training = _training(memory_off=0.5)
-    rule = rules.named("drop_pass_gce", examples, training)
+    rule = rules.named("drop_pass_gce", None, examples, training)
     own = _probability(table)[np.arange(COUNT), examples.label]
     for off, losses in _calls(rule, examples, table, 3):
         expected = np.where(off, (1 - own**0.7) / 0.7, -np.log(own))
@@ -80,7 +80,7 @@ def test_gce_is_its_formula(examples, table):
 
 def test_elr_is_its_formula(examples, table):
     training = _training(memory_off=0.5)
-    rule = rules.named("drop_pass_elr", examples, training)
+    rule = rules.named("drop_pass_elr", None, examples, training)
     p = _probability(table)
     believed = np.full(p.shape, 1 / CLASSES)
     own = p[np.arange(COUNT), examples.label]
@@ -94,7 +94,7 @@ def test_elr_is_its_formula(examples, table):
 
 def test_the_gate_leaves_out_what_is_not_believed(examples, table):
     training = _training(memory_off=1.0)
-    rule = rules.named("drop_pass_gate", examples, training)
+    rule = rules.named("drop_pass_gate", None, examples, training)
     p = _probability(table)
     own = p[np.arange(COUNT), examples.label]
     agrees = p.argmax(axis=1) == examples.label
@@ -112,7 +112,7 @@ def test_who_passes_without_memory_is_drawn_by_seed_step_and_id(
 ):
     def drawn(seed, share=0.3):
         training = _training(memory_off=share, seed=seed)
-        rule = rules.named("drop_pass_gce", examples, training)
+        rule = rules.named("drop_pass_gce", None, examples, training)
         return np.stack([off for off, _ in _calls(rule, examples, table, 50)])
 
     first = drawn(0)
@@ -146,7 +146,17 @@ def test_next_tokens_have_no_beliefs(name, rng):
         rng.integers(0, 5, (8, 6)), rng.integers(0, 5, (8, 6))
     )
     with pytest.raises(ValueError, match='use rule="drop_pass_gce"'):
-        rules.named(name, tokens, TrainConfig())
+        rules.named(name, None, tokens, TrainConfig())
+
+
+def _small(**training):
+    """Arguments of a small training."""
+    return {
+        "data": DataConfig(train_examples=80, test_examples=40),
+        "model": ModelConfig("lenet", width=0.5, expand=0.5),
+        "training": TrainConfig(**training),
+        "progress": False,
+    }
 
 
 def _late_run(directory, epochs, **changes):
@@ -202,16 +212,22 @@ def test_late_tying_needs_variables_of_memory_and_sgd(tmp_path):
         _late_run(tmp_path / "adam", 2, rule="late_tying", optimizer="adam")
 
 
+@pytest.mark.parametrize("name", ("late_tying", "magic"))
+def test_a_rule_that_refuses_leaves_no_run_behind(name, tmp_path):
+    """The same folder can be used once the settings are right."""
+    with pytest.raises(ValueError):
+        train(
+            tmp_path,
+            model=ModelConfig(width=0.25),
+            training=TrainConfig(epochs=1, rule=name),
+            progress=False,
+        )
+    assert [path.name for path in tmp_path.iterdir()] == [".lock"]
+
+
 @pytest.mark.parametrize("name", STATEFUL)
 def test_a_killed_training_resumes_to_the_same_bytes(name, tmp_path):
-    arguments = {
-        "data": DataConfig(train_examples=80, test_examples=40),
-        "model": ModelConfig("lenet", width=0.5, expand=0.5),
-        "training": TrainConfig(
-            epochs=3, batch_size=32, rule=name, memory_off=0.5
-        ),
-        "progress": False,
-    }
+    arguments = _small(epochs=3, batch_size=32, rule=name, memory_off=0.5)
     whole = train(tmp_path / "whole", **arguments)
 
     class Killed(Exception):
@@ -240,14 +256,14 @@ def test_one_trace_and_xla(name, small_digits):
     examples = small_digits.train
     batches = data.make_batches(examples, 16, seed=0, stop_step=3)
     traces = []
-    made = rules.named(name, examples, config)
+    made = rules.named(name, network, examples, config)
 
     def rule(model, inputs, label):
         traces.append(1)
         return made(model, inputs, label)
 
-    if hasattr(made, "gradient_transform"):
-        rule.gradient_transform = made.gradient_transform
+    if hasattr(made, "changed_gradients"):
+        rule.changed_gradients = made.changed_gradients
     step = training.make_train_step(
         network,
         optimizer,
@@ -262,14 +278,7 @@ def test_one_trace_and_xla(name, small_digits):
 @pytest.mark.parametrize("name", ("drop_pass_gate", "late_tying"))
 def test_two_replicas_train_as_one(name, two_devices, tmp_path):
     """The same draws and beliefs; sums of gradients in another order."""
-    arguments = {
-        "data": DataConfig(train_examples=80, test_examples=40),
-        "model": ModelConfig("lenet", width=0.5, expand=0.5),
-        "training": TrainConfig(
-            epochs=2, batch_size=20, rule=name, momentum=0.0
-        ),
-        "progress": False,
-    }
+    arguments = _small(epochs=2, batch_size=20, rule=name, momentum=0.0)
     one = train(tmp_path / "one", **arguments)
     two = train(tmp_path / "two", strategy=two_devices, **arguments)
     for a, b in zip(one.weights(), two.weights(), strict=True):

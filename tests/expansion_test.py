@@ -183,6 +183,14 @@ def test_what_does_not_fit_expanding_is_refused(given, changes, message):
         tie_dropout(given, **{"expand": 0.5, **changes})
 
 
+@pytest.mark.parametrize("after", ("blocks", "layers"))
+def test_a_network_without_a_place_is_refused(after):
+    image = keras.Input((6,), name="row")
+    linear = keras.Model(image, keras.layers.Dense(3)(image))
+    with pytest.raises(ValueError, match="has no blocks"):
+        tie_dropout(linear, after)
+
+
 def test_mass_needs_generalization_units():
     with pytest.raises(ValueError, match="Expected p_gen above 0"):
         ExampleTiedDropout(0.0, rescale="mass")

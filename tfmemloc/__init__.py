@@ -14,21 +14,16 @@ from tfmemloc.data import (
     add_label_noise,
     as_arrays,
     attach_ids,
-    switch_memory_off,
     from_arrays,
     load,
     make_batches,
     set_labels,
     split_by_score,
     stable_ids,
+    switch_memory_off,
 )
 
 # Layers, and the masks behind them.
-from tfmemloc.labels import (
-    apply_decisions,
-    find_label_errors,
-    score_by_removal,
-)
 from tfmemloc.layers.masks import example_mask, example_mask_numpy, fold_seed
 from tfmemloc.layers.sparse_dropout import SparseDropout
 from tfmemloc.layers.tied_dropout import MEMORY_OFF, ExampleTiedDropout
@@ -96,8 +91,8 @@ from tfmemloc.removal import (
 
 # Gradients by example and by subset.
 from tfmemloc.gradients import (
-    check_per_example_gradients,
     GradientEngine,
+    check_per_example_gradients,
     curvature_factors,
     per_example_dots,
     per_example_gradients,
@@ -143,6 +138,13 @@ from tfmemloc.scores import (
     second_split_times,
 )
 
+# Wrong labels: found by any network, decided about, corrected.
+from tfmemloc.labels import (
+    apply_decisions,
+    find_label_errors,
+    score_by_removal,
+)
+
 # Audits: what does a network still remember?
 from tfmemloc.audits import Durability, DurabilityConfig, audit_durability
 
@@ -175,7 +177,6 @@ __all__ = [
     "ExampleRecorder",
     "ExampleScores",
     "ExampleTiedDropout",
-    "MEMORY_OFF",
     "Examples",
     "ForgettingConfig",
     "GradientAccounting",
@@ -184,6 +185,7 @@ __all__ = [
     "LayerRetraining",
     "LayerRewinding",
     "LostUnits",
+    "MEMORY_OFF",
     "MemorizationEstimates",
     "ModelConfig",
     "NPOConfig",
@@ -209,8 +211,8 @@ __all__ = [
     "TrainingHistory",
     "account_gradients",
     "add_label_noise",
-    "as_arrays",
     "apply_decisions",
+    "as_arrays",
     "ascend_gradient",
     "attach_ids",
     "audit_durability",

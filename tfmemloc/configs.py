@@ -11,11 +11,12 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import numbers
 import types
 import typing
 from collections.abc import Mapping
 from typing import Any, Literal, TypeVar
+
+from tfmemloc.checks import check_choice, check_range
 
 ModelName = Literal["lenet", "resnet9", "resnet18", "resnet50", "vit"]
 Dropout = Literal["none", "standard", "sparse", "example_tied"]
@@ -345,38 +346,6 @@ def check_choices(config: Any) -> None:
             continue
         if typing.get_origin(hint) is Literal:
             check_choice(name, value, typing.get_args(hint))
-
-
-def check_choice(name: str, value: Any, choices: tuple[str, ...]) -> Any:
-    """The value, refused if it is not one of the choices.
-
-    Raises:
-        ValueError: says which ones there are.
-    """
-    if value not in choices:
-        raise ValueError(
-            f"`{name}` must be one of {', '.join(map(repr, choices))}. "
-            f"Received: {name}={value!r}."
-        )
-    return value
-
-
-def check_range(name: str, value: Any, low: Any, high: Any) -> None:
-    """Refuses a number outside of [low, high]; `high` may be None.
-
-    Raises:
-        ValueError: says the limits.
-    """
-    is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
-    inside = is_number and value >= low and (high is None or value <= high)
-    if not inside:  # Also refuses NaN.
-        limits = f"at least {low}" + (
-            "" if high is None else f", at most {high}"
-        )
-        raise ValueError(
-            f"`{name}` must be {'' if is_number else 'a number, '}{limits}. "
-            f"Received: {name}={value!r}."
-        )
 
 
 def _check_type(owner: str, name: str, hint: Any, value: Any) -> None:

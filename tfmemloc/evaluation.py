@@ -275,17 +275,17 @@ def recalibrate_batch_norm(
         >>> recalibrated = recalibrate_batch_norm(dropped, examples.train)
     """
     _check_any(examples)
+    if graph.keeps_own_statistics(model):
+        raise ValueError(
+            f"Model '{model.name}' keeps BatchNorm statistics of its own for "
+            "the drop. There is nothing to recalibrate."
+        )
     result = graph.with_own_batch_norm(model)
     norms = graph.batch_norms(result)
     if not norms:
         raise ValueError(
             f"Model '{model.name}' has no BatchNormalization layer. Expected "
             "one whose statistics can be recomputed."
-        )
-    if any(hasattr(layer, "tied_mean") for layer in norms):
-        raise ValueError(
-            f"Model '{model.name}' keeps BatchNorm statistics of its own for "
-            "the drop. There is nothing to recalibrate."
         )
     collector = graph.with_own_batch_norm(model, collect=True)
     predict = Predictor(collector)

@@ -25,7 +25,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfmemloc import data, subsets
-from tfmemloc.configs import check_range
+from tfmemloc.checks import check_range
 from tfmemloc.data.examples import Examples
 from tfmemloc.evaluation import Predictor, evaluate
 from tfmemloc.gradients.calls import dense_gradients

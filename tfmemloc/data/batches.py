@@ -7,12 +7,12 @@ stored. What augmentation does to an example is a function of (seed, step, id).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import tensorflow as tf
 
-from tfmemloc.configs import check_range
+from tfmemloc.checks import check_range
 from tfmemloc.data import rows as rows_
 from tfmemloc.data.augmentation import make_augmenter
 from tfmemloc.data.examples import IDS, Examples, input_kinds
@@ -233,6 +233,18 @@ def switch_memory_off(
         inputs, *rest = element
         ids = tf.cast(inputs[IDS], tf.int64)
         off = masks.drawn(0, draw, ids, share)
-        return ({**inputs, IDS: tf.where(off, MEMORY_OFF, ids)}, *rest)
+        return (without_memory({**inputs, IDS: ids}, off), *rest)
 
     return tf.data.Dataset.zip(dataset, draws).map(switched)
+
+
+def without_memory(
+    inputs: Mapping[str, tf.Tensor], off: tf.Tensor
+) -> dict[str, tf.Tensor]:
+    """The inputs by name, some examples of which pass without their memory.
+
+    Args:
+        inputs: with int64 ids [batch].
+        off: whose memory is off, bool [batch].
+    """
+    return {**inputs, IDS: tf.where(off, MEMORY_OFF, inputs[IDS])}

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from tfmemloc.configs import check_range
+from tfmemloc.checks import check_range, is_integer
 from tfmemloc.data.examples import Examples, few
 from tfmemloc.layers import masks
 
@@ -145,12 +145,18 @@ def set_labels(examples: Examples, labels: Mapping[int, int]) -> Examples:
         Traceback (most recent call last):
         ValueError: digits has no example with id ...
     """
+    places, values = _checked_labels(examples, labels)
+    label = examples.true_label.copy()
+    label[places] = values
+    return _relabelled(examples, label)
+
+
+def _checked_labels(
+    examples: Examples, labels: Mapping[int, int]
+) -> tuple[list[int], np.ndarray]:
+    """Where the examples stand that get a label by id, and their labels."""
     _check_one_label_each(examples)
-    strange = [
-        key
-        for key in labels
-        if isinstance(key, bool) or not isinstance(key, int | np.integer)
-    ]
+    strange = [key for key in labels if not is_integer(key)]
     if strange:
         raise ValueError(
             f"{examples.name}: expected labels by ids that are integers. "
@@ -167,9 +173,7 @@ def set_labels(examples: Examples, labels: Mapping[int, int]) -> Examples:
     place = dict(
         zip(examples.example_id.tolist(), range(len(examples)), strict=True)
     )
-    label = examples.true_label.copy()
-    label[[place[i] for i in ids.tolist()]] = values
-    return _relabelled(examples, label)
+    return [place[i] for i in ids.tolist()], values
 
 
 def correct_labels(examples: Examples, labels: Mapping[int, int]) -> Examples:
@@ -186,13 +190,10 @@ def correct_labels(examples: Examples, labels: Mapping[int, int]) -> Examples:
         ValueError: an id that is not a training example's, or a label that is
             no class.
     """
+    places, values = _checked_labels(examples, labels)
+    label = examples.label.copy()
+    label[places] = values
     knew = bool((examples.label != examples.true_label).any())
-    changed = set_labels(examples, labels)
-    label = np.where(
-        np.isin(examples.example_id, list(labels)),
-        changed.label,
-        examples.label,
-    )
     if knew:
         return _relabelled(examples, label)
     return dataclasses.replace(examples, label=label, true_label=label)

@@ -1,6 +1,10 @@
 """Reading and rebuilding the graphs of Keras models."""
 
-from tfmemloc.graph.batch_norm import batch_norms, with_own_batch_norm
+from tfmemloc.graph.batch_norm import (
+    batch_norms,
+    keeps_own_statistics,
+    with_own_batch_norm,
+)
 from tfmemloc.graph.cuts import Cut, cuts_before, stages
 from tfmemloc.graph.groups import Groups, group_variables, layer_groups
 from tfmemloc.graph.nodes import (
@@ -46,6 +50,5 @@ from tfmemloc.graph.untying import (
     memory_variables,
     served_network,
     untie,
-    without_memory_branches,
 )
 from tfmemloc.graph.weights import assign_weights, swapped_weights

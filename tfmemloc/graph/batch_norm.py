@@ -21,6 +21,14 @@ def batch_norms(model: keras.Model) -> list[keras.layers.BatchNormalization]:
     ]
 
 
+def keeps_own_statistics(model: keras.Model) -> bool:
+    """Whether BatchNorm keeps statistics of its own for the drop."""
+    return any(
+        isinstance(layer, SwitchableBatchNormalization)
+        for layer in batch_norms(model)
+    )
+
+
 def switchable(
     layer: keras.layers.BatchNormalization, inference: str = "drop"
 ) -> SwitchableBatchNormalization:

@@ -16,13 +16,14 @@ from typing import Any
 
 import keras
 
-from tfmemloc.configs import Inference, check_choice
+from tfmemloc.checks import check_choice, is_number
+from tfmemloc.configs import Inference
 from tfmemloc.graph.batch_norm import batch_norms, switchable
 from tfmemloc.graph.nodes import IDS, all_nodes, is_functional, replay
 from tfmemloc.graph.rebuild import cloned, flat_layers, fresh_inputs
 from tfmemloc.graph.sites import block_sites, unit_axis, unit_sites
 from tfmemloc.layers import masks
-from tfmemloc.layers.arguments import check_probability, is_number
+from tfmemloc.layers.arguments import check_probability
 from tfmemloc.layers.memory_branch import MemoryBranch
 from tfmemloc.layers.switchable_batch_norm import SwitchableBatchNormalization
 from tfmemloc.layers.tied_dropout import ExampleTiedDropout
@@ -244,17 +245,16 @@ def _batch_norm_of(model: keras.Model) -> dict[str, Any] | None:
 
 def _tied_places(model, after) -> set[int]:
     """ids of the nodes after whose call a tied layer goes."""
-    if after == "blocks":
+    if after in ("blocks", "layers"):
         sites = block_sites(model)
+        if after == "layers":
+            sites += unit_sites(model)
         if not sites:
             raise ValueError(
                 f"Model '{model.name}' has no blocks: between input and "
                 "output there is no place where one tensor alone comes out "
                 "of a layer with a kernel. Name the layers to tie by `after`."
             )
-        return {id(site.node) for site in sites}
-    if after == "layers":
-        sites = [*block_sites(model), *unit_sites(model)]
         return {id(site.node) for site in sites}
     chosen = _chooser(model, after)
     places = {id(n) for n in all_nodes(model) if chosen(n.operation)}
@@ -305,9 +305,9 @@ def _tied_outputs(model, inputs, places, tied_layer, ids):
             and tied
             and isinstance(operation, keras.layers.BatchNormalization)
         ):
-            key = id(operation)
-            norms.setdefault(key, switchable(operation))
-            output = norms[key](*args, ids)
+            if id(operation) not in norms:
+                norms[id(operation)] = switchable(operation)
+            output = norms[id(operation)](*args, ids)
         else:
             output = operation(*args, **kwargs)
         if id(node) in places:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import keras
 
-from tfmemloc.graph.batch_norm import batch_norms, ordinary
+from tfmemloc.graph.batch_norm import keeps_own_statistics, ordinary
 from tfmemloc.graph.nodes import replay
 from tfmemloc.graph.rebuild import fresh_inputs, used_inputs
 from tfmemloc.graph.sites import has_units
@@ -52,20 +52,18 @@ def served_network(model: keras.Model) -> keras.Model:
     carved are still there, behind their tied layers.
     """
     model = without_memory_branches(model)
+    if not keeps_own_statistics(model):
+        return model
     made: dict[int, keras.layers.Layer] = {}
 
     def with_ordinary_norm(node, args, kwargs):
         operation = node.operation
         if not isinstance(operation, SwitchableBatchNormalization):
             return None
-        made.setdefault(id(operation), ordinary(operation))
+        if id(operation) not in made:
+            made[id(operation)] = ordinary(operation)
         return made[id(operation)](args[0])
 
-    if not any(
-        isinstance(layer, SwitchableBatchNormalization)
-        for layer in batch_norms(model)
-    ):
-        return model
     return _replaced(model, with_ordinary_norm)
 
 

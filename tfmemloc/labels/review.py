@@ -45,7 +45,7 @@ def write_review(
     directory.mkdir(parents=True, exist_ok=True)
     if count is None:
         count = min(_MOST, max(_LEAST, int(scores.is_suspect.sum())))
-    rows = _ranked(scores)[:count]
+    rows = scores.asked(count)
     shown = examples.of_ids([row["example_id"] for row in rows])
     items = [_item(row, shown, place) for place, row in enumerate(rows)]
     report.write_template(
@@ -64,11 +64,6 @@ def write_review(
         },
     )
     return directory / REVIEW
-
-
-def _ranked(scores: ExampleScores) -> list[dict[str, Any]]:
-    """Suspects first, each kind in the order of the ranking."""
-    return sorted(scores.rows(), key=lambda row: -row["suspect"])
 
 
 def _item(row: dict[str, Any], shown: Examples, place: int) -> dict[str, Any]:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import numbers
-
 import keras
-import numpy as np
 import tensorflow as tf
+
+from tfmemloc.checks import is_integer, is_number
 
 
 def check_probability(name: str, value: float) -> float:
@@ -19,15 +18,9 @@ def check_probability(name: str, value: float) -> float:
     return float(value)
 
 
-def is_number(value) -> bool:
-    """Whether it is a real number, and no truth value."""
-    return isinstance(value, numbers.Real) and not isinstance(value, bool)
-
-
 def check_seed(seed: int) -> int:
     """The seed, refused if it is no integer from 0 to 2**63 - 1."""
-    is_integer = isinstance(seed, int | np.integer) and is_number(seed)
-    if not (is_integer and 0 <= seed < 2**63):
+    if not (is_integer(seed) and 0 <= seed < 2**63):
         raise ValueError(
             "`seed` must be an integer from 0 to 2**63 - 1. Received: "
             f"seed={seed!r} of type {type(seed).__name__}."

@@ -21,6 +21,8 @@ import hashlib
 import numpy as np
 import tensorflow as tf
 
+from tfmemloc.checks import is_integer
+
 _LOW_32 = 0xFFFFFFFF
 
 _MULTIPLIERS = (0x7FEB352D, 0x846CA68B)
@@ -160,15 +162,13 @@ def fold_seed(seed: int, *salts: int | str) -> int:
         >>> fold_seed(0, "order") == fold_seed(0, "noise")
         False
     """
-    if isinstance(seed, bool) or not isinstance(seed, int | np.integer):
+    if not is_integer(seed):
         raise TypeError(
             "Expected a seed that is an integer. Received: "
             f"seed={seed!r} of type {type(seed).__name__}."
         )
     for salt in salts:
-        if isinstance(salt, bool) or not isinstance(
-            salt, int | str | np.integer
-        ):
+        if not (is_integer(salt) or isinstance(salt, str)):
             raise TypeError(
                 "Expected salts that are integers or strings. Received: "
                 f"{salt!r} of type {type(salt).__name__}."

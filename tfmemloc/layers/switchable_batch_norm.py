@@ -24,7 +24,8 @@ from typing import Any, get_args
 import keras
 import tensorflow as tf
 
-from tfmemloc.configs import Inference, check_choice
+from tfmemloc.checks import check_choice
+from tfmemloc.configs import Inference
 from tfmemloc.layers.arguments import checked_ids
 from tfmemloc.layers.tied_dropout import MEMORY_OFF
 
@@ -122,13 +123,17 @@ class SwitchableBatchNormalization(keras.layers.BatchNormalization):
     def _statistics(self, inputs, is_kind):
         """Mean and variance [C] of the rows of a kind, and whether any is."""
         x = tf.cast(inputs, tf.float32)
-        weight = tf.cast(is_kind, tf.float32) * tf.ones_like(x)
-        axes = self._reduction_axes
+        weight = tf.cast(is_kind, tf.float32)
 
         def total(values):
-            return self._all_replicas(tf.reduce_sum(values, axes))
+            return self._all_replicas(
+                tf.reduce_sum(values, self._reduction_axes)
+            )
 
-        count = total(weight)
+        # Of a row all positions count, or none.
+        positions = tf.size(x) // (tf.shape(x)[0] * tf.shape(x)[self.axis])
+        rows = self._all_replicas(tf.reduce_sum(weight))
+        count = rows * tf.cast(positions, tf.float32)
         share = tf.maximum(count, 1.0)
         mean = total(x * weight) / share
         centered = x - self._along_axis(inputs, mean)

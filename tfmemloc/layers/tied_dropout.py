@@ -12,13 +12,13 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfmemloc.configs import Inference, check_choice
+from tfmemloc.checks import check_choice, is_number
+from tfmemloc.configs import Inference
 from tfmemloc.layers.arguments import (
     check_axis,
     check_probability,
     check_seed,
     checked_ids,
-    is_number,
     unit_count,
 )
 from tfmemloc.layers.masks import example_mask, example_mask_numpy

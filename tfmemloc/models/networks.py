@@ -10,10 +10,10 @@ from __future__ import annotations
 import dataclasses
 
 import keras
-import numpy as np
 
 from tfmemloc import graph
-from tfmemloc.configs import ModelConfig, TrainConfig, check_range
+from tfmemloc.checks import check_range, is_integer
+from tfmemloc.configs import ModelConfig, TrainConfig
 from tfmemloc.data.examples import Examples, input_kinds
 from tfmemloc.models import lenet, resnet, vit
 from tfmemloc.models.factory import LayerFactory, Logits
@@ -60,7 +60,7 @@ def build(
     is_shape = isinstance(input_shape, tuple | list) and len(input_shape) == 3
     if not (
         is_shape
-        and all(isinstance(size, int | np.integer) for size in input_shape)
+        and all(is_integer(size) for size in input_shape)
         and min(input_shape[:2]) >= 8
         and input_shape[2] >= 1
     ):

@@ -8,7 +8,7 @@ import numpy as np
 from tqdm import auto as tqdm
 
 from tfmemloc import storage
-from tfmemloc.configs import check_range
+from tfmemloc.checks import check_range
 from tfmemloc.data.examples import Examples
 from tfmemloc.units import GatedModel, SearchConfig, drawn, rankings
 from tfmemloc.units import search as searching

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 import keras
 import numpy as np
 
-from tfmemloc.configs import check_range
+from tfmemloc.checks import check_range
 from tfmemloc.data.examples import Examples
 from tfmemloc.gradients.engine import GradientEngine
 from tfmemloc.gradients.streaming import MEMORY_BUDGET, stream

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 import keras
 import numpy as np
 
-from tfmemloc.configs import check_range
+from tfmemloc.checks import check_range
 from tfmemloc.data.examples import Examples
 from tfmemloc.gradients import GradientEngine, subset_gradients
 from tfmemloc.removal.forgetting import removed

@@ -17,7 +17,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfmemloc import data
-from tfmemloc.configs import check_range
+from tfmemloc.checks import check_range
 from tfmemloc.data.examples import Examples
 from tfmemloc.evaluation import as_logits
 from tfmemloc.gradients.calls import dense_gradients

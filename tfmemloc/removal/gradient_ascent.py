@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import keras
 import tensorflow as tf
 
-from tfmemloc.configs import check_range
+from tfmemloc.checks import check_range
 from tfmemloc.data.examples import Examples
 from tfmemloc.removal.forgetting import ForgettingConfig, train_to_forget
 from tfmemloc.removal.outcome import Removal

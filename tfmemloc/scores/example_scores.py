@@ -78,6 +78,12 @@ class ExampleScores(Result):
         chosen = self.is_suspect & (self.suspicion >= at_least)
         return [self._row(n) for n in self.order() if chosen[n]]
 
+    def asked(self, count: int) -> list[dict[str, Any]]:
+        """The first rows to decide about: suspects before all others."""
+        order = self.order()
+        place = np.argsort(~self.is_suspect[order], kind="stable")
+        return [self._row(n) for n in order[place][:count]]
+
     def _row(self, n: int) -> dict[str, Any]:
         row = {
             "example_id": int(self.example_id[n]),

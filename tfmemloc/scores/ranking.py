@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from tfmemloc import losses
-from tfmemloc.configs import check_choice
+from tfmemloc.checks import check_choice
 from tfmemloc.data.examples import Examples
 from tfmemloc.scores.checks import TINY, checked_score
 from tfmemloc.scores.example_scores import ExampleScores

@@ -21,7 +21,7 @@ import keras
 import tensorflow as tf
 
 from tfmemloc import evaluation, graph
-from tfmemloc.configs import check_choice
+from tfmemloc.checks import check_choice
 from tfmemloc.data.examples import Examples, input_kinds
 from tfmemloc.runs import Run
 from tfmemloc.serving.card import accuracies, write_card

@@ -51,14 +51,19 @@ class Axis:
     high: float = 0.0
     log: bool = False
 
-    def suggested(self, trial: Any) -> str:
-        """The value for an Optuna trial."""
+    def distribution(self) -> Any:
+        """As Optuna draws from it."""
+        from optuna import distributions
+
         if self.choices:
-            return trial.suggest_categorical(self.flag, self.choices)
-        value = trial.suggest_float(
-            self.flag, self.low, self.high, log=self.log
+            return distributions.CategoricalDistribution(self.choices)
+        return distributions.FloatDistribution(
+            self.low, self.high, log=self.log
         )
-        return f"{value:.4g}"
+
+    def text(self, value: str | float) -> str:
+        """What was drawn, as the value of the flag."""
+        return str(value) if self.choices else f"{value:.4g}"
 
 
 def parse_space(axes: Sequence[str]) -> list[Axis]:
@@ -243,29 +248,19 @@ def tune_settings(
     directory = pathlib.Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     study = _study(directory, space, seed)
-    cells: dict[int, Cell] = {}
-    while len(_finished(study)) < trials:
-        wanted = min(processes, trials - len(_finished(study)))
-        asked = _begun(study)[:wanted]
-        for trial in asked:
-            cells[trial.number] = _cell(space, trial)
-        for _ in range(wanted - len(asked)):
-            trial = study.ask()
-            cells[trial.number] = _cell(space, trial)
-            asked.append(trial)
-        todo = [cells[trial.number] for trial in asked]
+    while missing := trials - len(finished := _finished(study)):
+        asked = _asked(study, space, min(processes, missing))
+        cells = [_cell(space, trial) for trial in asked]
         results = run_sweep(
             directory,
             program,
-            list(dict.fromkeys(todo)),
+            list(dict.fromkeys(cells)),
             base=base,
             processes=processes,
             **options,
         )
-        for trial, cell in zip(asked, todo, strict=True):
-            values = _values(results, cell, (forget, keep))
-            study.tell(trial.number, values)
-    finished = _finished(study)
+        for trial, cell in zip(asked, cells, strict=True):
+            study.tell(trial.number, _values(results, cell, (forget, keep)))
     return TuningResults(
         flags=tuple(axis.flag for axis in space),
         settings=np.array(
@@ -318,28 +313,26 @@ def _finished(study) -> list:
     return study.get_trials(states=(optuna.trial.TrialState.COMPLETE,))
 
 
-def _begun(study) -> list:
-    """Trials that a killed search had asked for."""
+def _asked(study, space: Sequence[Axis], count: int) -> list:
+    """Trials to run: first those that a killed search had asked for."""
     import optuna
 
-    return study.get_trials(states=(optuna.trial.TrialState.RUNNING,))
+    distributions = {axis.flag: axis.distribution() for axis in space}
+    begun = [
+        trial
+        for trial in study.get_trials(states=(optuna.trial.TrialState.RUNNING,))
+        # A search that was killed while it asked knows not all of them.
+        if trial.params.keys() == distributions.keys()
+    ][:count]
+    new = [study.ask(distributions) for _ in range(count - len(begun))]
+    return begun + new
 
 
 def _cell(space: Sequence[Axis], trial) -> Cell:
-    """The cell of a trial that was asked for, or is known from the journal."""
-    if hasattr(trial, "suggest_float"):
-        values = [(axis.flag, axis.suggested(trial)) for axis in space]
-    else:
-        values = [
-            (
-                axis.flag,
-                trial.params[axis.flag]
-                if axis.choices
-                else f"{trial.params[axis.flag]:.4g}",
-            )
-            for axis in space
-        ]
-    return Cell(tuple(values))
+    """The cell of a trial."""
+    return Cell(
+        tuple((axis.flag, axis.text(trial.params[axis.flag])) for axis in space)
+    )
 
 
 def _values(results, cell: Cell, names: Sequence[str]) -> list[float]:

@@ -20,9 +20,9 @@ import keras
 import tensorflow as tf
 
 from tfmemloc.configs import TrainConfig
+from tfmemloc.data.batches import without_memory
 from tfmemloc.data.examples import IDS
 from tfmemloc.layers import masks
-from tfmemloc.layers.tied_dropout import MEMORY_OFF
 from tfmemloc.training.rules import cross_entropy
 from tfmemloc.training.tables import step_counter
 
@@ -66,7 +66,8 @@ class DropPass:
         ids = inputs[IDS]
         off = masks.drawn(self._seed, self.step, ids, self._share)
         self.step.assign_add(1)
-        fed = {**inputs, IDS: tf.where(off, MEMORY_OFF, ids)}
-        entropy, logits = cross_entropy.rule(model, fed, label)
+        entropy, logits = cross_entropy.rule(
+            model, without_memory(inputs, off), label
+        )
         dropped = self._drop_loss(ids, label, logits, entropy, off)
         return tf.where(off, dropped, entropy), logits

@@ -28,7 +28,6 @@ from tfmemloc import data, graph, storage, subsets
 from tfmemloc.configs import DataConfig, ModelConfig, TrainConfig
 from tfmemloc.data.examples import Examples
 from tfmemloc.data.sources import load
-from tfmemloc.layers.switchable_batch_norm import SwitchableBatchNormalization
 from tfmemloc.models import build_network
 from tfmemloc.runs import Run, check_finite, variable_arrays
 from tfmemloc.training import rules
@@ -130,6 +129,12 @@ def train(
                     synchronized=strategy.num_replicas_in_sync > 1,
                 )
             )
+            # Before anything is written: it may refuse the network.
+            if rule is None:
+                rule = rules.named(
+                    training.rule, network, examples.train, training
+                )
+                _check_statistics(network, rule, training)
         run = Run.create(
             directory,
             network,
@@ -142,10 +147,6 @@ def train(
             start_from.load_weights(network)
         if is_own or start_from is not None:
             _check_start(run, network)
-        with strategy.scope():
-            if rule is None:
-                rule = rules.named(training.rule, examples.train, training)
-                _check_statistics(network, rule, training)
         loop = _Loop(run, network, examples, training, strategy, rule)
         loop.run_epochs(progress, tensorboard, on_epoch_end)
     return run
@@ -153,12 +154,8 @@ def train(
 
 def _check_statistics(network, rule, training: TrainConfig) -> None:
     """Refuses BatchNorm statistics of the drop that nothing would follow."""
-    own = any(
-        isinstance(layer, SwitchableBatchNormalization)
-        for layer in graph.batch_norms(network)
-    )
-    off = training.memory_off if isinstance(rule, DropPass) else 0.0
-    if own and not off > 0:
+    is_followed = isinstance(rule, DropPass) and training.memory_off > 0
+    if graph.keeps_own_statistics(network) and not is_followed:
         raise ValueError(
             "The network keeps BatchNorm statistics of its own for the drop, "
             "from examples that pass with their memory off, and this training "

@@ -47,9 +47,6 @@ def make_train_step(
     """
     strategy = strategy or tf.distribute.get_strategy()
     variables = model.trainable_variables
-    transform = None
-    if hasattr(rule, "gradient_transform"):
-        transform = rule.gradient_transform(model, variables)
 
     def replica_step(batch):
         inputs, label = batch
@@ -68,8 +65,8 @@ def make_train_step(
         if recorder is not None:
             recorder.update(inputs[IDS], label, logits)
         gradients = tape.gradient(scaled, variables)
-        if transform is not None:
-            gradients = transform(gradients)
+        if hasattr(rule, "changed_gradients"):
+            gradients = rule.changed_gradients(gradients, variables)
         # Keras's optimizer itself adds up the gradients of the replicas.
         optimizer.apply(gradients, variables)
         return loss

@@ -23,7 +23,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfmemloc import graph
-from tfmemloc.configs import check_choice
+from tfmemloc.checks import check_choice
 from tfmemloc.units.config import Place
 
 # (output of the gated call, first unit, site) -> what to use instead.

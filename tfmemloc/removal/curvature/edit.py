@@ -25,7 +25,8 @@ import keras
 import numpy as np
 
 from tfmemloc import evaluation, storage
-from tfmemloc.configs import TrainConfig, check_choices, check_range
+from tfmemloc.checks import check_range
+from tfmemloc.configs import TrainConfig, check_choices
 from tfmemloc.data.examples import Examples
 from tfmemloc.gradients.curvature import Scalar
 from tfmemloc.removal.copies import (

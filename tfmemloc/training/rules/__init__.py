@@ -7,9 +7,9 @@ the value of `TrainConfig.rule`; the function in it is called `rule`.
 
 A rule that remembers something is an object that is called in the same way and
 has `variables`, which a run saves and restores with its other state. Its module
-has a function `make(examples, training)` that gives one for a training. It may
-also have `gradient_transform(model, variables)`, called once before the step is
-traced: a function that changes the list of the variables' gradients.
+has a function `make(model, examples, training)` that gives one for a training,
+or refuses what it cannot train. It may also have
+`changed_gradients(gradients, variables)`, called in the step.
 """
 
 from __future__ import annotations
@@ -36,16 +36,19 @@ def names() -> tuple[str, ...]:
     return tuple(module.name for module in pkgutil.iter_modules(__path__))
 
 
-def named(name: str, examples: Examples, training: TrainConfig) -> Rule:
+def named(
+    name: str, model: keras.Model, examples: Examples, training: TrainConfig
+) -> Rule:
     """The rule of this name, for a training.
 
     Args:
         name: one of `names()`.
+        model: the network that is trained.
         examples: the training examples.
         training: how they are trained on.
 
     Raises:
-        ValueError: there is none.
+        ValueError: there is none, or it cannot train this network so.
     """
     if name not in names():
         raise ValueError(
@@ -54,7 +57,7 @@ def named(name: str, examples: Examples, training: TrainConfig) -> Rule:
         )
     module = importlib.import_module(f"{__name__}.{name}")
     if hasattr(module, "make"):
-        return module.make(examples, training)
+        return module.make(model, examples, training)
     return module.rule
 
 

@@ -13,6 +13,7 @@ Noisy Labels", NeurIPS 2020, equation 6.
 
 from __future__ import annotations
 
+import keras
 import tensorflow as tf
 
 from tfmemloc.configs import TrainConfig
@@ -25,8 +26,11 @@ _WEIGHT = 3.0
 _SURE = 1 - 1e-4
 
 
-def make(examples: Examples, training: TrainConfig) -> DropPass:
-    """The rule for a training on these examples."""
+def make(
+    model: keras.Model, examples: Examples, training: TrainConfig
+) -> DropPass:
+    """The rule for a training of this network on these examples."""
+    del model
     beliefs = Beliefs(examples)
 
     def drop_loss(ids, label, logits, entropy, off) -> tf.Tensor:

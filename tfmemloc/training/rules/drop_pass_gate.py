@@ -10,6 +10,7 @@ labels count.
 
 from __future__ import annotations
 
+import keras
 import tensorflow as tf
 
 from tfmemloc.configs import TrainConfig
@@ -19,8 +20,11 @@ from tfmemloc.training.beliefs import Beliefs
 from tfmemloc.training.drop_pass import DropPass
 
 
-def make(examples: Examples, training: TrainConfig) -> DropPass:
-    """The rule for a training on these examples."""
+def make(
+    model: keras.Model, examples: Examples, training: TrainConfig
+) -> DropPass:
+    """The rule for a training of this network on these examples."""
+    del model
     beliefs = Beliefs(examples)
     steps = steps_per_epoch(len(examples), training.batch_size)
     open_until = round(training.early * steps * training.epochs)

@@ -8,6 +8,7 @@ See `tfmemloc.training.drop_pass` and `generalized_cross_entropy`.
 
 from __future__ import annotations
 
+import keras
 import tensorflow as tf
 
 from tfmemloc.configs import TrainConfig
@@ -16,9 +17,11 @@ from tfmemloc.training.drop_pass import DropPass
 from tfmemloc.training.rules import generalized_cross_entropy
 
 
-def make(examples: Examples, training: TrainConfig) -> DropPass:
-    """The rule for a training on these examples."""
-    del examples
+def make(
+    model: keras.Model, examples: Examples, training: TrainConfig
+) -> DropPass:
+    """The rule for a training of this network on these examples."""
+    del model, examples
 
     def drop_loss(ids, label, logits, entropy, off) -> tf.Tensor:
         del ids, label, logits, off

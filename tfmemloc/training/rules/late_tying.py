@@ -14,16 +14,15 @@ and SGD, whose steps are as long as its gradients.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import keras
 import tensorflow as tf
 
 from tfmemloc import graph
 from tfmemloc.configs import TrainConfig
-from tfmemloc.data.batches import steps_per_epoch
+from tfmemloc.data.batches import steps_per_epoch, without_memory
 from tfmemloc.data.examples import IDS, Examples
-from tfmemloc.layers.tied_dropout import MEMORY_OFF
 from tfmemloc.training.rules import cross_entropy
 from tfmemloc.training.tables import step_counter
 
@@ -35,13 +34,15 @@ class LateTying:
 
     Args:
         switch: the step before which the memory is off.
+        memory: the variables of the memory, which keep their step size.
 
     Attributes:
         variables: what a run saves to go on where it was killed.
     """
 
-    def __init__(self, switch: int):
+    def __init__(self, switch: int, memory: Sequence[keras.Variable]):
         self._switch = switch
+        self._memory = {id(variable) for variable in memory}
         self._step = step_counter()
         self.variables = [self._step]
 
@@ -52,46 +53,32 @@ class LateTying:
         label: tf.Tensor,
     ) -> tuple[tf.Tensor, tf.Tensor]:
         """Cross-entropy of each example [B], and the logits."""
-        ids = inputs[IDS]
-        off = tf.fill(tf.shape(ids), self._step < self._switch)
+        off = tf.fill(tf.shape(inputs[IDS]), self._step < self._switch)
         self._step.assign_add(1)
-        fed = {**inputs, IDS: tf.where(off, MEMORY_OFF, ids)}
-        return cross_entropy.rule(model, fed, label)
+        return cross_entropy.rule(model, without_memory(inputs, off), label)
 
-    def gradient_transform(
-        self, model: keras.Model, variables: Sequence[keras.Variable]
-    ) -> Callable[[Sequence[tf.Tensor]], list[tf.Tensor]]:
-        """Makes the gradients of the given network small after the switch.
-
-        Raises:
-            ValueError: the model is not expanded by memory.
-        """
-        memory = {id(v) for v in graph.memory_variables(model)}
-        if not memory:
-            raise ValueError(
-                f"Model '{model.name}' has no memory of its own variables, "
-                "which this rule trains at another step size. Expected a "
-                "network made with ModelConfig(expand=...) or "
-                "tie_dropout(model, expand=...)."
-            )
-        is_memory = [id(variable) in memory for variable in variables]
-
-        def transform(gradients):
-            # The rule was called in this step, and has counted it.
-            slow = tf.where(self._step <= self._switch, 1.0, _SLOW)
-            return [
-                gradient if mine else gradient * slow
-                for gradient, mine in zip(gradients, is_memory, strict=True)
-            ]
-
-        return transform
+    def changed_gradients(
+        self,
+        gradients: Sequence[tf.Tensor],
+        variables: Sequence[keras.Variable],
+    ) -> list[tf.Tensor]:
+        """The gradients; small for the given network after the switch."""
+        # The rule was called in this step, and has counted it.
+        slow = tf.where(self._step <= self._switch, 1.0, _SLOW)
+        return [
+            gradient if id(variable) in self._memory else gradient * slow
+            for gradient, variable in zip(gradients, variables, strict=True)
+        ]
 
 
-def make(examples: Examples, training: TrainConfig) -> LateTying:
-    """The rule for a training on these examples.
+def make(
+    model: keras.Model, examples: Examples, training: TrainConfig
+) -> LateTying:
+    """The rule for a training of this network on these examples.
 
     Raises:
-        ValueError: the optimizer is not SGD.
+        ValueError: the network is not expanded by memory, or the optimizer is
+            not SGD.
     """
     if training.optimizer != "sgd":
         raise ValueError(
@@ -99,5 +86,13 @@ def make(examples: Examples, training: TrainConfig) -> LateTying:
             f'SGD undoes. Expected optimizer="sgd". Received: '
             f"optimizer={training.optimizer!r}."
         )
+    memory = graph.memory_variables(model)
+    if not memory:
+        raise ValueError(
+            f"Model '{model.name}' has no memory of its own variables, which "
+            'rule="late_tying" trains at another step size. Expected a network '
+            "made with ModelConfig(expand=...) or tie_dropout(model, "
+            "expand=...)."
+        )
     steps = steps_per_epoch(len(examples), training.batch_size)
-    return LateTying(round(training.early * steps * training.epochs))
+    return LateTying(round(training.early * steps * training.epochs), memory)

@@ -1,0 +1,48 @@
+"""Checks of single values at the door: of configs, layers and functions."""
+
+from __future__ import annotations
+
+import numbers
+from typing import Any
+
+
+def is_number(value: Any) -> bool:
+    """Whether it is a real number, and no truth value."""
+    return isinstance(value, numbers.Real) and not isinstance(value, bool)
+
+
+def is_integer(value: Any) -> bool:
+    """Whether it is an integer, NumPy's too, and no truth value."""
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool)
+
+
+def check_choice(name: str, value: Any, choices: tuple[str, ...]) -> Any:
+    """The value, refused if it is not one of the choices.
+
+    Raises:
+        ValueError: says which ones there are.
+    """
+    if value not in choices:
+        raise ValueError(
+            f"`{name}` must be one of {', '.join(map(repr, choices))}. "
+            f"Received: {name}={value!r}."
+        )
+    return value
+
+
+def check_range(name: str, value: Any, low: Any, high: Any) -> None:
+    """Refuses a number outside of [low, high]; `high` may be None.
+
+    Raises:
+        ValueError: says the limits.
+    """
+    is_real = is_number(value)
+    inside = is_real and value >= low and (high is None or value <= high)
+    if not inside:  # Also refuses NaN.
+        limits = f"at least {low}" + (
+            "" if high is None else f", at most {high}"
+        )
+        raise ValueError(
+            f"`{name}` must be {'' if is_real else 'a number, '}{limits}. "
+            f"Received: {name}={value!r}."
+        )
