@@ -45,7 +45,6 @@ from tfmemloc import (
     ascend_gradient,
     audit_durability,
     compare_with_critical_units,
-    configs,
     dampen_weights,
     find_critical_units,
     fine_tune,
@@ -53,6 +52,7 @@ from tfmemloc import (
     mask_weights,
     optimize_negative_preference,
     predict_logits,
+    presets,
     recalibrate_batch_norm,
     remove_memory,
     report,
@@ -96,7 +96,7 @@ class Setting:
 
 
 def _preset(dataset: str, **changed: Any) -> TrainConfig:
-    _, preset = configs.PRESETS[dataset]
+    _, preset = presets.PRESETS[dataset]
     return TrainConfig(**{**preset, **changed})
 
 

@@ -17,7 +17,7 @@ from typing import Any, Literal, TypeVar
 
 from .flags import FLAGS, flags
 
-from tfmemloc import configs, data
+from tfmemloc import configs, data, presets
 from tfmemloc.training import rules
 from tfmemloc.units import rankings
 
@@ -170,7 +170,7 @@ def _default_words(config: type, field: dataclasses.Field) -> str:
         return words
     place = _PRESET_CONFIGS.index(config)
     others: dict[str, list[str]] = {}
-    for dataset, preset in configs.PRESETS.items():
+    for dataset, preset in presets.PRESETS.items():
         if field.name in preset[place]:
             value = str(preset[place][field.name])
             others.setdefault(value, []).append(dataset)
@@ -227,6 +227,7 @@ def data_config() -> configs.DataConfig:
         configs.DataConfig,
         noise_rate=0.0 if is_own else 0.1,
         noise_seed=FLAGS.seed,
+        **(presets.TEXT_DATA if data.is_text(_dataset()) else {}),
     )
     if not FLAGS.quick:
         return config
@@ -240,7 +241,7 @@ def data_config() -> configs.DataConfig:
 
 def model_config(dropout: str | None = None) -> configs.ModelConfig:
     """The network that the flags ask for; `dropout` if no flag decides it."""
-    preset, _ = configs.PRESETS.get(_dataset(), ({}, {}))
+    preset, _ = presets.preset(_dataset())
     skip = ("seed",) if dropout is None else ("seed", "dropout")
     given = {} if dropout is None else {"dropout": dropout}
     return read(
@@ -253,7 +254,7 @@ def model_config(dropout: str | None = None) -> configs.ModelConfig:
 
 def train_config() -> configs.TrainConfig:
     """The training that the flags ask for."""
-    _, preset = configs.PRESETS.get(_dataset(), ({}, {}))
+    _, preset = presets.preset(_dataset())
     config = read(
         configs.TrainConfig, skip=("seed",), **{**preset, "seed": FLAGS.seed}
     )

@@ -18,6 +18,7 @@ ORDER = [
     "subsets",
     "statistics",
     "configs",
+    "presets",
     "result",
     "report",
     "layers",
@@ -46,6 +47,7 @@ PLAIN = (
     "subsets",
     "statistics",
     "configs",
+    "presets",
     "result",
     "report",
 )

@@ -3,7 +3,7 @@
 The config of a method is in the method's file. Each config is checked when it
 is made, and can be written as JSON and read back.
 
-`PRESETS` holds, for each built-in or well-known data set, the settings with
+`tfmemloc.presets` holds, for each well-known data set, the settings with
 which the programs were measured; all other settings keep the paper's values.
 """
 
@@ -18,10 +18,13 @@ from typing import Any, Literal, TypeVar
 
 from tfmemloc.checks import check_choice, check_range
 
-ModelName = Literal["lenet", "resnet9", "resnet18", "resnet50", "vit"]
+ModelName = Literal[
+    "lenet", "resnet9", "resnet18", "resnet50", "vit", "transformer"
+]
 Dropout = Literal["none", "standard", "sparse", "example_tied"]
 Inference = Literal["drop", "expected", "tied"]
 Places = Literal["paper", "layers"]
+TiedTo = Literal["window", "document", "source"]
 Rescale = Literal["none", "mass"]
 Stem = Literal["small", "imagenet"]
 Schedule = Literal["warmup_cosine", "triangle", "constant"]
@@ -36,6 +39,7 @@ _PAPER_TIES = {
     "resnet18": (0.5, 0.2),
     "resnet50": (0.5, 0.2),
     "vit": (0.5, 0.2),
+    "transformer": (0.5, 0.2),
 }
 
 Config = TypeVar("Config")
@@ -52,7 +56,8 @@ class DataConfig:
             holds `x_train` (uint8 pictures, integer tokens or floats [N, ...])
             and `y_train` (labels [N], integers from 0), and may hold `x_test`,
             `y_test`, `class_names`, `example_id`, `subset` and `group`.
-            Several inputs are called `x_train_<input>`.
+            Several inputs are called `x_train_<input>`. Or text: `stdlib`
+            (Python's own modules), or a pattern such as `texts/*.txt`.
         data_dir: the TFDS folder; None is TFDS's own default. Not part of a
             run's identity: the same data may lie elsewhere.
         train_examples: use only this many training examples, the first in the
@@ -73,6 +78,14 @@ class DataConfig:
         subset_ratio: train on this fraction of the training examples alone,
             for memorization estimates (see `estimate_memorization`).
         subset_seed: decides which examples are in that fraction.
+        subset_complement: train on all the others instead, so that two runs
+            share the examples between them.
+        context: of text, the bytes of a window.
+        canaries: of text, secrets for each number of repeats (1, 4, 16, 64).
+        repeated: of text, windows that come 32 times in an epoch.
+        tie_to: of text, what shares memorization units and is forgotten as
+            one: a `window` and its repeats, a `document`, or a `source` (a
+            package, a folder).
     """
 
     dataset: str = "digits"
@@ -89,12 +102,20 @@ class DataConfig:
     heldout_seed: int = 0
     subset_ratio: float = 1.0
     subset_seed: int = 0
+    subset_complement: bool = False
+    context: int = 128
+    canaries: int = 8
+    repeated: int = 8
+    tie_to: TiedTo = "window"
 
     def __post_init__(self):
         check_choices(self)
         check_range("noise_rate", self.noise_rate, 0.0, 1.0)
         check_range("heldout", self.heldout, 0.0, 0.9)
         check_range("subset_ratio", self.subset_ratio, 1e-6, 1.0)
+        check_range("context", self.context, 2, None)
+        check_range("canaries", self.canaries, 0, 1000)
+        check_range("repeated", self.repeated, 0, None)
         for name in ("train_examples", "test_examples"):
             if getattr(self, name) is not None:
                 check_range(name, getattr(self, name), 1, None)
@@ -134,6 +155,7 @@ class ModelConfig:
             with a drop-mode pass.
         rescale: see `tfmemloc.ExampleTiedDropout`.
         stem: `small` or `imagenet`, for ResNet-18 and ResNet-50.
+        depth: the number of blocks of the transformer.
         seed: of the initialization and of the dropout.
     """
 
@@ -147,11 +169,13 @@ class ModelConfig:
     own_statistics: bool = False
     rescale: Rescale = "none"
     stem: Stem = "small"
+    depth: int = 2
     seed: int = 0
 
     def __post_init__(self):
         check_choices(self)
         check_range("width", self.width, 0.01, 16.0)
+        check_range("depth", self.depth, 1, 64)
         check_range("expand", self.expand, 0.0, 64.0)
         for name, usual in (("places", "paper"), ("own_statistics", False)):
             value = getattr(self, name)
@@ -246,21 +270,6 @@ class TrainConfig:
                     "evaluate_every=1 with it. Received: "
                     f"evaluate_every={self.evaluate_every}."
                 )
-
-
-# What the programs use where no flag says otherwise: (model, training).
-PRESETS: Mapping[str, tuple[Mapping[str, Any], Mapping[str, Any]]] = {
-    "digits": (
-        {"width": 0.5},
-        {"epochs": 30, "batch_size": 128, "learning_rate": 0.1},
-    ),
-    "mnist": (
-        {"width": 0.5},
-        {"epochs": 25, "batch_size": 128, "learning_rate": 0.05},
-    ),
-    "cifar10": ({}, {"batch_size": 128, "learning_rate": 0.05}),
-    "svhn_cropped": ({}, {"learning_rate": 0.001}),
-}
 
 
 def to_json(config: Any) -> dict[str, Any]:

@@ -2,7 +2,8 @@
 
 A subset has any name. Some names mean something:
 
-- `noisy` (label replaced by a wrong one) and `atypical` have to be memorized;
+- `noisy` (label replaced by a wrong one), `atypical` and `canary` (a secret)
+  have to be memorized;
 - `clean` and `typical` are the rest of the training examples;
 - `heldout`, `validation` and `test` are not trained on.
 
@@ -16,7 +17,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
-MEMORIZED = ("noisy", "atypical")
+MEMORIZED = ("noisy", "atypical", "canary")
 ORDINARY = ("clean", "typical")
 NOT_TRAINED_ON = ("heldout", "validation", "test")
 _FIRST = ("clean", "noisy", "typical", "atypical")

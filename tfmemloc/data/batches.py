@@ -15,7 +15,7 @@ import tensorflow as tf
 from tfmemloc.checks import check_range
 from tfmemloc.data import rows as rows_
 from tfmemloc.data.augmentation import make_augmenter
-from tfmemloc.data.examples import IDS, Examples, input_kinds
+from tfmemloc.data.examples import IDS, TIE_IDS, Examples, input_kinds
 from tfmemloc.data.kinds import PICTURE, as_fed
 from tfmemloc.layers import masks
 from tfmemloc.layers.tied_dropout import MEMORY_OFF
@@ -59,7 +59,9 @@ def make_batches(
     count = len(examples)
     if count == 0:
         raise ValueError("Expected at least one example. Received: none.")
-    ids = tf.constant(examples.example_id)
+    ids = {IDS: tf.constant(examples.example_id)}
+    if examples.tie_id is not None:
+        ids[TIE_IDS] = tf.constant(examples.tie_id)
     labels = tf.constant(examples.label)
     order_seed = tf.constant(masks.fold_seed(seed, "order"), tf.int64)
     per_epoch = steps_per_epoch(count, batch_size)
@@ -72,9 +74,9 @@ def make_batches(
         places = tf.random.experimental.index_shuffle(
             places, tf.stack([order_seed, epoch]), count - 1
         )
-        batch_ids = tf.gather(ids, places)
-        inputs = augmented(read_inputs(places), batch_ids, step)
-        return {**inputs, IDS: batch_ids}, tf.gather(labels, places)
+        of_batch = {name: tf.gather(each, places) for name, each in ids.items()}
+        inputs = augmented(read_inputs(places), of_batch[IDS], step)
+        return {**inputs, **of_batch}, tf.gather(labels, places)
 
     stop = np.iinfo(np.int64).max if stop_step is None else stop_step
     return (
@@ -247,4 +249,9 @@ def without_memory(
         inputs: with int64 ids [batch].
         off: whose memory is off, bool [batch].
     """
-    return {**inputs, IDS: tf.where(off, MEMORY_OFF, inputs[IDS])}
+    switched = {
+        name: tf.where(off, MEMORY_OFF, inputs[name])
+        for name in (IDS, TIE_IDS)
+        if name in inputs
+    }
+    return {**inputs, **switched}

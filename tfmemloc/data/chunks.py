@@ -9,7 +9,7 @@ import numpy as np
 from tqdm import auto as tqdm
 
 from tfmemloc.data import rows as rows_
-from tfmemloc.data.examples import IDS, Examples, input_kinds
+from tfmemloc.data.examples import IDS, TIE_IDS, Examples, input_kinds
 from tfmemloc.data.kinds import as_fed
 
 
@@ -18,7 +18,8 @@ class Chunk(NamedTuple):
 
     Attributes:
         places: [B] their indices among the examples.
-        inputs: name -> [B, ...], scaled; with `example_id`.
+        inputs: name -> [B, ...], scaled; with `example_id`, and `tie_id`
+            where examples share memorization units.
         label: [B] or [B, time].
     """
 
@@ -34,6 +35,8 @@ def chunk_at(examples: Examples, places: np.ndarray) -> Chunk:
         for name, kind in input_kinds(examples).items()
     }
     inputs[IDS] = examples.example_id[places]
+    if examples.tie_id is not None:
+        inputs[TIE_IDS] = examples.tie_id[places]
     return Chunk(places, inputs, examples.label[places])
 
 

@@ -25,6 +25,8 @@ from tfmemloc.subsets import OfSubsets
 
 # The name of the ids among the inputs.
 IDS = "example_id"
+# Beside them, where several examples share their memorization units.
+TIE_IDS = "tie_id"
 CLASSES, NEXT_TOKEN = "classes", "next_token"
 
 
@@ -46,6 +48,9 @@ class Examples(OfSubsets):
         class_names: one for each class, for people; may be empty.
         group: [N] names of a person, source or site, or None.
         words: name of an input -> names of its tokens or columns, for people.
+        tie_id: [N] int64, whose memorization units an example uses, where
+            several share them because they are to be forgotten as one: the
+            rows of a document, the repeats of a sequence. None: its own.
 
     Example:
         >>> examples.train.of_subset("noisy").label.shape
@@ -64,12 +69,14 @@ class Examples(OfSubsets):
     class_names: tuple[str, ...] = ()
     group: np.ndarray | None = None
     words: Mapping[str, Sequence[str]] = dataclasses.field(default_factory=dict)
+    tie_id: np.ndarray | None = None
 
     def __post_init__(self):
         object.__setattr__(self, "inputs", _frozen_inputs(self))
         count = next(iter(self.inputs.values())).shape[0]
-        for field in ("label", "true_label", "example_id"):
-            object.__setattr__(self, field, _integers(self, field, count))
+        for field in ("label", "true_label", "example_id", "tie_id"):
+            if getattr(self, field) is not None:
+                object.__setattr__(self, field, _integers(self, field, count))
         for field in ("subset", "group"):
             if getattr(self, field) is not None:
                 object.__setattr__(self, field, _names(self, field, count))
@@ -171,7 +178,10 @@ class Examples(OfSubsets):
 
         No input is copied.
         """
-        columns = ("label", "true_label", "example_id", "subset", "group")
+        columns = (
+            *("label", "true_label", "example_id", "subset", "group"),
+            "tie_id",
+        )
         return dataclasses.replace(
             self,
             inputs={
@@ -254,7 +264,8 @@ def _checksums(examples: Examples, places: np.ndarray) -> dict:
     places = places[np.argsort(examples.example_id[places])]
     columns = {
         name: getattr(examples, name)
-        for name in ("example_id", "label", "true_label")
+        for name in ("example_id", "label", "true_label", "tie_id")
+        if getattr(examples, name) is not None
     }
     return {"examples": len(places)} | {
         name: rows_.digest(rows, places)
@@ -269,7 +280,9 @@ def _frozen_inputs(examples: Examples) -> dict[str, rows_.Rows]:
             f"{examples.name}: expected inputs by name, such as "
             f'{{"image": images}}. Received: {type(examples.inputs).__name__}.'
         )
-    reserved = {IDS, "label", "true_label", "examples"} & set(examples.inputs)
+    reserved = {IDS, TIE_IDS, "label", "true_label", "examples"} & set(
+        examples.inputs
+    )
     if reserved:
         raise ValueError(
             f"{examples.name}: an input cannot be called "
@@ -298,7 +311,7 @@ def _frozen_inputs(examples: Examples) -> dict[str, rows_.Rows]:
 
 def _integers(examples: Examples, field: str, count: int) -> np.ndarray:
     array = np.asarray(getattr(examples, field))
-    is_label = field != "example_id"
+    is_label = field not in ("example_id", "tie_id")
     fits = array.shape == (count,) or (
         is_label and array.ndim == 2 and len(array) == count
     )
@@ -354,11 +367,12 @@ def _check_labels(examples: Examples) -> None:
 
 def _check_unique_ids(examples: Examples) -> None:
     ids = examples.example_id
-    if ids.size and ids.min() < 0:
-        raise ValueError(
-            f"{examples.name}: example ids must not be negative. Received: "
-            f"{ids.min()}."
-        )
+    for given in (ids, examples.tie_id):
+        if given is not None and given.size and given.min() < 0:
+            raise ValueError(
+                f"{examples.name}: ids of examples must not be negative. "
+                f"Received: {given.min()}."
+            )
     values, counts = np.unique(ids, return_counts=True)
     if np.any(counts > 1):
         raise ValueError(

@@ -100,26 +100,37 @@ def hold_out(examples: Examples, ratio: float, *, seed: int) -> Examples:
     return dataclasses.replace(examples, subset=subset)
 
 
-def random_subset(examples: Examples, ratio: float, *, seed: int) -> Examples:
+def random_subset(
+    examples: Examples, ratio: float, *, seed: int, complement: bool = False
+) -> Examples:
     """Keeps int(ratio * N) training examples, and all that are not trained on.
 
     The choice is a function of (seed, example id) alone.
 
+    Args:
+        examples: all examples.
+        ratio: in (0, 1]; 1 keeps all of them.
+        seed: decides which.
+        complement: keep the other training examples instead.
+
     Raises:
         ValueError: none would be left.
     """
-    if ratio == 1:
+    if ratio == 1 and not complement:
         return examples
-    train = examples.train
-    count = int(ratio * len(train))
-    if not count:
-        raise ValueError(
-            f"A subset of {ratio} of the {len(train)} training examples of "
-            f"{examples.name} would be empty. Expected a larger subset_ratio."
-        )
-    return examples.trained_on(
-        drawn_ids(train.example_id, count, masks.fold_seed(seed, "subset"))
+    ids = examples.train.example_id
+    kept = drawn_ids(
+        ids, int(ratio * len(ids)), masks.fold_seed(seed, "subset")
     )
+    if complement:
+        kept = np.setdiff1d(ids, kept)
+    if not len(kept):
+        raise ValueError(
+            f"A subset of {ratio} of the {len(ids)} training examples of "
+            f"{examples.name}{', its complement,' if complement else ''} would "
+            "be empty. Expected another subset_ratio."
+        )
+    return examples.trained_on(kept)
 
 
 def drawn_ids(ids: np.ndarray, count: int, seed: int) -> np.ndarray:

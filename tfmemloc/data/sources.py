@@ -1,6 +1,7 @@
 """Loading a data set by its name.
 
-`digits`, an `.npz` file, a folder of `.npy` files, or the name of a TFDS set.
+`digits`, `stdlib` and other text, an `.npz` file, a folder of `.npy` files, or
+the name of a TFDS set.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import numpy as np
 
 from tfmemloc import storage
 from tfmemloc.configs import DataConfig
+from tfmemloc.data import text
 from tfmemloc.data.arrays import from_arrays
 from tfmemloc.data.examples import Examples
 from tfmemloc.data.labels import (
@@ -49,6 +51,8 @@ def load(config: DataConfig, *, download: bool = False) -> Examples:
         >>> len(examples.of_subset("noisy"))
         143
     """
+    if text.is_text(config.dataset):
+        return text.load_text(config)
     if config.dataset == "digits":
         examples = _load_digits()
     elif config.dataset.endswith(".npz"):
@@ -63,7 +67,12 @@ def load(config: DataConfig, *, download: bool = False) -> Examples:
         examples = correct_labels(examples, corrections)
     examples = _with_subsets(examples, config)
     examples = hold_out(examples, config.heldout, seed=config.heldout_seed)
-    return random_subset(examples, config.subset_ratio, seed=config.subset_seed)
+    return random_subset(
+        examples,
+        config.subset_ratio,
+        seed=config.subset_seed,
+        complement=config.subset_complement,
+    )
 
 
 def _with_subsets(examples: Examples, config: DataConfig) -> Examples:

@@ -13,6 +13,7 @@ import keras
 import tensorflow as tf
 
 from tfmemloc.gradients.terms import Factored, Full, Lookup, Term
+from tfmemloc.layers.decoding import AddPositions
 from tfmemloc.layers.switchable_batch_norm import SwitchableBatchNormalization
 
 
@@ -250,6 +251,12 @@ def _embedding(layer, x, g):
     return [(layer.embeddings, term)]
 
 
+def _positions(layer, x, g):
+    """What is added to every example gets the gradient of the sum."""
+    missing = layer.position.shape[0] - g.shape[1]
+    return [(layer.position, Full(tf.pad(g, [[0, 0], [0, missing], [0, 0]])))]
+
+
 # Exact types: a subclass may compute something else.
 HANDLERS = {
     keras.layers.Dense: _dense,
@@ -263,6 +270,7 @@ HANDLERS = {
     keras.layers.LayerNormalization: _layer_norm,
     keras.layers.GroupNormalization: _group_norm,
     keras.layers.Embedding: _embedding,
+    AddPositions: _positions,
 }
 
 

@@ -7,6 +7,8 @@ from tfmemloc.graph.batch_norm import (
 )
 from tfmemloc.graph.cuts import Cut, cuts_before, stages
 from tfmemloc.graph.groups import Groups, group_variables, layer_groups
+from tfmemloc.graph.inputs import arranged, input_names
+from tfmemloc.graph.memory_entries import memory_entries
 from tfmemloc.graph.nodes import (
     IDS,
     Node,

@@ -1,6 +1,7 @@
 """Which input of a model gets which array.
 
-An input named `example_id` gets the ids. A model with one other input gets the
+An input named `example_id` gets the ids, or the tie ids where examples share
+their memorization units. A model with one other input gets the
 examples' one input, whatever both are called; with several, each gets the
 array of its name.
 """
@@ -13,7 +14,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from tfmemloc.data.examples import IDS
+from tfmemloc.data.examples import IDS, TIE_IDS
 from tfmemloc.graph.nodes import inputs_of, is_functional
 
 
@@ -23,7 +24,7 @@ def arranged(model: keras.Model, inputs: Mapping[str, Any]) -> Any:
     Args:
         model: any Keras model. A subclassed one, whose inputs are not known,
             gets the mapping itself.
-        inputs: name -> [B, ...]; the ids under `example_id`.
+        inputs: name -> [B, ...]; the ids under `example_id`, and `tie_id`.
 
     Returns:
         In the structure of the model's inputs.
@@ -34,7 +35,9 @@ def arranged(model: keras.Model, inputs: Mapping[str, Any]) -> Any:
     """
     if not is_functional(model):
         return dict(inputs)
-    given = {name: x for name, x in inputs.items() if name != IDS}
+    given = {
+        name: x for name, x in inputs.items() if name not in (IDS, TIE_IDS)
+    }
     structure = inputs_of(model)
     tensors = keras.tree.flatten(structure)
     names = input_names(model)
@@ -49,7 +52,7 @@ def arranged(model: keras.Model, inputs: Mapping[str, Any]) -> Any:
             f"{', '.join(map(str, given)) or 'none'}; without "
             f"{', '.join(missing)}."
         )
-    given[IDS] = inputs.get(IDS)
+    given[IDS] = inputs.get(TIE_IDS, inputs.get(IDS))
     found = [
         _as_input(model, name, tensor, given[name])
         for name, tensor in zip(names, tensors, strict=True)

@@ -47,7 +47,7 @@ class LayerFactory:
     ):
         self.config = config
         self._example_id = example_id
-        self._dtype = dtype
+        self.dtype = dtype
         self._batch_norm = {
             "momentum": 0.9,
             "epsilon": 1e-5,
@@ -80,13 +80,13 @@ class LayerFactory:
             padding=padding,
             use_bias=False,
             kernel_initializer=self.initializer(),
-            dtype=self._dtype,
+            dtype=self.dtype,
             name=f"{group}.{role}conv",
         )(x)
         self._normalizes = True
         settings = {
             **self._batch_norm,
-            "dtype": self._dtype,
+            "dtype": self.dtype,
             "name": f"{group}.{role}norm",
         }
         if self.config.own_statistics and self._is_tied:
@@ -108,37 +108,60 @@ class LayerFactory:
             use_bias=use_bias,
             kernel_initializer=self.initializer(),
             bias_initializer=bias,
-            dtype=self._dtype,
+            dtype=self.dtype,
             name=name,
         )(x)
 
     def apply(self, layer_class, x, name, **kwargs):
         """Applies a layer without randomness."""
-        return layer_class(dtype=self._dtype, name=name, **kwargs)(x)
+        return layer_class(dtype=self.dtype, name=name, **kwargs)(x)
 
     def tie(self, x, group):
         """The configured dropout, at one of the paper's places."""
-        config, name = self.config, f"{group}.dropout"
-        seed = masks.fold_seed(config.seed, "dropout", group)
-        rate = dropped_fraction(config.p_gen, config.p_mem)
+        config = self.config
         self._is_tied = config.dropout == "example_tied"
-        if config.dropout == "example_tied" and config.expand:
+        if self._is_tied and config.expand:
             return MemoryBranch(
                 expand=config.expand,
                 p_mem=config.p_mem,
-                seed=seed,
+                seed=self._dropout_seed(group),
                 prefix=f"{group}.",
-                tied_name=name,
+                tied_name=f"{group}.dropout",
                 batch_norm=self._batch_norm if self._normalizes else None,
-                dtype=self._dtype,
+                dtype=self.dtype,
             )(x, self._example_id)
+        return self._carved(x, group, config.p_gen)
+
+    def hidden_units(self, units: int) -> int:
+        """The width of a hidden layer whose memory is added to it."""
+        if self.config.dropout != "example_tied":
+            return units
+        return units + round(self.config.expand * units)
+
+    def tie_hidden(self, x, group, units: int):
+        """The configured dropout of a layer of `hidden_units(units)`.
+
+        What an expanded network has more is its memory, so that it needs no
+        layers beside the given ones.
+        """
+        # Half a unit more, so that rounding down gives all of them.
+        added = (units + 0.5) / x.shape[-1]
+        return self._carved(
+            x, group, added if self.config.expand else self.config.p_gen
+        )
+
+    def _carved(self, x, group, p_gen: float):
+        """The configured dropout, of the units that a layer has."""
+        config, name = self.config, f"{group}.dropout"
+        seed = self._dropout_seed(group)
+        rate = dropped_fraction(config.p_gen, config.p_mem)
         if config.dropout == "example_tied":
             return ExampleTiedDropout(
-                config.p_gen,
+                p_gen,
                 config.p_mem,
                 seed=seed,
                 rescale=config.rescale,
-                dtype=self._dtype,
+                dtype=self.dtype,
                 name=name,
             )(x, self._example_id)
         if config.dropout == "sparse":
@@ -146,6 +169,9 @@ class LayerFactory:
         if config.dropout == "standard":
             return self.plain_dropout(x, name, rate)
         return x
+
+    def _dropout_seed(self, group: str) -> int:
+        return masks.fold_seed(self.config.seed, "dropout", group)
 
     def plain_dropout(self, x, name, rate):
         """Keras dropout with a seed of its own."""

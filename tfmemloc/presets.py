@@ -1,0 +1,47 @@
+"""What the programs use for well-known data, where no flag says otherwise."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+# Data set -> settings of (model, training).
+PRESETS: Mapping[str, tuple[Mapping[str, Any], Mapping[str, Any]]] = {
+    "digits": (
+        {"width": 0.5},
+        {"epochs": 30, "batch_size": 128, "learning_rate": 0.1},
+    ),
+    "mnist": (
+        {"width": 0.5},
+        {"epochs": 25, "batch_size": 128, "learning_rate": 0.05},
+    ),
+    "cifar10": ({}, {"batch_size": 128, "learning_rate": 0.05}),
+    "svhn_cropped": ({}, {"learning_rate": 0.001}),
+    "stdlib": (
+        {"name": "transformer", "expand": 0.5},
+        {
+            "epochs": 8,
+            "rule": "routed",
+            "memory_off": 1.0,
+            "batch_size": 32,
+            "optimizer": "adam",
+            "learning_rate": 0.002,
+            "weight_decay": 0.0,
+            "save_every": 4,
+            "evaluate_every": 4,
+        },
+    ),
+}
+# The same for the data of text, any of which is trained on as `stdlib` is.
+TEXT_DATA = {
+    "train_examples": 4000,
+    "test_examples": 500,
+    "heldout": 0.05,
+    "canaries": 6,
+}
+
+
+def preset(dataset: str) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+    """What the programs use for a data set where no flag says otherwise."""
+    name = "stdlib" if dataset.endswith(".txt") else dataset
+    return PRESETS.get(name, ({}, {}))
