@@ -28,6 +28,7 @@ from tfmemloc import data, graph, storage, subsets
 from tfmemloc.configs import DataConfig, ModelConfig, TrainConfig
 from tfmemloc.data.examples import Examples
 from tfmemloc.data.sources import load
+from tfmemloc.data.text import warn_of_repeats
 from tfmemloc.models import build_network
 from tfmemloc.runs import Run, check_finite, variable_arrays
 from tfmemloc.training import rules
@@ -130,6 +131,8 @@ def train(
                 )
             )
             # Before anything is written: it may refuse the network.
+            if graph.tied_layers(network):
+                warn_of_repeats(examples)
             if rule is None:
                 rule = rules.named(
                     training.rule, network, examples.train, training

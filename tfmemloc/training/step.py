@@ -9,6 +9,7 @@ import keras
 import tensorflow as tf
 
 from tfmemloc.data.examples import IDS
+from tfmemloc.gradients.calls import dense_gradients
 from tfmemloc.training.recorder import ExampleRecorder
 from tfmemloc.training.rules import Rule, cross_entropy
 
@@ -53,7 +54,8 @@ def make_train_step(
         context = tf.distribute.get_replica_context()
         size = tf.cast(tf.shape(label)[0], tf.float32)
         total_size = context.all_reduce("sum", size)
-        with tf.GradientTape() as tape:
+        is_routed = hasattr(rule, "routes")
+        with tf.GradientTape(persistent=is_routed) as tape:
             losses, logits = rule(model, inputs, label)
             # A replica without examples has an empty sum, hence no NaN.
             loss = tf.reduce_sum(losses) / total_size
@@ -61,10 +63,23 @@ def make_train_step(
                 [tf.nn.l2_loss(tf.convert_to_tensor(v)) for v in variables]
             )
             share = weight_decay / context.num_replicas_in_sync
-            scaled = optimizer.scale_loss(loss + share * decay)
+
+            def scaled(mean):
+                return optimizer.scale_loss(mean + share * decay)
+
+            routes = rule.routes(inputs) if is_routed else []
+            routed = [
+                (scaled(tf.reduce_sum(w * losses) / total_size), entries)
+                for w, entries in routes
+            ]
+            whole = scaled(loss)
         if recorder is not None:
             recorder.update(inputs[IDS], label, logits)
-        gradients = tape.gradient(scaled, variables)
+        gradients = (
+            _routed(tape, routed, variables)
+            if is_routed
+            else tape.gradient(whole, variables)
+        )
         if hasattr(rule, "changed_gradients"):
             gradients = rule.changed_gradients(gradients, variables)
         # Keras's optimizer itself adds up the gradients of the replicas.
@@ -82,3 +97,24 @@ def make_train_step(
         jit_compile=jit_compile,
         reduce_retracing=batch_spec is None,
     )
+
+
+def _routed(tape, routes, variables) -> list[tf.Tensor]:
+    """Of each entry of a weight, the gradient of the loss it learns from.
+
+    Args:
+        tape: persistent.
+        routes: (loss, for each variable which entries learn from it); each
+            entry is in one of them.
+        variables: that learn.
+    """
+    sides = []
+    for loss, entries in routes:
+        found = dense_gradients(tape, loss, variables)
+        sides.append(
+            [
+                g * tf.cast(which, g.dtype)
+                for g, which in zip(found, entries, strict=True)
+            ]
+        )
+    return [tf.add_n(of_variable) for of_variable in zip(*sides, strict=True)]
