@@ -7,17 +7,24 @@ without dropout, with standard, with sparse and with example-tied dropout. Then
 it drops the memorization units of the last network, probes the first, ranks the
 labels, and writes summary.json, figures and a self-contained report.html into
 --run_dir. A second run reuses the parts that are finished.
+
+  python -m binaries.localize --dataset=stdlib --run_dir=runs/text
+
+does the same with a language model and secrets planted in its text: it trains a
+standard and a tied decoder on Python's own modules, drops the memory of one,
+edits the other, and asks each for the secrets.
 """
 
 import pathlib
 from collections.abc import Mapping
 
-from . import config_flags, flags, gathering, output, removing
+from . import config_flags, flags, gathering, localizing_text, output, removing
 
 from tfmemloc import (
     AccountingConfig,
     ComparisonConfig,
     CurvatureConfig,
+    ExtractionConfig,
     OwnUnitsConfig,
     RetrainConfig,
     Run,
@@ -35,6 +42,7 @@ from tfmemloc import (
     train_networks,
 )
 from tfmemloc.data import Examples
+from tfmemloc.data.examples import NEXT_TOKEN
 from tfmemloc.scores.suspects import PAGE
 
 FLAGS = flags.FLAGS
@@ -51,6 +59,13 @@ EDITED = "standard_edited"
 _OWN_UNITS = ("example_tied", "standard_dropout")
 
 config_flags.define(ComparisonConfig)
+config_flags.define(ExtractionConfig, skip=("seed",))
+flags.flags.DEFINE_bool(
+    "controls",
+    False,
+    "Of text: also train networks with standard and sparse dropout, and one "
+    "that sees what repeats once.",
+)
 flags.flags.DEFINE_list(
     "probes", list(PROBES), "Which probes to run; may be empty."
 )
@@ -86,6 +101,16 @@ def main() -> None:
     examples = load(data, download=FLAGS.download)
     with storage.lock_directory(directory):
         _keep_settings(directory / "settings.json", settings)
+        if examples.task == NEXT_TOKEN:
+            localizing_text.localize_text(
+                directory,
+                examples,
+                data,
+                model,
+                training,
+                controls=FLAGS.controls,
+            )
+            return
         runs = train_networks(
             directory,
             examples,

@@ -139,6 +139,22 @@ def panels(names: Sequence[str]) -> tuple[Drawing, list[Axes]]:
     return figure, found
 
 
+def side_by_side(x: str, heights: Sequence[str]) -> tuple[Drawing, list[Axes]]:
+    """Plots beside each other, each with an axis of its own.
+
+    Args:
+        x: words under each of them.
+        heights: words beside each of them.
+    """
+    count = len(heights)
+    figure = Drawing(figsize=(4.2 * count + 0.4, 3.4), layout="constrained")
+    found = list(figure.subplots(1, count, squeeze=False).flat)
+    for axes, words in zip(found, heights, strict=True):
+        axes.set(xlabel=x, ylabel=words)
+        plain_axes(axes)
+    return figure, found
+
+
 def offsets(count: int, series: int) -> Iterator[np.ndarray]:
     """Where the marks of each of several series stand in `count` groups."""
     width = 0.8 / series
