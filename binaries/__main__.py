@@ -23,6 +23,7 @@ PROGRAMS = (
     "rewind",
     "retrain",
     "account_gradients",
+    "audit",
     "export",
     "sweep",
     "tune",

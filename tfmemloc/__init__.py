@@ -29,7 +29,7 @@ from tfmemloc.layers.sparse_dropout import SparseDropout
 from tfmemloc.layers.tied_dropout import MEMORY_OFF, ExampleTiedDropout
 
 # Networks, and editing them.
-from tfmemloc.models import build
+from tfmemloc.models import Continuation, build
 from tfmemloc.graph import (
     layer_groups,
     swapped_weights,
@@ -146,7 +146,18 @@ from tfmemloc.labels import (
 )
 
 # Audits: what does a network still remember?
-from tfmemloc.audits import Durability, DurabilityConfig, audit_durability
+from tfmemloc.audits import (
+    Durability,
+    DurabilityConfig,
+    Extraction,
+    ExtractionConfig,
+    Membership,
+    MembershipConfig,
+    audit_durability,
+    audit_extraction,
+    audit_membership,
+    confidences_of_runs,
+)
 
 # Serving what is left.
 from tfmemloc.serving import (
@@ -166,6 +177,7 @@ __all__ = [
     "AccountGradients",
     "AccountingConfig",
     "ComparisonConfig",
+    "Continuation",
     "CriticalUnits",
     "CurvatureConfig",
     "CurvatureEdit",
@@ -178,6 +190,8 @@ __all__ = [
     "ExampleScores",
     "ExampleTiedDropout",
     "Examples",
+    "Extraction",
+    "ExtractionConfig",
     "ForgettingConfig",
     "GradientAccounting",
     "GradientAscentConfig",
@@ -186,6 +200,8 @@ __all__ = [
     "LayerRewinding",
     "LostUnits",
     "MEMORY_OFF",
+    "Membership",
+    "MembershipConfig",
     "MemorizationEstimates",
     "ModelConfig",
     "NPOConfig",
@@ -216,11 +232,14 @@ __all__ = [
     "ascend_gradient",
     "attach_ids",
     "audit_durability",
+    "audit_extraction",
+    "audit_membership",
     "build",
     "check_per_example_gradients",
     "choose_ids",
     "compare_networks",
     "compare_with_critical_units",
+    "confidences_of_runs",
     "curvature_factors",
     "dampen_weights",
     "estimate_memorization",

@@ -5,3 +5,14 @@ from tfmemloc.audits.durability import (
     DurabilityConfig,
     audit_durability,
 )
+from tfmemloc.audits.extraction import (
+    Extraction,
+    ExtractionConfig,
+    audit_extraction,
+)
+from tfmemloc.audits.membership import (
+    Membership,
+    MembershipConfig,
+    audit_membership,
+)
+from tfmemloc.audits.of_runs import confidences_of_runs

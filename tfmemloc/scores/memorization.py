@@ -131,19 +131,11 @@ def estimate_memorization(
         >>> estimate_memorization(runs).memorization.shape
         (80,)
     """
-    config = _common_data(runs)
+    config = common_data(runs)
     if examples is None:
         examples = data.load(config)
     part = examples.train
-    chosen = [
-        data.random_subset(
-            examples, run.data.subset_ratio, seed=run.data.subset_seed
-        )
-        for run in runs
-    ]
-    for run, subset in zip(runs, chosen, strict=True):
-        run.check(subset)
-        _check_finished(run, subset)
+    chosen = [subset_of(run, examples) for run in runs]
     right = np.zeros((2, len(part)))
     count = np.zeros((2, len(part)), int)
     for run, subset in zip(
@@ -170,6 +162,23 @@ def estimate_memorization(
     )
 
 
+def subset_of(run: Run, examples: Examples) -> Examples:
+    """What a run on a random subset of these examples was trained on.
+
+    Raises:
+        ValueError: it was trained on others, or is not finished.
+    """
+    subset = data.random_subset(
+        examples,
+        run.data.subset_ratio,
+        seed=run.data.subset_seed,
+        complement=run.data.subset_complement,
+    )
+    run.check(subset)
+    _check_finished(run, subset)
+    return subset
+
+
 def as_trained(run: Run) -> keras.Model:
     """The network of a run, each example's own memorization units on."""
     model = run.model()
@@ -178,15 +187,22 @@ def as_trained(run: Run) -> keras.Model:
     return model
 
 
-def _common_data(runs: Sequence[Run]) -> DataConfig:
+def common_data(runs: Sequence[Run]) -> DataConfig:
     """The config of the whole data set that the runs drew from."""
     configs = {
         dataclasses.replace(
-            run.data or DataConfig(), subset_seed=0, data_dir=None
+            run.data or DataConfig(),
+            subset_seed=0,
+            subset_complement=False,
+            data_dir=None,
         )
         for run in runs
     }
-    seeds = {run.data.subset_seed for run in runs if run.data is not None}
+    seeds = {
+        (run.data.subset_seed, run.data.subset_complement)
+        for run in runs
+        if run.data is not None
+    }
     if len(configs) != 1 or len(seeds) != len(runs) or len(runs) < 2:
         raise ValueError(
             "Expected two or more runs on the same data with the same "

@@ -1,0 +1,383 @@
+"""Who was in the training set? The accepted measure of what a model remembers.
+
+Each network in turn is the target, and all others are shadows of it (see
+`tfmemloc.audits.attacks`). An attack is as good as the members that it finds
+while it accuses few others: the true-positive rate at a false-positive rate of
+1 % and of 0.1 %, never its accuracy. Intervals are Clopper and Pearson's, of
+the true-positive rate; a rate below 10 / (number of non-members) rests on fewer
+than ten of them, which the result says.
+
+Scores of one attack on all targets are put together before they are sorted.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+from scipy import stats
+
+from tfmemloc.audits.attacks import ATTACKS, Shadows
+from tfmemloc.checks import check_choice, check_range
+from tfmemloc.report import figures
+from tfmemloc.result import Figure, Result, Table
+
+ALL, MOST = "all", "most memorized tenth"
+# Non-members that should lie above a threshold, for a rate to be believed.
+_ENOUGH = 10
+_POINTS = 200  # Of a curve.
+
+
+@dataclasses.dataclass(frozen=True)
+class MembershipConfig:
+    """Which attacks, at which rates.
+
+    Attributes:
+        attacks: names of attacks: `loss`, `lira`, `lira_offline`, `rmia`,
+            `rmia_offline`, `bavaria`.
+        rates: false-positive rates.
+    """
+
+    attacks: tuple[str, ...] = ("loss", "lira", "rmia", "bavaria")
+    rates: tuple[float, ...] = (0.01, 0.001)
+
+    def __post_init__(self):
+        for attack in self.attacks:
+            check_choice("attacks", attack, tuple(ATTACKS))
+        for rate in self.rates:
+            check_range("rates", rate, 0.0, 1.0)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Membership(Result):
+    """How well attacks tell members from others, for each of some networks.
+
+    Axes: K networks, A attacks, P parts (all examples, then some of them),
+    F false-positive rates.
+    """
+
+    title: ClassVar[str] = "Can it be told who was in the training set?"
+
+    networks: tuple[str, ...]  # K names.
+    attacks: tuple[str, ...]  # A names.
+    parts: tuple[str, ...]  # P names; the first is all examples.
+    rates: np.ndarray  # [F].
+    tpr: np.ndarray  # [K, A, P, F] in [0, 1].
+    low: np.ndarray  # [K, A, P, F] of the 95 % interval.
+    high: np.ndarray  # [K, A, P, F].
+    auc: np.ndarray  # [K, A, P].
+    members: np.ndarray  # [K, P] pairs of a target and a member of it.
+    others: np.ndarray  # [K, P] pairs of a target and a non-member.
+    shadows: np.ndarray  # [K] networks, the target among them.
+    curve: np.ndarray  # [K, A, 2, points]: false- and true-positive rates.
+
+    def rows(self) -> list[dict[str, Any]]:
+        """A row for each network, attack and rate, over all examples."""
+        return [row for row in self.all_rows() if row["examples"] == ALL]
+
+    def all_rows(self) -> list[dict[str, Any]]:
+        """The same for each part of the examples as well."""
+        return [
+            {
+                "network": network,
+                "attack": attack,
+                "examples": part,
+                "fpr": float(rate),
+                "tpr": float(self.tpr[k, a, p, f]),
+                "low": float(self.low[k, a, p, f]),
+                "high": float(self.high[k, a, p, f]),
+                "auc": float(self.auc[k, a, p]),
+                "members": int(self.members[k, p]),
+                "others": int(self.others[k, p]),
+                "enough": bool(rate * self.others[k, p] >= _ENOUGH),
+            }
+            for k, network in enumerate(self.networks)
+            for p, part in enumerate(self.parts)
+            for a, attack in enumerate(self.attacks)
+            for f, rate in enumerate(self.rates)
+        ]
+
+    def table(self) -> Table:
+        """The strongest attack on each network, by part of the examples."""
+        rows = []
+        for k, network in enumerate(self.networks):
+            for p, part in enumerate(self.parts):
+                a = int(np.argmax(self.tpr[k, :, p, 0]))
+                row: dict[str, Any] = {
+                    "network": network,
+                    "examples": part,
+                    "strongest": self.attacks[a],
+                }
+                for f, rate in enumerate(self.rates):
+                    row[f"TPR at {rate:.1%}"] = (
+                        f"{self.tpr[k, a, p, f]:.1%} ["
+                        f"{self.low[k, a, p, f]:.1%}, "
+                        f"{self.high[k, a, p, f]:.1%}]"
+                    )
+                row["AUC"] = float(self.auc[k, a, p])
+                rows.append(row)
+        return Table(rows, formats={"AUC": ".3f"})
+
+    def sentence(self) -> str:
+        """The strongest attack on each network, and what is too few."""
+        rate = self.rates[0]
+        found = []
+        for k, network in enumerate(self.networks):
+            a = int(np.argmax(self.tpr[k, :, 0, 0]))
+            found.append(
+                f"{network} {self.tpr[k, a, 0, 0]:.1%} ({self.attacks[a]})"
+            )
+        text = (
+            f"Members that the strongest attack finds while it accuses "
+            f"{rate:.1%} of the others: {', '.join(found)}; an attack that "
+            f"knows nothing finds {rate:.1%}. "
+            f"{int(self.shadows.min())} networks for each."
+        )
+        few = [
+            f"{rate:.2%}"
+            for rate in self.rates
+            if rate * self.others[:, 0].min() < _ENOUGH
+        ]
+        if few:
+            text += (
+                f" There are {self.others[:, 0].min()} non-members, too few "
+                f"for a rate of {' and '.join(few)}: fewer than {_ENOUGH} of "
+                "them decide."
+            )
+        return text
+
+    def figures(self) -> dict[str, Figure]:
+        """Curves of the strongest attack on each network, in logarithms."""
+        drawing, (axes,) = figures.side_by_side(
+            "false-positive rate", ["true-positive rate"]
+        )
+        for k, network in enumerate(self.networks):
+            a = int(np.argmax(self.tpr[k, :, 0, 0]))
+            false, true = self.curve[k, a]
+            axes.plot(
+                false,
+                true,
+                label=f"{network} ({self.attacks[a]})",
+                color=figures.SERIES[k % len(figures.SERIES)],
+                linestyle=("-", "--", "-.", ":")[k % 4],
+            )
+        low = 0.5 / max(self.others[:, 0].max(), 1)
+        axes.plot([low, 1], [low, 1], color="0.6", linewidth=0.8)
+        axes.set(xscale="log", yscale="log", xlim=(low, 1), ylim=(low, 1))
+        axes.legend(fontsize=7)
+        return {
+            "membership": Figure(
+                "The strongest attack on each network; grey is an attack that "
+                "knows nothing.",
+                drawing,
+            )
+        }
+
+    def key_numbers(self) -> dict[str, float]:
+        """The strongest attack at the first rate, by network."""
+        return {
+            f"{network}: TPR at {self.rates[0]:.1%} FPR": float(
+                self.tpr[k, :, 0, 0].max()
+            )
+            for k, network in enumerate(self.networks)
+        }
+
+
+def audit_membership(
+    confidences: Mapping[str, np.ndarray],
+    member: np.ndarray,
+    config: MembershipConfig = MembershipConfig(),
+    *,
+    subset: Sequence[str] | None = None,
+) -> Membership:
+    """Attacks networks of one or several kinds, each in turn the target.
+
+    Args:
+        confidences: name of a kind of network -> phi [M, N], the logit of the
+            probability of each example's given label, of M networks of it.
+        member: bool [M, N], or name -> that: on what each was trained.
+        config: attacks and rates.
+        subset: [N] names; each subset is a part of its own in the result.
+
+    Returns:
+        Over all examples; by subset; and for the tenth of the examples with
+        the largest memorization estimate, which the same networks give.
+
+    Raises:
+        ValueError: shapes that do not fit, numbers that are not finite,
+            probabilities instead of logits, fewer than three networks, an
+            example that all networks, or none, were trained on, or members
+            that networks know less than others.
+
+    Example:
+        >>> rng = np.random.default_rng(0)
+        >>> member = rng.random((8, 500)) < 0.5
+        >>> phi = rng.normal(size=(8, 500)) + 4 * member
+        >>> audit_membership({"mine": phi}, member).auc.min() > 0.99
+        True
+    """
+    found = []
+    parts: tuple[str, ...] = ()
+    for name, phi in confidences.items():
+        phi = np.asarray(phi, np.float64)
+        inside = np.asarray(
+            member[name] if isinstance(member, Mapping) else member
+        )
+        _check(name, phi, inside, subset)
+        groups = _parts(phi, inside, subset)
+        parts = tuple(groups)
+        found.append(_attacked(phi, inside, groups, config))
+    if not found:
+        raise ValueError("Expected confidences of a network. Received: none.")
+    return Membership(
+        networks=tuple(confidences),
+        attacks=tuple(config.attacks),
+        parts=parts,
+        rates=np.array(config.rates),
+        **{key: np.stack([each[key] for each in found]) for key in found[0]},
+    )
+
+
+def _parts(phi, member, subset) -> dict[str, np.ndarray]:
+    """Name -> bool [N]: all examples, each subset, the most memorized."""
+    count = phi.shape[1]
+    groups = {ALL: np.ones(count, bool)}
+    if subset is not None:
+        subset = np.asarray(subset)
+        names = np.unique(subset)
+        groups |= {str(n): subset == n for n in names if len(names) > 1}
+    shadows = Shadows(phi, member)
+    inside, outside = (
+        np.where(which, shadows.p, 0).sum(axis=0) / which.sum(axis=0)
+        for which in (member, ~member)
+    )
+    most = np.argsort(-(inside - outside), kind="stable")[: -(-count // 10)]
+    groups[MOST] = np.isin(np.arange(count), most)
+    return groups
+
+
+def _attacked(phi, member, groups, config) -> dict[str, np.ndarray]:
+    """All attacks on one kind of network."""
+    shadows = Shadows(phi, member)
+    targets = range(len(phi))
+    measured: dict[str, list] = {"tpr": [], "low": [], "high": [], "auc": []}
+    curves = []
+    for attack in config.attacks:
+        scores = np.stack([ATTACKS[attack](shadows, t) for t in targets])
+        of_parts = [
+            measure(scores[:, which], member[:, which], config.rates)
+            for which in groups.values()
+        ]
+        for key, values in measured.items():
+            values.append(np.stack([part[key] for part in of_parts]))
+        curves.append(curve_of(scores, member))
+    sizes = [
+        (member[:, which].sum(), (~member[:, which]).sum())
+        for which in groups.values()
+    ]
+    members, others = np.array(sizes).T
+    return {
+        **{key: np.stack(values) for key, values in measured.items()},
+        "members": members,
+        "others": others,
+        "shadows": np.array(len(phi)),
+        "curve": np.stack(curves),
+    }
+
+
+def measure(
+    scores: np.ndarray, member: np.ndarray, rates: Sequence[float]
+) -> dict[str, np.ndarray]:
+    """True-positive rates with their intervals, and the area of the curve.
+
+    Args:
+        scores: of any shape; the higher, the likelier a member.
+        member: bool, of the same shape.
+        rates: [F] false-positive rates. The threshold is the smallest at which
+            at most this share of the others lies above it.
+
+    Returns:
+        `tpr`, `low`, `high` [F] and `auc` [].
+    """
+    inside, outside = scores[member], np.sort(scores[~member])[::-1]
+    tpr, low, high = [], [], []
+    for rate in rates:
+        allowed = int(rate * len(outside))
+        threshold = outside[min(allowed, len(outside) - 1)]
+        hits = int(np.sum(inside > threshold))
+        interval = stats.binomtest(hits, len(inside)).proportion_ci(
+            0.95, "exact"
+        )
+        tpr.append(hits / len(inside))
+        low.append(interval.low)
+        high.append(interval.high)
+    ranks = stats.rankdata(np.concatenate([inside, outside]))
+    area = ranks[: len(inside)].sum() - len(inside) * (len(inside) + 1) / 2
+    return {
+        "tpr": np.array(tpr),
+        "low": np.array(low),
+        "high": np.array(high),
+        "auc": np.array(area / (len(inside) * len(outside))),
+    }
+
+
+def curve_of(scores: np.ndarray, member: np.ndarray) -> np.ndarray:
+    """[2, points]: false- and true-positive rates, evenly in logarithms."""
+    inside, outside = np.sort(scores[member]), np.sort(scores[~member])
+    allowed = np.unique(np.geomspace(1, len(outside), _POINTS).astype(int))
+    allowed = np.append(allowed, np.full(_POINTS - len(allowed), allowed[-1]))
+    thresholds = outside[::-1][allowed - 1]
+    true = 1 - np.searchsorted(inside, thresholds, side="left") / len(inside)
+    return np.stack([allowed / len(outside), true])
+
+
+def _check(name: str, phi: np.ndarray, member: np.ndarray, subset) -> None:
+    """Refuses what no audit can be made of."""
+    if phi.ndim != 2 or phi.shape != member.shape or member.dtype != bool:
+        raise ValueError(
+            f"{name}: expected confidences [models, examples] and, of the same "
+            f"shape, booleans of membership. Received: shape {phi.shape}, and "
+            f"shape {member.shape} of dtype {member.dtype}."
+        )
+    if subset is not None and len(subset) != phi.shape[1]:
+        raise ValueError(
+            f"{name}: expected a subset for each of {phi.shape[1]} examples. "
+            f"Received: {len(subset)}."
+        )
+    if not np.isfinite(phi).all():
+        raise ValueError(
+            f"{name}: expected finite confidences. Received: NaN or infinity "
+            f"in {int((~np.isfinite(phi)).sum())}; clip the probability to "
+            "[1e-7, 1 - 1e-7] before its logit is taken."
+        )
+    if len(phi) < 3:
+        raise ValueError(
+            f"{name}: expected three networks or more: a target, and shadows "
+            f"on both sides. Received: {len(phi)}. With one network alone, "
+            "only the loss attack is possible, and nothing to compare it with."
+        )
+    if phi.min() >= 0 and phi.max() <= 1:
+        raise ValueError(
+            f"{name}: expected logits log(p / (1 - p)) of the given label's "
+            "probability, of any sign. Received: numbers from "
+            f"{phi.min():.3g} to {phi.max():.3g}, which look like "
+            "probabilities; np.log(p) - np.log1p(-p) makes logits of them."
+        )
+    in_all = member.all(axis=0) | ~member.any(axis=0)
+    if in_all.any():
+        raise ValueError(
+            f"{name}: expected each example to be a member of some networks "
+            f"and not of others. Received: {int(in_all.sum())} examples that "
+            "are members of all or of none, such as number "
+            f"{int(np.argmax(in_all))}."
+        )
+    gap = phi[member].mean() - phi[~member].mean()
+    error = phi.std() * np.sqrt(1 / member.sum() + 1 / (~member).sum())
+    if gap < -5 * error:
+        raise ValueError(
+            f"{name}: networks are less sure of their members than of others, "
+            f"by {-gap:.3g} on the mean. Expected `member` to be True where a "
+            "network was trained on an example; it seems to be swapped."
+        )

@@ -1,0 +1,104 @@
+"""The confidences that a membership audit needs, from runs on random halves.
+
+Each run has `DataConfig.subset_ratio` below 1; runs with the same `subset_seed`
+and opposite `subset_complement` are a pair, so that each example is a member of
+just one of them. Of each run's network the audit takes what could be released:
+the network as it was trained, for a tied one in each behaviour (`tied`, where
+the attacker knows the id: an upper bound), and what a removal makes of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import keras
+import numpy as np
+from tqdm import auto as tqdm
+
+from tfmemloc import data, losses
+from tfmemloc.data.examples import Examples
+from tfmemloc.evaluation import inference_models, predict_logits
+from tfmemloc.runs import Run
+from tfmemloc.scores.memorization import common_data, subset_of
+
+# Name of a kind of network -> how it is made of a run and its examples.
+Make = Callable[[Run, Examples], keras.Model]
+_WORDS = {"plain": "", "drop": "dropped"}
+# Probabilities closer to 0 or 1 have no logit to speak of.
+_LIMIT = 35.0
+
+
+def confidences_of_runs(
+    runs: Mapping[str, Sequence[Run]],
+    examples: Examples | None = None,
+    *,
+    made: Mapping[str, tuple[str, Make]] | None = None,
+    progress: bool = False,
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray], Examples]:
+    """phi of the given label, of every kind of network that the runs give.
+
+    Args:
+        runs: name of a network (such as `standard`) -> its runs on random
+            subsets of the same data.
+        examples: the whole data set; None loads it.
+        made: name of a further kind -> (whose runs, (run, its examples) -> a
+            model): a removal, for instance.
+        progress: show a progress bar.
+
+    Returns:
+        Name of a kind -> phi [M, N]; name -> member bool [M, N]; the N
+        training examples.
+
+    Raises:
+        ValueError: fewer than two runs, one is not finished, or they differ in
+            more than the subset.
+    """
+    if examples is None:
+        first = next(iter(runs.values()))
+        examples = data.load(common_data(first))
+    everyone = examples.train
+    phi: dict[str, list[np.ndarray]] = {}
+    member: dict[str, list[np.ndarray]] = {}
+    everything = [(name, run) for name, each in runs.items() for run in each]
+    for each in runs.values():
+        common_data(each)
+    for name, run in tqdm.tqdm(
+        everything, desc="confidences", unit="run", disable=not progress
+    ):
+        own = subset_of(run, examples)
+        inside = np.isin(everyone.example_id, own.train.example_id)
+        model = run.model()
+        networks = {
+            f"{name} {_WORDS.get(how, how)}".rstrip(): behaving
+            for how, behaving in inference_models(model).items()
+        }
+        for kind, (of, make) in (made or {}).items():
+            if of == name:
+                networks[kind] = make(run, own)
+        for kind, network in networks.items():
+            phi.setdefault(kind, []).append(confidences(network, everyone))
+            member.setdefault(kind, []).append(inside)
+    return (
+        {kind: np.stack(rows) for kind, rows in phi.items()},
+        {kind: np.stack(rows) for kind, rows in member.items()},
+        everyone,
+    )
+
+
+def confidences(model: keras.Model, examples: Examples) -> np.ndarray:
+    """phi = log(p / (1 - p)) of each example's given label: float64 [N].
+
+    Of next tokens p is that of a token, by the mean over positions.
+    """
+    logits = predict_logits(model, examples)
+    loss = losses.measured_losses(examples.label, logits)
+    if examples.label.ndim == 1:
+        # 1 - p is the sum of the others, which does not cancel.
+        label = examples.label[:, np.newaxis]
+        others = logits.astype(np.float64).copy()
+        np.put_along_axis(others, label, -np.inf, axis=1)
+        own = np.take_along_axis(logits, label, axis=1)[:, 0]
+        phi = own - np.logaddexp.reduce(others, axis=1)
+    else:
+        phi = -loss - np.log(-np.expm1(-np.maximum(loss, 1e-12)))
+    return np.clip(phi, -_LIMIT, _LIMIT)
