@@ -24,6 +24,7 @@ PROGRAMS = (
     "retrain",
     "account_gradients",
     "audit",
+    "inject",
     "export",
     "sweep",
     "tune",

@@ -18,14 +18,7 @@ from tfmemloc.removal.drop import NetworkComparison
 from tfmemloc.result import Result
 from tfmemloc.runs import Run
 
-# A network that is quickly traced; the demo has the paper's.
-QUICK = (
-    "binaries.localize",
-    "--quick",
-    "--model=lenet",
-    "--width=0.5",
-    "--recalibrate",
-)
+QUICK = ("binaries.localize", "--quick", "--width=0.125", "--recalibrate")
 
 
 def _run(*arguments, **options):

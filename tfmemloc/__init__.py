@@ -123,6 +123,7 @@ from tfmemloc.probes.critical_units import (
     find_critical_units,
 )
 from tfmemloc.units import SearchConfig
+from tfmemloc.probes.injection import Injection, InjectionConfig, find_planted
 from tfmemloc.probes.own_units import OwnUnits, OwnUnitsConfig, find_own_units
 
 # Which examples are memorized, and which labels are wrong?
@@ -196,6 +197,8 @@ __all__ = [
     "GradientAccounting",
     "GradientAscentConfig",
     "GradientEngine",
+    "Injection",
+    "InjectionConfig",
     "LayerRetraining",
     "LayerRewinding",
     "LostUnits",
@@ -251,6 +254,7 @@ __all__ = [
     "find_critical_units",
     "find_label_errors",
     "find_own_units",
+    "find_planted",
     "fine_tune",
     "fold_batch_norm",
     "fold_seed",

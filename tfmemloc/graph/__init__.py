@@ -24,6 +24,7 @@ from tfmemloc.graph.nodes import (
     replay,
     single_tensor_places,
 )
+from tfmemloc.graph.outgoing import Reader, readers_of, rows_of
 from tfmemloc.graph.rebuild import (
     cloned,
     flat_layers,

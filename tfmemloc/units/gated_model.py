@@ -6,6 +6,7 @@ uses its moving statistics, and tied layers do what their `inference` says.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -22,6 +23,7 @@ from tfmemloc.graph.inputs import arranged
 from tfmemloc.layers import masks
 from tfmemloc.units.config import SearchConfig
 from tfmemloc.units.gates import UnitGates
+from tfmemloc.units.outgoing import OutgoingWeights
 from tfmemloc.units.perturbation import perturbed
 
 _LARGEST_CHUNK = 256
@@ -61,7 +63,8 @@ class GatedModel:
         ids = drawn(
             train.example_id, config.population, config.seed, "population"
         )
-        self._population = self._stacked(train.of_ids(ids))
+        self._drawn = train.of_ids(ids)
+        self._population = self._stacked(self._drawn)
         self.bystanders = _draw_bystanders(examples, config)
         batch = self._specs(examples)
         gate = tf.TensorSpec([None, gates.units], tf.float32)
@@ -76,6 +79,9 @@ class GatedModel:
                 self._losses_of, input_signature=[*batch, gate, gate]
             ),
             "activity": tf.function(self._activity_of, input_signature=batch),
+            "outgoing": tf.function(
+                OutgoingWeights(model, gates).of, input_signature=batch
+            ),
             "population": tf.function(
                 self._population_gradients, input_signature=[gate]
             ),
@@ -143,10 +149,32 @@ class GatedModel:
             return self._functions["population"](gate).numpy()
         return self._frozen
 
+    @functools.cached_property
+    def population_squares(self) -> np.ndarray:
+        """E_j (d l_j / d gate)^2 of the population, all units on: [U].
+
+        Of the weights at the first call, whatever they become later.
+        """
+        gate = self.open_gates(len(self._drawn))
+        _, own = self.own_gradient(self._drawn, gate)
+        return (own.astype(np.float64) ** 2).mean(axis=0)
+
     def activity(self, examples: Examples) -> np.ndarray:
         """The mean |output| of each unit for each example: [N, U]."""
         (found,) = self._in_chunks("activity", examples)
         return found
+
+    def outgoing(
+        self, examples: Examples
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Of each unit's outgoing weights W and the example's gradient g there.
+
+        Returns:
+            <W, g>, |W|^2 and |g|^2, each [N, U]; 0 where a unit's outgoing
+            weights are not known.
+        """
+        dot, weight, gradient = self._in_chunks("outgoing", examples)
+        return dot, weight, gradient
 
     def hashes(self, examples: Examples) -> np.ndarray:
         """Random 32-bit numbers for each example and unit: int64 [N, U]."""
