@@ -15,7 +15,7 @@ import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from benchmarks import removal_tables, tied_tables
+from benchmarks import audit_tables, removal_tables, tied_tables
 from tfmemloc import Result, report, storage
 from tfmemloc.probes.critical_units import critical_table
 
@@ -23,8 +23,11 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "docs" / "results"
 TEXTS = (
     ROOT / "README.md",
+    ROOT / "docs" / "audit.md",
+    ROOT / "docs" / "injection.md",
     ROOT / "docs" / "paper_map.md",
     ROOT / "docs" / "removal.md",
+    ROOT / "docs" / "text.md",
     ROOT / "docs" / "tied_dropout.md",
 )
 _BLOCK = re.compile(r"<!-- (\w+) -->\n(.*?)<!-- /\1 -->", re.DOTALL)
@@ -329,6 +332,9 @@ BLOCKS: Mapping[str, Callable[[], str]] = {
     "tied_mechanism": lambda: tied_tables.mechanism(
         _read("tied_mechanism")["rows"]
     ),
+    "text": lambda: audit_tables.text(_read("text")["rows"]),
+    "injection": lambda: audit_tables.injection(_read("injection")["rows"]),
+    "membership": lambda: audit_tables.membership(_read("membership")),
     "lost_units": lambda: _fenced(
         report.text_table(_read("digits_lost_units")["rows"], percent=False)
     ),

@@ -10,7 +10,15 @@ import tensorflow as tf
 from scipy.special import expit
 
 from tests import programs
-from tfmemloc import Run, data, find_planted, graph, losses
+from tfmemloc import (
+    DeletionConfig,
+    Run,
+    data,
+    delete_units,
+    find_planted,
+    graph,
+    losses,
+)
 from tfmemloc.configs import DataConfig, ModelConfig
 from tfmemloc.data import text
 from tfmemloc.models import build
@@ -18,10 +26,10 @@ from tfmemloc.probes.injection import (
     InjectionConfig,
     _items,
     _Planting,
-    _ranks_within,
     _recall,
 )
 from tfmemloc.units import GatedModel, SearchConfig, UnitGates, rankings
+from tfmemloc.units.ranks import ranks_within
 
 LEARNED = ("integrated_gradients", "slimming", "hard_concrete")
 OURS = ("own_curvature", "own_projection")
@@ -274,9 +282,33 @@ def test_recall_by_hand(memory):
     np.testing.assert_allclose(recall, [1 / 3, 1 / 3, 2 / 3])
     np.testing.assert_allclose(overall, recall)
     np.testing.assert_array_equal(
-        _ranks_within(np.array([1.0, 3, 2, 5, 4]), np.array([0, 0, 0, 1, 1])),
+        ranks_within(np.array([1.0, 3, 2, 5, 4]), np.array([0, 0, 0, 1, 1])),
         [2, 0, 1, 0, 1],
     )
+
+
+def test_deleting_the_unit_deletes_its_memory_alone(memory):
+    model, examples = memory
+    config = DeletionConfig(
+        rankings=("random", "first_order", "own_projection"),
+        shares=(0.04, 0.9),
+        bystanders=100,
+    )
+    before = model.get_weights()
+    found = delete_units(model, examples, config)
+    for a, b in zip(model.get_weights(), before, strict=True):
+        np.testing.assert_array_equal(a, b)
+    rows = {(r["ranking"], r["k"]): r for r in found.rows()}
+    for name in ("first_order", "own_projection"):
+        row = rows[name, 0.04]  # One of 24 units.
+        assert row["own"] == 0 and row["memorized"] == row["ordinary"] == 1
+    assert rows["random", 0.04]["own"] == 1
+    assert found.before.tolist() == [1, 1] and found.examples == 3
+    assert np.argmax(found.selectivity) > 0
+    assert "noisy labels are still predicted" in found.sentence()
+    clean = examples.take(examples.subset != "noisy")
+    with pytest.raises(ValueError, match="expected a subset of memorized"):
+        delete_units(model, clean, config)
 
 
 def test_secrets_are_planted_in_decoders():

@@ -16,6 +16,7 @@ from tfmemloc import (
     audit_extraction,
     build,
     data,
+    export_saved_model,
     graph,
     losses,
     prune_memorization,
@@ -237,6 +238,23 @@ def test_a_cache_changes_nothing(windows, decoder, inference):
         logits = model({"tokens": sequence, "example_id": ids}).numpy()
         sequence[:, place] = logits[:, place - 1].argmax(axis=-1)
     np.testing.assert_array_equal(expected, sequence[:, 9:21])
+
+
+def test_a_served_decoder_generates(windows, decoder, tmp_path):
+    path = export_saved_model(
+        decoder, tmp_path / "served", examples=windows, card=False
+    )
+    loaded = tf.saved_model.load(path)
+    generate = loaded.signatures["generate"]
+    rows = np.asarray(windows.test.inputs["tokens"])[:5, :7].astype(np.int64)
+    for count in (1, 9):
+        found = generate(
+            tokens=tf.constant(rows), count=tf.constant(count, tf.int32)
+        )
+        expected = Continuation(decoder, count)(rows)
+        np.testing.assert_array_equal(found["tokens"], expected)
+    with pytest.raises(tf.errors.InvalidArgumentError, match="more than 32"):
+        generate(tokens=tf.constant(rows), count=tf.constant(26, tf.int32))
 
 
 def test_other_networks_are_continued_without_a_cache():

@@ -123,6 +123,7 @@ from tfmemloc.probes.critical_units import (
     find_critical_units,
 )
 from tfmemloc.units import SearchConfig
+from tfmemloc.probes.deletion import Deletion, DeletionConfig, delete_units
 from tfmemloc.probes.injection import Injection, InjectionConfig, find_planted
 from tfmemloc.probes.own_units import OwnUnits, OwnUnitsConfig, find_own_units
 
@@ -184,6 +185,8 @@ __all__ = [
     "CurvatureEdit",
     "DampeningConfig",
     "DataConfig",
+    "Deletion",
+    "DeletionConfig",
     "Durability",
     "DurabilityConfig",
     "DurableConfig",
@@ -245,6 +248,7 @@ __all__ = [
     "confidences_of_runs",
     "curvature_factors",
     "dampen_weights",
+    "delete_units",
     "estimate_memorization",
     "evaluate",
     "evaluate_scores",

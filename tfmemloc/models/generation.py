@@ -59,7 +59,7 @@ class Continuation:
         check_range("count", count, 1, None)
         names = graph.input_names(model) if graph.is_functional(model) else []
         tokens = [name for name in names if name != IDS]
-        if len(tokens) != 1 or len(model.output_shape) != 3:
+        if not is_decoder(model):
             raise ValueError(
                 f"Model '{model.name}' expected to give the next token of one "
                 "input: [batch, time] -> logits [batch, time, vocabulary]. "
@@ -93,6 +93,7 @@ class Continuation:
             input_signature=[
                 tf.TensorSpec([None, None], tf.int64),
                 tf.TensorSpec([None], tf.int64),
+                tf.TensorSpec([], tf.int32),
             ],
         )
 
@@ -124,31 +125,54 @@ class Continuation:
             )
         ids = np.zeros(len(prompts)) if ids is None else np.asarray(ids)
         return self._function(
-            prompts.astype(np.int64), ids.astype(np.int64)
+            prompts.astype(np.int64), ids.astype(np.int64), self._count
         ).numpy()
+
+    def generate(self, tokens: tf.Tensor, count: tf.Tensor) -> dict:
+        """The signature of a served decoder: what follows each prompt.
+
+        Args:
+            tokens: int64 [batch, time].
+            count: int32 [], how many to add.
+
+        Returns:
+            `tokens` int64 [batch, count].
+        """
+        wanted = tf.shape(tokens)[1] + count
+        with tf.control_dependencies(
+            [
+                tf.debugging.assert_less_equal(
+                    wanted,
+                    self.context,
+                    f"Prompt and new tokens are more than {self.context}.",
+                )
+            ]
+        ):
+            ids = tf.zeros([tf.shape(tokens)[0]], tf.int64)
+        return {"tokens": self._continued(tokens, ids, count)}
 
     def trace_count(self) -> int:
         """How often it was traced."""
         return self._function.experimental_get_tracing_count()
 
-    def _continued(self, prompts, ids):
+    def _continued(self, prompts, ids, count):
         size, start = tf.shape(prompts)[0], tf.shape(prompts)[1]
         room = tf.zeros([size, self.context - start], tf.int64)
         tokens = tf.concat([prompts, room], axis=1)
         tokens = tf.ensure_shape(tokens, [None, self.context])
         if not self.is_cached:
-            for step in tf.range(start, start + self._count):
+            for step in tf.range(start, start + count):
                 logits = self._model(self._given(tokens, ids), training=False)
                 tokens = _with_token(tokens, step, logits[:, step - 1])
-            return tokens[:, start : start + self._count]
+            return tokens[:, start : start + count]
         caches = self._empty(size)
         logits, caches = self._step(prompts, ids, 0, caches)
         tokens = _with_token(tokens, start, logits[:, -1])
-        for step in tf.range(start, start + self._count - 1):
+        for step in tf.range(start, start + count - 1):
             last = tokens[:, step : step + 1]
             logits, caches = self._step(last, ids, step, caches)
             tokens = _with_token(tokens, step + 1, logits[:, -1])
-        return tokens[:, start : start + self._count]
+        return tokens[:, start : start + count]
 
     def _given(self, tokens, ids):
         return graph.arranged(self._model, {self._tokens: tokens, IDS: ids})
@@ -189,6 +213,29 @@ class Continuation:
             structure, [given[name] for name in names]
         )
         return graph.replay(self._model, inputs, call), caches
+
+
+def is_decoder(model: keras.Model) -> bool:
+    """Whether it gives the next token of one sequence of tokens."""
+    if not graph.is_functional(model):
+        return False
+    tensors = [
+        tensor
+        for name, tensor in zip(
+            graph.input_names(model),
+            keras.tree.flatten(graph.inputs_of(model)),
+            strict=True,
+        )
+        if name != IDS
+    ]
+    outputs = keras.tree.flatten(graph.outputs_of(model))
+    return (
+        len(tensors) == len(outputs) == 1
+        and "int" in tensors[0].dtype
+        and len(tensors[0].shape) == 2
+        and len(outputs[0].shape) == 3
+        and outputs[0].shape[1] == tensors[0].shape[1]
+    )
 
 
 def _with_token(tokens, place, logits):

@@ -54,6 +54,7 @@ from tfmemloc.units import rankings
 from tfmemloc.units.config import SearchConfig
 from tfmemloc.units.gated_model import GatedModel
 from tfmemloc.units.gates import UnitGates
+from tfmemloc.units.ranks import first_of_layers, ranks_within
 
 # A batch of one crashes some kernels of some CPUs; the mean is the same.
 _COPIES = 2
@@ -489,22 +490,11 @@ def _found(gated: GatedModel, name: str, item: Examples, truth, config):
 
 def _recall(score: np.ndarray, gates: UnitGates, truth: np.ndarray, config):
     """Recall by layer and over all units, at each share: [K], [K]."""
-    by_layer = _ranks_within(score, gates.layer_of)
-    everywhere = _ranks_within(score, np.zeros_like(gates.layer_of))
-    size = gates.sizes[gates.layer_of]
+    everywhere = ranks_within(score, np.zeros_like(gates.layer_of))
     recall, overall = [], []
     for share in config.shares:
-        first = by_layer < np.maximum(1, np.round(share * size))
+        first = first_of_layers(score[np.newaxis], gates, share)[0]
         recall.append((first & truth).sum() / truth.sum())
         first = everywhere < max(1, round(share * len(score)))
         overall.append((first & truth).sum() / truth.sum())
     return np.array(recall), np.array(overall)
-
-
-def _ranks_within(score: np.ndarray, part: np.ndarray) -> np.ndarray:
-    """The place of each unit in its part, 0 for the largest score."""
-    order = np.lexsort((-score, part))
-    start = np.searchsorted(part[order], part[order])
-    ranks = np.empty(len(score), int)
-    ranks[order] = np.arange(len(score)) - start
-    return ranks

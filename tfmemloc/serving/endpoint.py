@@ -16,6 +16,7 @@ from tfmemloc.data.chunks import chunk_at
 from tfmemloc.data.examples import Examples
 from tfmemloc.data.kinds import scale_pixels
 from tfmemloc.graph.inputs import arranged, input_names
+from tfmemloc.models.generation import Continuation, is_decoder
 
 FORMATS = ("keras", "litert", "onnx")
 
@@ -45,6 +46,15 @@ def write_files(folder, served, model, raw_pixels, with_memorization, formats):
         remembering = graph.with_inference(model, "expected")
         archive.track(remembering)
         _add_endpoint(archive, "with_memorization", remembering, raw_pixels)
+    if is_decoder(served):
+        archive.add_endpoint(
+            name="generate",
+            fn=Continuation(served, 1).generate,
+            input_signature=[
+                tf.TensorSpec([None, None], tf.int64, name="tokens"),
+                tf.TensorSpec([], tf.int32, name="count"),
+            ],
+        )
     archive.write_out(str(folder), verbose=False)
     for name in formats:
         _write_format(folder / _FILES[name], served, name)

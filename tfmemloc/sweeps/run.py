@@ -27,6 +27,7 @@ from collections.abc import Iterator, Sequence
 from tqdm import auto as tqdm
 
 from tfmemloc import storage
+from tfmemloc.sweeps import forking
 from tfmemloc.sweeps.grid import Cell
 from tfmemloc.sweeps.results import SweepResults, gather_sweep, numbers_of
 
@@ -136,7 +137,7 @@ def run_sweep(
         if backend == "ray":
             finished = _on_ray(todo, ray_address, cpus_per_run, gpus_per_run)
         else:
-            finished = _in_processes(todo, processes)
+            finished = _in_processes(todo, processes, package)
         failures = _watch(finished, len(jobs), len(todo), progress)
     if failures:
         raise SweepError(
@@ -182,11 +183,14 @@ def _watch(finished, total, todo, progress) -> list[str]:
 
 
 def _in_processes(
-    jobs: Sequence[Job], processes: int
+    jobs: Sequence[Job], processes: int, package: str
 ) -> Iterator[tuple[Job, str | None]]:
     stop = threading.Event()
+    forks = None
+    if jobs and forking.can_fork():
+        forks = forking.forks_of(package, os.getcwd())
     with concurrent.futures.ThreadPoolExecutor(processes) as pool:
-        futures = {pool.submit(run_cell, job, stop): job for job in jobs}
+        futures = {pool.submit(run_cell, job, stop, forks): job for job in jobs}
         try:
             for future in concurrent.futures.as_completed(futures):
                 yield futures[future], future.result()
@@ -234,7 +238,11 @@ def _on_ray(
             ray.shutdown()
 
 
-def run_cell(job: Job, stop: threading.Event | None = None) -> str | None:
+def run_cell(
+    job: Job,
+    stop: threading.Event | None = None,
+    forks: forking.Forks | None = None,
+) -> str | None:
     """Runs the command of a cell, with retries; returns an error or None.
 
     If the cell's process has outlived a killed sweep, waits for its end first.
@@ -242,6 +250,7 @@ def run_cell(job: Job, stop: threading.Event | None = None) -> str | None:
     Args:
         job: the cell.
         stop: once it is set, the command is ended and not tried again.
+        forks: starts the command; None starts a fresh Python.
     """
     directory = pathlib.Path(job.directory)
     environment = dict(os.environ)
@@ -251,7 +260,16 @@ def run_cell(job: Job, stop: threading.Event | None = None) -> str | None:
     log, attempts, code = directory / "log.txt", 0, None
     while attempts <= job.retries and not (stop and stop.is_set()):
         _wait_until_free(directory)
-        code = _run_command(job, environment, log, stop)
+        if forks is None:
+            code = _run_command(job, environment, log, stop)
+        else:
+            code = forks.run(
+                job.command[2:],  # Without `python -m`.
+                cwd=job.cwd,
+                env=environment,
+                log=log,
+                stop=stop,
+            )
         if code == 0:
             storage.write_json(directory / "done.json", numbers_of(directory))
             return None

@@ -54,7 +54,7 @@ def search(
         "prediction": predicted
         if predicted.ndim == 1
         else np.full(len(block), -1),
-        "accuracy_after": _accuracy_after(gated, block, gate),
+        "accuracy_after": accuracy_after(gated, block, gate),
     }
 
 
@@ -208,7 +208,7 @@ def _gate(gated, units, values, chosen) -> np.ndarray:
     return gate
 
 
-def _accuracy_after(gated, block: Examples, gate: np.ndarray) -> np.ndarray:
+def accuracy_after(gated, block: Examples, gate: np.ndarray) -> np.ndarray:
     """[N, S] accuracy on the bystanders, the example itself left out."""
     right = gated.bystanders_right(gate)
     others = gated.bystanders.example_id != block.example_id[:, np.newaxis]
