@@ -40,10 +40,10 @@ RESULTS = pathlib.Path("docs") / "results" / "injection.json"
 FLAGS = flags.FLAGS
 _TEXT = presets.PRESETS["stdlib"][1]
 SETTINGS = {
-    "resnet9, digits": removal.SETTINGS["digits"],
-    "vit, digits": removal.SETTINGS["vit"],
-    "resnet9, cifar10": removal.SETTINGS["cifar"],
-    "transformer, stdlib": removal.Setting(
+    "resnet9 digits": removal.SETTINGS["digits"],
+    "vit digits": removal.SETTINGS["vit"],
+    "resnet9 cifar10": removal.SETTINGS["cifar"],
+    "transformer stdlib": removal.Setting(
         DataConfig("stdlib", **presets.TEXT_DATA),
         ModelConfig("transformer", dropout="none"),
         TrainConfig(**{**_TEXT, "rule": "cross_entropy", "evaluate_every": 8}),
@@ -61,7 +61,7 @@ def main() -> None:
     for name in names:
         if name not in SETTINGS:
             raise ValueError(
-                f"--only must name some of {'; '.join(SETTINGS)}. Received: "
+                f"--only must name some of {', '.join(SETTINGS)}. Received: "
                 f"{name}."
             )
         found, deleted = zip(
@@ -104,7 +104,7 @@ def _measured(name: str, seed: int) -> tuple[Injection, Deletion | None]:
     """The items of one network, and what its own memories hang on."""
     setting = SETTINGS[name].of_seed(seed)
     examples = load(setting.data)
-    folder = name.replace(", ", "_")
+    folder = name.replace(" ", "_")
     run = train(
         pathlib.Path(FLAGS.runs_dir) / f"{folder}_{seed}",
         data=setting.data,
@@ -135,7 +135,7 @@ def together(found: list[Injection], name: str) -> Injection:
 
 
 if __name__ == "__main__":
-    flags.flags.DEFINE_list("only", [], f"Some of {'; '.join(SETTINGS)}.")
+    flags.flags.DEFINE_list("only", [], f"Some of {', '.join(SETTINGS)}.")
     flags.flags.DEFINE_list("seeds", [], "Default: those of the setting.")
     flags.flags.DEFINE_integer("items", 32, "Items for each network.")
     flags.flags.DEFINE_string("runs_dir", "runs/injection", "Where runs lie.")

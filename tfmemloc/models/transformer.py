@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import keras
 
-from tfmemloc.layers.decoding import AddPositions, CausalAttention
+from tfmemloc.layers.decoding import AddPositions, CausalAttention, tanh_gelu
 from tfmemloc.models.factory import LayerFactory
 
 _UNITS, _HEADS = 128, 4
@@ -67,7 +67,7 @@ def _feed_forward(x, group, units, make):
     )
     inner = make.dense(inner, f"{group}.mlp1", make.hidden_units(4 * units))
     inner = make.apply(
-        keras.layers.Activation, inner, f"{group}.gelu", activation="gelu"
+        keras.layers.Activation, inner, f"{group}.gelu", activation=tanh_gelu
     )
     inner = make.tie_hidden(inner, group, 4 * units)
     inner = make.dense(inner, f"{group}.mlp2", units)
