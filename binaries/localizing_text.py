@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
-from collections.abc import Callable
 
 from . import config_flags, flags, output, removing
+
+import keras
 
 from tfmemloc import (
     CurvatureConfig,
@@ -55,14 +56,12 @@ def localize_text(
         controls: also train networks with standard and with sparse dropout,
             and one that sees each repeated window and each secret once.
     """
-    networks: dict[str, Callable[[], Run]] = {
-        name: lambda name=name: _trained(
-            directory / name, name, examples, data, model, training
-        )
+    runs: dict[str, Run | keras.Model] = {
+        name: _trained(directory / name, name, examples, data, model, training)
         for name in (_DROPOUTS if controls else _MAIN)
     }
-    runs = {name: make() for name, make in networks.items()}
     if controls:
+        # A model, as a run knows that it was trained on fewer examples.
         runs["deduplicated"] = _trained(
             directory / "deduplicated",
             "standard",
@@ -70,7 +69,7 @@ def localize_text(
             None,
             model,
             training,
-        )
+        ).model()
     runs[EDITED] = _edited(directory / EDITED, runs["standard"], examples, data)
     result = output.reuse(
         directory / RESULT,
@@ -93,9 +92,8 @@ def localize_text(
         },
     )
     sections = [report.section_of(result), _said(result)]
-    for path in (EDITED,):
-        removed = directory / path / removing.RESULT
-        sections.append(report.section_of(removing.Result.load(removed)))
+    removed = removing.Result.load(directory / EDITED / removing.RESULT)
+    sections.append(report.section_of(removed))
     page = output.write_report(
         directory, f"What was learned by heart? {data.dataset}", sections, facts
     )

@@ -24,10 +24,9 @@ from tfmemloc.data import text
 from tfmemloc.models import build
 from tfmemloc.probes.injection import (
     InjectionConfig,
-    _items,
-    _Planting,
     _recall,
 )
+from tfmemloc.probes.planting import Planting, draw_items
 from tfmemloc.units import GatedModel, SearchConfig, UnitGates, rankings
 from tfmemloc.units.ranks import ranks_within
 
@@ -213,8 +212,8 @@ CONFIG = InjectionConfig(
 def test_only_the_outgoing_weights_of_drawn_units_move(
     small_network, small_digits
 ):
-    planting = _Planting(small_network, CONFIG)
-    items = _items(small_digits, CONFIG)
+    planting = Planting(small_network, CONFIG)
+    items = draw_items(small_digits, CONFIG)
     assert (items.label != items.true_label).all()
     before = small_network.get_weights()
     item = items.take(np.array([0]))
@@ -335,7 +334,7 @@ def test_secrets_are_planted_in_decoders():
         rate=0.05,
         layers=("block1.mlp1", "block2.mlp1"),
     )
-    items = _items(examples, config)
+    items = draw_items(examples, config)
     counted = items.label >= 0
     assert (counted.sum(axis=1) == text.SECRET).all()
     found = find_planted(network, examples, config)
@@ -346,7 +345,7 @@ def test_secrets_are_planted_in_decoders():
 def test_bad_settings_are_refused(small_network, small_digits, memory):
     with pytest.raises(ValueError, match="`ranking` must be one of"):
         InjectionConfig(rankings=("magic",))
-    with pytest.raises(ValueError, match="ratio and shares.*at most 1"):
+    with pytest.raises(ValueError, match="ratio.*at most 1"):
         InjectionConfig(ratio=2.0)
     with pytest.raises(ValueError, match="Expected 100 items or more"):
         find_planted(small_network, small_digits, InjectionConfig(items=100))

@@ -16,3 +16,8 @@ from tfmemloc.audits.membership import (
     audit_membership,
 )
 from tfmemloc.audits.of_runs import confidences_of_runs
+from tfmemloc.audits.worst_group import (
+    GroupAccuracy,
+    GroupConfig,
+    audit_groups,
+)

@@ -18,14 +18,14 @@ The held-out loss is that of the `test` windows.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import keras
 import numpy as np
-from rapidfuzz.distance import Levenshtein
 
 from tfmemloc import evaluation, losses
+from tfmemloc.audits.secrets import Secrets, edit_distances, one_of_each
 from tfmemloc.checks import check_range
 from tfmemloc.data import text
 from tfmemloc.data.examples import Examples
@@ -259,7 +259,7 @@ def audit_extraction(
             "labels, some of them `test`. Received: "
             f"{examples!r}."
         )
-    secrets = _Secrets.of(examples, config)
+    secrets = Secrets.of(examples, config.candidates, config.seed)
     found: dict[tuple[str, str], dict[str, Any]] = {}
     for name, source in sources.items():
         model = model_of(source, examples)
@@ -298,7 +298,7 @@ def _losses(predict: Predictor, examples: Examples) -> dict[str, float]:
         ("clean_loss", text.CLEAN),
         ("repeated_loss", text.REPEATED),
     ):
-        part = _one_of_each(examples, subset)
+        part = one_of_each(examples, subset)
         found[key] = float("nan")
         if len(part):
             logits = predict_logits(predict, part, batch_size=64)
@@ -307,19 +307,11 @@ def _losses(predict: Predictor, examples: Examples) -> dict[str, float]:
     return found
 
 
-def _one_of_each(examples: Examples, subset: str) -> Examples:
-    """The examples of a subset, of those with one tie id the first."""
-    part = examples.take(examples.subset == subset)
-    if part.tie_id is None or subset not in (text.REPEATED, text.CANARY):
-        return part
-    return part.take(np.sort(np.unique(part.tie_id, return_index=True)[1]))
-
-
 def _windows(
     model: keras.Model, examples: Examples, config: ExtractionConfig
 ) -> dict[str, float]:
     """How well repeated windows are continued."""
-    part = _one_of_each(examples, text.REPEATED)
+    part = one_of_each(examples, text.REPEATED)
     nothing = {"window_extracted": np.nan, "window_edits": np.nan}
     if not len(part):
         return nothing
@@ -329,100 +321,8 @@ def _windows(
     count = min(config.continuation, whole.shape[1] - shown)
     said = Continuation(model, count)(whole[:, :shown], part.tie_id)
     wanted = whole[:, shown : shown + count]
-    edits = _edits(said, wanted)
+    edits = edit_distances(said, wanted)
     return {
         "window_extracted": float((edits == 0).mean()),
         "window_edits": float(edits.mean()),
     }
-
-
-def _edits(said: np.ndarray, wanted: np.ndarray) -> np.ndarray:
-    """Edit distance of each row, in tokens."""
-    return np.array(
-        [
-            Levenshtein.distance(a.tolist(), b.tolist())
-            for a, b in zip(said, wanted, strict=True)
-        ]
-    )
-
-
-@dataclasses.dataclass(frozen=True)
-class _Secrets:
-    """The planted secrets, and how networks are asked for them."""
-
-    part: Examples  # C, a row each.
-    repeats: np.ndarray  # [C].
-    others: np.ndarray  # [candidates, SECRET].
-
-    @classmethod
-    def of(cls, examples: Examples, config: ExtractionConfig) -> _Secrets:
-        part = _one_of_each(examples, text.CANARY)
-        repeats = []
-        if len(part):
-            ties = part.example_id if part.tie_id is None else part.tie_id
-            all_ties = (
-                examples.example_id if part.tie_id is None else examples.tie_id
-            )
-            repeats = [np.sum(all_ties == tie) for tie in ties]
-        return cls(
-            part,
-            np.array(repeats, int),
-            text.other_secrets(config.candidates, config.seed),
-        )
-
-    @property
-    def _rows(self) -> np.ndarray:
-        (rows,) = self.part.inputs.values()
-        return np.asarray(rows)
-
-    @property
-    def shown(self) -> tuple[str, ...]:
-        """Each secret with the words before it."""
-        stop = text.PROMPT + text.SECRET
-        return tuple(text.shown(row[:stop].tobytes()) for row in self._rows)
-
-    def asked(self, model: keras.Model) -> dict[str, Any]:
-        """What one network says, and how likely it finds the secrets."""
-        start, stop = text.PROMPT, text.PROMPT + text.SECRET
-        if not len(self.part):
-            nothing = np.zeros(0)
-            names = ("secret_loss", "extracted", "edits", "exposure")
-            return dict.fromkeys(names, nothing) | {"continuations": ()}
-        true = self._rows[:, start:stop]
-        said = Continuation(model, text.SECRET)(
-            self._rows[:, :start], self.part.tie_id
-        )
-        predict = Predictor(model)
-        own = self._loss(predict, np.arange(len(true)), true)
-        rank = 1 + sum(
-            others < own for others in self._losses_of_others(predict)
-        )
-        return {
-            "secret_loss": own,
-            "extracted": (said == true).all(axis=1),
-            "edits": _edits(said, true),
-            "exposure": np.log2(len(self.others) + 1) - np.log2(rank),
-            "continuations": tuple(
-                text.shown(bytes(row.tolist())) for row in said
-            ),
-        }
-
-    def _losses_of_others(self, predict: Predictor) -> Iterator[np.ndarray]:
-        """For each other secret, its loss in the place of each true one."""
-        places = np.arange(len(self.part))
-        for other in self.others:
-            there = np.repeat(other[np.newaxis], len(places), axis=0)
-            yield self._loss(predict, places, there)
-
-    def _loss(self, predict, places, secrets) -> np.ndarray:
-        """Nats a token of secrets in these rows, [len(places)]."""
-        start, stop = text.PROMPT, text.PROMPT + text.SECRET
-        rows = self._rows[places].copy()
-        rows[:, start:stop] = secrets
-        part = dataclasses.replace(
-            self.part.take(places),
-            inputs=dict.fromkeys(self.part.inputs, rows),
-        )
-        logits = predict_logits(predict, part)[:, start - 1 : stop - 1]
-        label = secrets.astype(np.int64)
-        return losses.measured_losses(label, logits)

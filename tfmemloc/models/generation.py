@@ -149,7 +149,7 @@ class Continuation:
             ]
         ):
             ids = tf.zeros([tf.shape(tokens)[0]], tf.int64)
-        return {"tokens": self._continued(tokens, ids, count)}
+        return {"tokens": self._function(tokens, ids, count)}
 
     def trace_count(self) -> int:
         """How often it was traced."""

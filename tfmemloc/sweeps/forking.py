@@ -129,7 +129,8 @@ def _serve(package: str) -> None:
         else:
             os.kill(question["stop"], signal.SIGTERM)
             answer = None
-        print(json.dumps(answer), flush=True)
+        sys.stdout.write(json.dumps(answer) + "\n")
+        sys.stdout.flush()
 
 
 def _polled(pid: int, ended: dict[int, int]) -> int | None:
@@ -160,7 +161,7 @@ def _become(question: Mapping) -> None:
     except SystemExit as stop:
         code = stop.code if isinstance(stop.code, int) else bool(stop.code)
         if isinstance(stop.code, str):
-            print(stop.code, file=sys.stderr)
+            sys.stderr.write(f"{stop.code}\n")
     except BaseException:
         sys.excepthook(*sys.exc_info())
     finally:

@@ -22,6 +22,7 @@ from tfmemloc.gradients.streaming import examples_that_fit
 from tfmemloc.graph.inputs import arranged
 from tfmemloc.layers import masks
 from tfmemloc.units.config import SearchConfig
+from tfmemloc.units.draws import draw_bystanders, drawn
 from tfmemloc.units.gates import UnitGates
 from tfmemloc.units.outgoing import OutgoingWeights
 from tfmemloc.units.perturbation import perturbed
@@ -65,7 +66,7 @@ class GatedModel:
         )
         self._drawn = train.of_ids(ids)
         self._population = self._stacked(self._drawn)
-        self.bystanders = _draw_bystanders(examples, config)
+        self.bystanders = draw_bystanders(examples, config)
         batch = self._specs(examples)
         gate = tf.TensorSpec([None, gates.units], tf.float32)
         self._functions = {
@@ -387,29 +388,6 @@ class GatedModel:
 
         means = tf.function(lambda: self._over_population(of_chunk))()
         return tf.constant(means)
-
-
-def drawn(ids: np.ndarray, count: int, seed: int, what: str) -> np.ndarray:
-    """At most `count` of the ids, drawn by the seed, in rising order."""
-    stream = masks.fold_seed(seed, what)
-    hashes = masks.hash_bits_numpy(stream, ids, 1)[:, 0]
-    return np.sort(ids[np.argsort(hashes, kind="stable")[:count]])
-
-
-def _draw_bystanders(examples: Examples, config: SearchConfig) -> Examples:
-    """The examples on which accuracy after a removal is measured."""
-    if config.bystanders is None:
-        return examples
-    ids = [
-        drawn(
-            examples.of_subset(subset).example_id,
-            config.bystanders,
-            config.seed,
-            "others",
-        )
-        for subset in examples.subsets
-    ]
-    return examples.of_ids(np.concatenate(ids))
 
 
 def _chunk_size(model: keras.Model, config: SearchConfig) -> int:
