@@ -97,6 +97,7 @@ def names(prepared, tmp_path, monkeypatch):
         "parse_grid": sweeps.parse_grid,
         "bootstrap_interval": statistics.bootstrap_interval,
         "Result": result.Result,
+        "dataclasses": dataclasses,
         "keras": keras,
         "np": np,
         "tf": tf,

@@ -58,7 +58,56 @@ def _comparison():
     )
 
 
+def _extraction():
+    return tfmemloc.Extraction(
+        dataset="planted",
+        models=("standard", "example_tied"),
+        inferences=("plain", "drop"),
+        heldout_loss=np.array([1.5, 1.6]),
+        clean_loss=np.array([1.2, 1.4]),
+        repeated_loss=np.array([0.1, 1.5]),
+        window_extracted=np.array([1.0, np.nan]),
+        window_edits=np.array([0.0, 12.5]),
+        repeats=np.array([1, 16]),
+        secret_loss=np.array([[4.0, 0.1], [4.0, 5.0]]),
+        extracted=np.array([[False, True], [False, False]]),
+        edits=np.array([[8, 0], [8, 7]]),
+        exposure=np.array([[0.5, 6.0], [0.5, 1.0]]),
+        secrets=("id 1 code ab", "id 2 code <b>"),
+        continuations=(("xx", "<b>"), ("yy", "zz")),
+    )
+
+
+def _membership():
+    rng = np.random.default_rng(0)
+    member = rng.random((6, 200)) < 0.5
+    phi = rng.normal(size=member.shape) + 3 * member
+    subset = np.where(np.arange(200) < 50, "noisy", "clean")
+    return tfmemloc.audit_membership({"net": phi}, member, subset=subset)
+
+
+def _grouped(examples):
+    return dataclasses.replace(
+        examples, group=np.where(examples.label < 2, "low", "high")
+    )
+
+
 MAKERS = {
+    "Extraction": lambda run, e, d: _extraction(),
+    "Membership": lambda run, e, d: _membership(),
+    "GroupAccuracy": lambda run, e, d: tfmemloc.audit_groups(
+        {"standard": run.model()}, _grouped(e), tfmemloc.GroupConfig("clean")
+    ),
+    "Injection": lambda run, e, d: tfmemloc.find_planted(
+        run,
+        e,
+        tfmemloc.InjectionConfig(
+            rankings=("random", "first_order"), ratio=0.5, items=3
+        ),
+    ),
+    "Deletion": lambda run, e, d: tfmemloc.delete_units(
+        run, e, tfmemloc.DeletionConfig(rankings=("first_order",))
+    ),
     "SubsetMetrics": lambda run, e, d: tfmemloc.evaluate(run.model(), e),
     "NetworkComparison": lambda run, e, d: _comparison(),
     "GradientAccounting": lambda run, e, d: dataclasses.replace(

@@ -12,6 +12,7 @@ import pytest
 from tests.conftest import ROOT
 from tfmemloc import report, storage, sweeps
 from tfmemloc.runs import Run
+from tfmemloc.sweeps import forking
 from tfmemloc.sweeps.results import SweepResults
 
 BASE = [
@@ -47,6 +48,37 @@ def test_the_grid():
 def test_bad_grids(axes, words):
     with pytest.raises(ValueError, match=words):
         sweeps.parse_grid(axes)
+
+
+@pytest.mark.skipif(not forking.can_fork(), reason="forks on Linux alone")
+def test_cells_are_forked_from_one_process(tmp_path):
+    """Flags, log, working directory and exit status are each cell's own."""
+    forks = forking.Forks("binaries", str(ROOT))
+    common = {"cwd": str(ROOT), "env": {"MINE": "1"}, "stop": None}
+    good = forks.run(
+        ["binaries.train", *BASE, f"--run_dir={tmp_path / 'run'}"],
+        log=tmp_path / "good.txt",
+        **common,
+    )
+    assert good == 0 and Run.open(tmp_path / "run").epochs == (0, 1, 2)
+    assert f"run: {tmp_path / 'run'}" in (tmp_path / "good.txt").read_text()
+    bad = forks.run(
+        ["binaries.train", "--epochs=0"], log=tmp_path / "bad.txt", **common
+    )
+    assert bad == 1
+    assert "`epochs` must be at least 1" in (tmp_path / "bad.txt").read_text()
+    stop = threading.Event()
+    stop.set()
+    killed = forks.run(
+        ["binaries.train", *BASE[:4], "--epochs=5000"]
+        + [f"--run_dir={tmp_path / 'long'}"],
+        log=tmp_path / "long.txt",
+        **{**common, "stop": stop},
+    )
+    assert killed == -signal.SIGTERM
+    forks.close()
+    with pytest.raises((OSError, ValueError)):
+        forks.run(["binaries.train"], log=tmp_path / "x.txt", **common)
 
 
 def _stamps(directory):

@@ -20,24 +20,24 @@ PRESETS: Mapping[str, tuple[Mapping[str, Any], Mapping[str, Any]]] = {
     "stdlib": (
         {"name": "transformer", "expand": 0.5},
         {
-            "epochs": 8,
+            "epochs": 7,
             "rule": "routed",
             "memory_off": 1.0,
             "batch_size": 32,
             "optimizer": "adam",
             "learning_rate": 0.002,
             "weight_decay": 0.0,
-            "save_every": 4,
-            "evaluate_every": 4,
+            "save_every": 7,
+            "evaluate_every": 7,
         },
     ),
 }
 # The same for the data of text, any of which is trained on as `stdlib` is.
 TEXT_DATA = {
-    "train_examples": 4000,
+    "train_examples": 3000,
     "test_examples": 500,
     "heldout": 0.05,
-    "canaries": 6,
+    "canaries": 4,
 }
 
 

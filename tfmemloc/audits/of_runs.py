@@ -52,6 +52,13 @@ def confidences_of_runs(
     Raises:
         ValueError: fewer than two runs, one is not finished, or they differ in
             more than the subset.
+
+    Example:
+        >>> folders = sorted(pathlib.Path("runs/subsets").glob("seed*"))
+        >>> runs = {"mine": [Run.open(folder) for folder in folders]}
+        >>> phi, member, everyone = confidences_of_runs(runs)
+        >>> phi["mine dropped"].shape == member["mine dropped"].shape
+        True
     """
     if examples is None:
         first = next(iter(runs.values()))

@@ -187,7 +187,8 @@ def delete_units(
         >>> config = DeletionConfig(
         ...     rankings=("random", "first_order"), count=4, bystanders=8
         ... )
-        >>> delete_units(model, examples, config).own.shape
+        >>> run = Run.open("runs/demo/standard")
+        >>> delete_units(run, run.examples(), config).own.shape
         (2, 4)
     """
     subset = examples.memorized

@@ -215,7 +215,9 @@ def find_planted(
             are known, or no item was learned.
 
     Example:
-        >>> config = InjectionConfig(rankings=("first_order",), items=2)
+        >>> config = InjectionConfig(
+        ...     rankings=("first_order",), items=2, ratio=0.2
+        ... )
         >>> found = find_planted(model, examples, config)
         >>> found.recall.shape
         (1, 3, 2)
