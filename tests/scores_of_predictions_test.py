@@ -8,13 +8,13 @@ import tensorflow as tf
 from sklearn import metrics
 
 from tfmemloc import data
+from tfmemloc.scores.calibration import fit_temperature
 from tfmemloc.scores.of_predictions import scores_of_logits
 from tfmemloc.scores.quality import (
     _retrieval,
     calibration_error,
     evaluate_scores,
 )
-from tfmemloc.scores.ranking import fit_temperature
 
 
 def test_the_suspicion_is_the_share_of_wrong_labels(rng):
@@ -89,6 +89,26 @@ def test_the_temperature_undoes_a_factor(rng):
     chance = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
     label = np.array([rng.choice(4, p=p) for p in chance])
     assert fit_temperature(3 * logits, label) == pytest.approx(3, rel=0.1)
+
+
+def test_dirty_labels_do_not_make_the_network_look_unsure(rng):
+    logits = 3 * rng.normal(size=(4000, 4))
+    chance = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    label = np.array([rng.choice(4, p=p) for p in chance])
+    surely = chance.max(axis=1) > 0.8  # So that it agrees with most of them.
+    logits, label = logits[surely], label[surely]
+    clean = fit_temperature(2 * logits, label)
+    wrong = rng.random(len(label)) < 0.1
+    dirty = np.where(wrong, (label + 1) % 4, label)
+    with pytest.warns(
+        UserWarning, match="About (9|10|11)% of the .* look wrong"
+    ):
+        found = fit_temperature(2 * logits, dirty)
+    # Measured: 2.0, and without the rate of wrong labels 4.1.
+    assert found == pytest.approx(clean, rel=0.2)
+    # A network that knows little is not believed.
+    shuffled = rng.permutation(dirty)
+    assert fit_temperature(logits, shuffled) == pytest.approx(10)
 
 
 def test_scores_of_the_callers_own_predictions(rng):

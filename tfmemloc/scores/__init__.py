@@ -1,5 +1,6 @@
 """Which examples are memorized, and which labels are wrong."""
 
+from tfmemloc.scores.calibration import fit_temperature
 from tfmemloc.scores.critical_sets import critical_set_score
 from tfmemloc.scores.example_scores import ExampleScores
 from tfmemloc.scores.memorization import (
@@ -14,5 +15,4 @@ from tfmemloc.scores.quality import (
     evaluate_scores,
     suggestions_right,
 )
-from tfmemloc.scores.ranking import fit_temperature
 from tfmemloc.scores.second_split import second_split_times

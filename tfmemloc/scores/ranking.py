@@ -7,6 +7,7 @@ import numpy as np
 from tfmemloc import losses
 from tfmemloc.checks import check_choice
 from tfmemloc.data.examples import Examples
+from tfmemloc.scores.calibration import fit_temperature
 from tfmemloc.scores.checks import TINY, checked_score
 from tfmemloc.scores.example_scores import ExampleScores
 from tfmemloc.scores.of_training import margins
@@ -121,20 +122,3 @@ def _true_classes(chance: np.ndarray, label: np.ndarray) -> np.ndarray:
         if np.abs(rates - before).max() < _SAME_RATE:
             break
     return true
-
-
-def fit_temperature(logits: np.ndarray, label: np.ndarray) -> float:
-    """The temperature by which to divide logits: that of the smallest loss.
-
-    Args:
-        logits: [M, classes] on examples that were not trained on.
-        label: [M], right ones.
-
-    Reference: Guo et al., On Calibration of Modern Neural Networks, 2017.
-    """
-    temperatures = np.exp(np.linspace(np.log(0.1), np.log(10), 201))
-    means = [
-        losses.measured_losses(label, logits / temperature).mean()
-        for temperature in temperatures
-    ]
-    return float(temperatures[int(np.argmin(means))])

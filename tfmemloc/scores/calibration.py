@@ -1,0 +1,72 @@
+"""How sure predictions may be, from labels of examples that were not trained on.
+
+    p_T  =  softmax(logits / T)
+
+with the T of the smallest loss (Guo et al., "On Calibration of Modern Neural
+Networks", 2017). Where those labels are wrong in part, that T is too large: the
+network looks unsure where it is right and the label is not. So the labels are
+also explained with a rate e of wrong ones,
+
+    P(label)  =  (1 - e) p_T(label) + e (1 - p_T(label)) / (classes - 1),
+
+and where the best e is 5 % or more, its T is taken instead, with a warning. A
+smaller e is also what a few confident mistakes of the network look like, and so
+is any e of a network that is often wrong: it has to agree with 80 % of the
+labels to be believed.
+"""
+
+from __future__ import annotations
+
+import warnings
+
+import numpy as np
+
+from tfmemloc import losses
+
+_TEMPERATURES = np.exp(np.linspace(np.log(0.1), np.log(10), 201))
+_RATES = np.linspace(0, 0.6, 61)
+# From this rate on labels are taken for dirty.
+_DIRTY = 0.05
+_KNOWS = 0.8
+_TINY = 1e-30
+
+
+def fit_temperature(logits: np.ndarray, label: np.ndarray) -> float:
+    """The temperature by which to divide logits.
+
+    Args:
+        logits: [M, classes] on examples that were not trained on.
+        label: [M], as they were given.
+
+    Warns:
+        UserWarning: some of the labels look wrong; says about how many.
+    """
+    chance = np.stack(
+        [
+            np.exp(-losses.measured_losses(label, logits / temperature))
+            for temperature in _TEMPERATURES
+        ]
+    )
+    classes = logits.shape[1]
+    explained = [
+        np.log(
+            np.maximum(
+                (1 - rate) * chance + rate * (1 - chance) / (classes - 1),
+                _TINY,
+            )
+        ).mean(axis=1)
+        for rate in _RATES
+    ]
+    rate, place = np.unravel_index(np.argmax(explained), (61, 201))
+    knows = (logits.argmax(axis=1) == label).mean() >= _KNOWS
+    if _RATES[rate] < _DIRTY or not knows:
+        return float(_TEMPERATURES[np.argmax(explained[0])])
+    warnings.warn(
+        f"About {_RATES[rate]:.0%} of the {len(label)} labels by which the "
+        "suspicion is calibrated (of the test examples) look wrong themselves, "
+        "or the network is surely wrong on as many. The suspicion takes that "
+        "into account; test accuracies do not. Expected right labels there: "
+        "look at some of them.",
+        stacklevel=3,
+    )
+    return float(_TEMPERATURES[place])
