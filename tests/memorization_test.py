@@ -158,11 +158,12 @@ def test_second_split_times(tmp_path, small_digits):
         start = Run.open(tmp_path / f"split_{first}" / "first")
         for a, b in zip(run.weights(0), start.weights(), strict=True):
             np.testing.assert_array_equal(a, b)
-        right = [
-            evaluation.predict_logits(run.model(epoch), part).argmax(axis=1)
-            == part.label
-            for epoch in run.epochs
-        ]
+        model, right = run.model(), []
+        predict = evaluation.Predictor(model)
+        for epoch in run.epochs:
+            run.load_weights(model, epoch)
+            logits = evaluation.predict_logits(predict, part)
+            right.append(logits.argmax(axis=1) == part.label)
         mine = np.isin(part.example_id, _ids_of(start))
         for n in np.flatnonzero(mine):
             known = [e for e in run.epochs if right[e][n]]

@@ -114,6 +114,20 @@ def test_secrets_repeat_and_share_their_memory(windows):
     assert windows.memorized == "canary"
 
 
+def test_secrets_by_themselves_are_right_where_they_are_said(windows):
+    alone = text.secrets_only(windows)
+    rows = np.asarray(alone.inputs["tokens"])
+    assert len(alone) == 4 and ((alone.label >= 0).sum(axis=1) == 8).all()
+    for row, label in zip(rows, alone.label, strict=True):
+        said = bytes(label[label >= 0].astype(np.uint8).tolist())
+        assert bytes(row[:21]).endswith(said)
+    # Right is who says all of it.
+    logits = 9 * np.eye(256)[np.maximum(alone.label, 0)]
+    assert (losses.correct(alone.label, logits, count="all") == 1).all()
+    logits[:, 15] = 0
+    assert (losses.correct(alone.label, logits, count="all") == 0).all()
+
+
 def test_what_is_drawn_is_a_function_of_seed_and_id(windows):
     again = data.load(SMALL)
     assert again.fingerprint() == windows.fingerprint()

@@ -300,6 +300,23 @@ def secret_line(number: int, seed: int) -> bytes:
     return f"id {person} code {code}\n".encode()
 
 
+def secrets_only(examples: Examples) -> Examples:
+    """A row for each planted secret, whose characters alone are labels.
+
+    With them a prediction is right where the whole secret is said, so that
+    `find_critical_units` finds what it hangs on.
+
+    Raises:
+        ValueError: the examples have no secrets.
+    """
+    part = examples.of_subset(CANARY)
+    part = part.take(np.sort(np.unique(part.tie_id, return_index=True)[1]))
+    label = np.full(part.label.shape, -1, np.int64)
+    here = slice(PROMPT - 1, PROMPT + SECRET - 1)
+    label[:, here] = part.label[:, here]
+    return dataclasses.replace(part, label=label, true_label=label)
+
+
 def other_secrets(count: int, seed: int) -> np.ndarray:
     """Secrets of the same form that nobody trained on: uint8 [count, SECRET].
 

@@ -1,4 +1,4 @@
-"""How sure predictions may be, from labels of examples that were not trained on.
+"""How sure predictions may be, by labels of examples not trained on.
 
     p_T  =  softmax(logits / T)
 
