@@ -37,7 +37,7 @@ def text(rows: Rows) -> str:
 
 def _with_interval(row: dict[str, Any], name: str) -> str:
     low, high = row.get(f"{name}_low"), row.get(f"{name}_high")
-    if low is None or low != low:
+    if low is None:
         return f"{row[name]:.3f}"
     return f"{row[name]:.3f} [{low:.3f}, {high:.3f}]"
 

@@ -16,6 +16,7 @@ import numpy as np
 
 from binaries import flags  # First: it quiets TensorFlow's start.
 from tfmemloc import report, storage
+from tfmemloc.result import or_none
 from tfmemloc.statistics import t_interval
 
 RESULTS = pathlib.Path("docs") / "results" / "text.json"
@@ -53,8 +54,8 @@ def means(seeds: list[list[dict[str, Any]]]) -> list[dict[str, Any]]:
             known = None not in values
             row[name] = float(np.mean(values)) if known else None
             if known and name in _WITH_INTERVAL:
-                low, high = t_interval(np.array(values))
-                row[f"{name}_low"], row[f"{name}_high"] = low, high
+                ends = t_interval(np.array(values))
+                row[f"{name}_low"], row[f"{name}_high"] = map(or_none, ends)
         rows.append(row)
     return rows
 
