@@ -182,7 +182,7 @@ class Extraction(Result):
                 axes.plot(range(len(times)), means, **style)
         for axes in (left, right):
             axes.set_xticks(range(len(times)), times.tolist())
-        right.legend(fontsize=7)
+        left.legend(fontsize=7, loc="center left")
         return {
             "extraction": Figure(
                 "Secrets that are said word by word, and how exposed they are, "

@@ -88,8 +88,10 @@ def accuracy_bars(
         numbers=True,
     )
     axes.set_ylabel("accuracy (%)")
-    axes.set_ylim(0, 118)
-    axes.legend(ncols=len(subsets), fontsize=8, loc="upper center")
+    # Two lines where names would be wider than the bars.
+    lines = -(-len(subsets) // 3)
+    axes.set_ylim(0, 108 + 10 * lines)
+    axes.legend(ncols=min(3, len(subsets)), fontsize=8, loc="upper center")
     return figure
 
 
