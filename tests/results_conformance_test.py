@@ -95,6 +95,17 @@ def _grouped(examples):
 MAKERS = {
     "Extraction": lambda run, e, d: _extraction(),
     "Membership": lambda run, e, d: _membership(),
+    "SingleModelAudit": lambda run, e, d: tfmemloc.SingleModelAudit(
+        networks=("net",),
+        attacks=("quantile", "loss"),
+        rates=np.array([0.1]),
+        fpr=np.array([[[0.1], [0.12]]]),
+        tpr=np.array([[[0.5], [0.3]]]),
+        low=np.array([[[0.4], [0.2]]]),
+        high=np.array([[[0.6], [0.4]]]),
+        members=50,
+        others=40,
+    ),
     "GroupAccuracy": lambda run, e, d: tfmemloc.audit_groups(
         {"standard": run.model()}, _grouped(e), tfmemloc.GroupConfig("clean")
     ),

@@ -16,6 +16,11 @@ from tfmemloc.audits.membership import (
     audit_membership,
 )
 from tfmemloc.audits.of_runs import confidences_of_runs
+from tfmemloc.audits.single_model import (
+    SingleModelAudit,
+    SingleModelConfig,
+    audit_single_model,
+)
 from tfmemloc.audits.worst_group import (
     GroupAccuracy,
     GroupConfig,
