@@ -8,7 +8,6 @@ from scipy.special import log_softmax
 from tfmemloc import SingleModelConfig, audit_single_model, data
 from tfmemloc.audits.single_model import features
 
-
 AT_A_TENTH = SingleModelConfig(rates=(0.1,))
 
 
