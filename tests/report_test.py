@@ -133,3 +133,18 @@ def test_networks_of_other_names_are_told_too(result):
     other = dataclasses.replace(result, models=("mine", "yours", "yours"))
     assert other.sentence() == "Networks measured: mine, yours."
     assert report.section_of(other).table.rows
+
+
+def test_a_long_page_begins_with_its_contents(result, tmp_path):
+    section = report.section_of(result)
+    for count in (2, 3):
+        sections = [
+            dataclasses.replace(section, title=f"Part <{n}>")
+            for n in range(count)
+        ]
+        report.write_html(tmp_path / "page.html", "t", sections, {})
+        page = (tmp_path / "page.html").read_text()
+        assert ("<nav" in page) == (count > 2)
+        if count > 2:
+            assert '<a href="#part3">Part &lt;2&gt;</a>' in page
+            assert '<section id="part3">' in page
