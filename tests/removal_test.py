@@ -222,7 +222,9 @@ def test_an_audit_without_forgotten_examples_is_refused(
     overfitted, held_out_digits
 ):
     clean = held_out_digits.take(held_out_digits.subset != "noisy")
-    with pytest.raises(ValueError, match="noisy or atypical, and others"):
+    with pytest.raises(
+        ValueError, match="noisy or atypical or canary, and others"
+    ):
         audit_durability(overfitted, overfitted, clean)
 
 

@@ -222,6 +222,7 @@ def _command(directory, *more):
         "--noise_rate=0.2",
         "--model=lenet",
         "--width=0.5",
+        "--p_gen=0.5",
         "--epochs=6",
         "--batch_size=8",
         *more,

@@ -207,15 +207,15 @@ def audit_membership(
 
     Raises:
         ValueError: shapes that do not fit, numbers that are not finite,
-            probabilities instead of logits, fewer than three networks, an
-            example that all networks, or none, were trained on, or members
-            that networks know less than others.
+            probabilities instead of logits, fewer than three networks, most
+            examples members of all networks or of none, or members that
+            networks know less than others.
 
     Example:
         >>> rng = np.random.default_rng(0)
         >>> member = rng.random((8, 500)) < 0.5
         >>> phi = rng.normal(size=(8, 500)) + 4 * member
-        >>> audit_membership({"mine": phi}, member).auc.min() > 0.99
+        >>> bool(audit_membership({"mine": phi}, member).auc.min() > 0.9)
         True
     """
     found = []
@@ -250,10 +250,14 @@ def _parts(phi, member, subset) -> dict[str, np.ndarray]:
         groups |= {str(n): subset == n for n in names if len(names) > 1}
     shadows = Shadows(phi, member)
     inside, outside = (
-        np.where(which, shadows.p, 0).sum(axis=0) / which.sum(axis=0)
+        np.where(which, shadows.p, 0).sum(axis=0)
+        / np.maximum(which.sum(axis=0), 1)
         for which in (member, ~member)
     )
-    most = np.argsort(-(inside - outside), kind="stable")[: -(-count // 10)]
+    # Nothing is known of an example that is on one side alone.
+    known = member.any(axis=0) & ~member.all(axis=0)
+    estimate = np.where(known, inside - outside, -np.inf)
+    most = np.argsort(-estimate, kind="stable")[: -(-count // 10)]
     groups[MOST] = np.isin(np.arange(count), most)
     return groups
 
@@ -366,12 +370,12 @@ def _check(name: str, phi: np.ndarray, member: np.ndarray, subset) -> None:
             "probabilities; np.log(p) - np.log1p(-p) makes logits of them."
         )
     in_all = member.all(axis=0) | ~member.any(axis=0)
-    if in_all.any():
+    if 2 * in_all.sum() > len(in_all):
         raise ValueError(
-            f"{name}: expected each example to be a member of some networks "
-            f"and not of others. Received: {int(in_all.sum())} examples that "
-            "are members of all or of none, such as number "
-            f"{int(np.argmax(in_all))}."
+            f"{name}: expected most examples to be members of some networks "
+            f"and not of others. Received: {int(in_all.sum())} of "
+            f"{len(in_all)} that are members of all or of none, such as number "
+            f"{int(np.argmax(in_all))}. Train on random halves."
         )
     gap = phi[member].mean() - phi[~member].mean()
     error = phi.std() * np.sqrt(1 / member.sum() + 1 / (~member).sum())
