@@ -9,8 +9,10 @@ shadows that trained on the example (IN) and those that did not (OUT):
     lira      log N(phi; m_in, v_in) - log N(phi; m_out, v_out), with variances
               pooled over examples (Carlini et al., 2022)
     lira_offline   P[N(m_out, v_out) < phi]: OUT shadows alone
-    rmia      share of the other examples z with (p / P) / (p_z / P_z) < 1,
-              where P = (mean_IN p + mean_OUT p) / 2 (Zarifzadeh et al., 2024)
+    rmia      share of the other examples z with (p / P) / (p_z / P_z) > 1,
+              where P = (mean_IN p + mean_OUT p) / 2 (Zarifzadeh et al., 2024);
+              the score is log(p / P), which orders the examples of a target in
+              the same way and is comparable between targets
     rmia_offline   the same with P = ((1 + a) mean_OUT p + 1 - a) / 2, a = 0.3
     bavaria   log t(phi; IN) - log t(phi; OUT): Student-t predictives under a
               normal-inverse-gamma prior that is fitted to all examples
@@ -112,16 +114,16 @@ def lira_offline(shadows: Shadows, target: int) -> np.ndarray:
 
 
 def rmia(shadows: Shadows, target: int) -> np.ndarray:
-    """Rank among the other examples of p over its mean: float [N]."""
+    """The logarithm of p over its mean: float [N]."""
     inside, outside = (shadows.of(target, side)["p"] for side in ("in", "out"))
-    return _rank(shadows.p[target] / np.maximum((inside + outside) / 2, _TINY))
+    return _log(shadows.p[target]) - _log((inside + outside) / 2)
 
 
 def rmia_offline(shadows: Shadows, target: int) -> np.ndarray:
     """The same without networks that saw the example: float [N]."""
     outside = shadows.of(target, "out")["p"]
     chance = ((1 + _A) * outside + 1 - _A) / 2
-    return _rank(shadows.p[target] / chance)
+    return _log(shadows.p[target]) - _log(chance)
 
 
 def bavaria(shadows: Shadows, target: int) -> np.ndarray:
@@ -152,9 +154,8 @@ def _pooled(found: Mapping[str, np.ndarray]) -> float:
     return max(float(found["scatter"].sum() / freedom), _TINY)
 
 
-def _rank(ratio: np.ndarray) -> np.ndarray:
-    """The share of the others below each, in [0, 1]."""
-    return np.searchsorted(np.sort(ratio), ratio) / max(len(ratio) - 1, 1)
+def _log(chance: np.ndarray) -> np.ndarray:
+    return np.log(np.maximum(chance, _TINY))
 
 
 def _prior(found: Mapping[str, np.ndarray]) -> tuple[float, ...]:
