@@ -2,9 +2,9 @@
 
   python -m benchmarks.membership --runs_dir=runs/halves
 
-trains sixteen networks on random halves of the digits (8 complementary pairs),
+trains twelve networks on random halves of the digits (6 complementary pairs),
 without dropout and with example-tied dropout of the same served width, edits
-the former, and attacks all of them; about fifteen minutes on 2 CPU cores.
+the former, and attacks all of them; about ten minutes on 2 CPU cores.
 Writes docs/results/membership.json: `rows` over all examples, `parts` by
 subset, and the accuracy of each kind of network on test examples.
 """
@@ -124,7 +124,7 @@ def _test(network, examples) -> float:
 
 
 if __name__ == "__main__":
-    flags.flags.DEFINE_integer("pairs", 8, "Complementary pairs of halves.")
+    flags.flags.DEFINE_integer("pairs", 6, "Complementary pairs of halves.")
     flags.flags.DEFINE_integer(
         "refit_epochs", 0, "Epochs of refitting after the edit."
     )

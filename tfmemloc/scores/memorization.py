@@ -210,10 +210,17 @@ def common_data(runs: Sequence[Run]) -> DataConfig:
             f"{len(runs)} runs with {len(configs)} different data configs and "
             f"{len(seeds)} subset_seeds."
         )
-    others = {(run.model_config, run.training) for run in runs}
+    others = {
+        tuple(
+            settings and dataclasses.replace(settings, seed=0)
+            for settings in (run.model_config, run.training)
+        )
+        for run in runs
+    }
     if len(others) > 1:
         raise ValueError(
-            "Expected runs that differ in the subset alone. Received: "
+            "Expected runs that differ in the subset and in seeds alone. "
+            "Received: "
             f"{len(others)} different networks or trainings."
         )
     (config,) = configs
