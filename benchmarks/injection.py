@@ -46,7 +46,7 @@ SETTINGS = {
     "transformer stdlib": removal.Setting(
         DataConfig("stdlib", **presets.TEXT_DATA),
         ModelConfig("transformer", dropout="none"),
-        TrainConfig(**{**_TEXT, "rule": "cross_entropy", "evaluate_every": 8}),
+        TrainConfig(**{**_TEXT, "rule": "cross_entropy"}),
         seeds=(0,),
     ),
 }

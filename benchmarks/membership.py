@@ -32,6 +32,7 @@ from tfmemloc import (
     storage,
     train,
 )
+from tfmemloc.audits.of_runs import network_name
 from tfmemloc.evaluation import inference_models
 
 RESULTS = pathlib.Path("docs") / "results" / "membership.json"
@@ -54,8 +55,7 @@ def main() -> None:
     for name, each in runs.items():
         for run in each:
             for how, network in inference_models(run.model()).items():
-                words = {"plain": "", "drop": "dropped"}.get(how, how)
-                kind = f"{name} {words}".strip()
+                kind = network_name(name, how)
                 tests.setdefault(kind, []).append(_test(network, examples))
 
     def edited(run, own):

@@ -18,7 +18,6 @@ of the given label's probability, and `member` [models, examples] bool; perhaps
 `subset` [examples] names. Writes audit.json, audit.html and audit.md.
 """
 
-import os
 import pathlib
 
 from . import config_flags, flags, output
@@ -84,13 +83,14 @@ def write_audit(out: pathlib.Path, result: Membership) -> None:
     )
     sections = document(result)
     page = output.write_report(
-        out, "What do these networks still remember?", sections, facts
+        out,
+        "What do these networks still remember?",
+        sections,
+        facts,
+        name="audit",
     )
-    for name in ("audit.html", "audit.md"):
-        written = page.with_suffix(pathlib.Path(name).suffix)
-        os.replace(written, out / name)
     output.print_section(sections[1])
-    print(f"audit: {out / 'audit.html'}, {out / 'audit.json'}")
+    print(f"audit: {page}, {out / 'audit.json'}")
 
 
 def document(result: Membership) -> list[report.Section]:

@@ -38,14 +38,17 @@ def write_report(
     title: str,
     sections: Sequence[report.Section],
     facts: Mapping[str, str],
+    *,
+    name: str = "report",
 ) -> pathlib.Path:
-    """Writes report.html and report.md, and their figures as PNG.
+    """Writes a page as HTML and Markdown, and its figures as PNG.
 
     Args:
         directory: where to.
         title: of the page.
         sections: of the page.
         facts: what was run; see `facts`.
+        name: of the two files.
 
     Returns:
         The path of the HTML page.
@@ -54,12 +57,12 @@ def write_report(
     figures.mkdir(parents=True, exist_ok=True)
     sections = _with_distinct_figures(sections)
     for section in sections:
-        for name, (_, png) in section.figures.items():
+        for figure, (_, png) in section.figures.items():
             storage.write_atomically(
-                figures / f"{name}.png", lambda file, png=png: file.write(png)
+                figures / f"{figure}.png", lambda file, png=png: file.write(png)
             )
-    report.write_markdown(directory / "report.md", title, sections, facts)
-    path = directory / "report.html"
+    report.write_markdown(directory / f"{name}.md", title, sections, facts)
+    path = directory / f"{name}.html"
     report.write_html(path, title, sections, facts)
     return path
 

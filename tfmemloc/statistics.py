@@ -57,6 +57,14 @@ def t_interval(values: np.ndarray, level: float = 0.95) -> tuple[float, float]:
     return float(low), float(high)
 
 
+def share_interval(
+    hits: int, count: int, level: float = 0.95
+) -> tuple[float, float]:
+    """Clopper and Pearson's interval for a share."""
+    interval = stats.binomtest(hits, count).proportion_ci(level, "exact")
+    return float(interval.low), float(interval.high)
+
+
 def median_or_none(values: np.ndarray) -> float | None:
     """The median, NaN counting as larger than all; None where it is NaN."""
     value = np.median(np.where(np.isfinite(values), values, np.inf))

@@ -23,6 +23,7 @@ from tfmemloc.audits.attacks import ATTACKS, Shadows
 from tfmemloc.checks import check_choice, check_range
 from tfmemloc.report import figures
 from tfmemloc.result import Figure, Result, Table
+from tfmemloc.statistics import share_interval
 
 ALL, MOST = "all", "most memorized tenth"
 # Non-members that should lie above a threshold, for a rate to be believed.
@@ -226,9 +227,10 @@ def audit_membership(
             member[name] if isinstance(member, Mapping) else member
         )
         _check(name, phi, inside, subset)
-        groups = _parts(phi, inside, subset)
+        shadows = Shadows(phi, inside)
+        groups = _parts(shadows, subset)
         parts = tuple(groups)
-        found.append(_attacked(phi, inside, groups, config))
+        found.append(_attacked(shadows, groups, config))
     if not found:
         raise ValueError("Expected confidences of a network. Received: none.")
     return Membership(
@@ -240,15 +242,15 @@ def audit_membership(
     )
 
 
-def _parts(phi, member, subset) -> dict[str, np.ndarray]:
+def _parts(shadows: Shadows, subset) -> dict[str, np.ndarray]:
     """Name -> bool [N]: all examples, each subset, the most memorized."""
-    count = phi.shape[1]
+    member = shadows.member
+    count = member.shape[1]
     groups = {ALL: np.ones(count, bool)}
     if subset is not None:
         subset = np.asarray(subset)
         names = np.unique(subset)
         groups |= {str(n): subset == n for n in names if len(names) > 1}
-    shadows = Shadows(phi, member)
     inside, outside = (
         np.where(which, shadows.p, 0).sum(axis=0)
         / np.maximum(which.sum(axis=0), 1)
@@ -262,10 +264,10 @@ def _parts(phi, member, subset) -> dict[str, np.ndarray]:
     return groups
 
 
-def _attacked(phi, member, groups, config) -> dict[str, np.ndarray]:
+def _attacked(shadows: Shadows, groups, config) -> dict[str, np.ndarray]:
     """All attacks on one kind of network."""
-    shadows = Shadows(phi, member)
-    targets = range(len(phi))
+    member = shadows.member
+    targets = range(len(member))
     measured: dict[str, list] = {"tpr": [], "low": [], "high": [], "auc": []}
     curves = []
     for attack in config.attacks:
@@ -286,7 +288,7 @@ def _attacked(phi, member, groups, config) -> dict[str, np.ndarray]:
         **{key: np.stack(values) for key, values in measured.items()},
         "members": members,
         "others": others,
-        "shadows": np.array(len(phi)),
+        "shadows": np.array(len(member)),
         "curve": np.stack(curves),
     }
 
@@ -311,12 +313,10 @@ def measure(
         allowed = int(rate * len(outside))
         threshold = outside[min(allowed, len(outside) - 1)]
         hits = int(np.sum(inside > threshold))
-        interval = stats.binomtest(hits, len(inside)).proportion_ci(
-            0.95, "exact"
-        )
+        ends = share_interval(hits, len(inside))
         tpr.append(hits / len(inside))
-        low.append(interval.low)
-        high.append(interval.high)
+        low.append(ends[0])
+        high.append(ends[1])
     ranks = stats.rankdata(np.concatenate([inside, outside]))
     area = ranks[: len(inside)].sum() - len(inside) * (len(inside) + 1) / 2
     return {

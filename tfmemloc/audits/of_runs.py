@@ -60,15 +60,13 @@ def confidences_of_runs(
         >>> phi["mine dropped"].shape == member["mine dropped"].shape
         True
     """
+    configs = [common_data(each) for each in runs.values()]
     if examples is None:
-        first = next(iter(runs.values()))
-        examples = data.load(common_data(first))
+        examples = data.load(configs[0])
     everyone = examples.train
     phi: dict[str, list[np.ndarray]] = {}
     member: dict[str, list[np.ndarray]] = {}
     everything = [(name, run) for name, each in runs.items() for run in each]
-    for each in runs.values():
-        common_data(each)
     for name, run in tqdm.tqdm(
         everything, desc="confidences", unit="run", disable=not progress
     ):
@@ -76,7 +74,7 @@ def confidences_of_runs(
         inside = np.isin(everyone.example_id, own.train.example_id)
         model = run.model()
         networks = {
-            f"{name} {_WORDS.get(how, how)}".rstrip(): behaving
+            network_name(name, how): behaving
             for how, behaving in inference_models(model).items()
         }
         for kind, (of, make) in (made or {}).items():
@@ -97,15 +95,24 @@ def confidences(model: keras.Model, examples: Examples) -> np.ndarray:
 
     Of next tokens p is that of a token, by the mean over positions.
     """
-    logits = predict_logits(model, examples)
-    loss = losses.measured_losses(examples.label, logits)
-    if examples.label.ndim == 1:
+    return phi_of(examples.label, predict_logits(model, examples))
+
+
+def phi_of(label: np.ndarray, logits: np.ndarray) -> np.ndarray:
+    """`confidences` of logits that are at hand: float64 [N]."""
+    if label.ndim == 1:
         # 1 - p is the sum of the others, which does not cancel.
-        label = examples.label[:, np.newaxis]
-        others = logits.astype(np.float64).copy()
-        np.put_along_axis(others, label, -np.inf, axis=1)
-        own = np.take_along_axis(logits, label, axis=1)[:, 0]
+        place = label[:, np.newaxis]
+        others = logits.astype(np.float64)
+        np.put_along_axis(others, place, -np.inf, axis=1)
+        own = np.take_along_axis(logits, place, axis=1)[:, 0]
         phi = own - np.logaddexp.reduce(others, axis=1)
     else:
+        loss = losses.measured_losses(label, logits)
         phi = -loss - np.log(-np.expm1(-np.maximum(loss, 1e-12)))
     return np.clip(phi, -_LIMIT, _LIMIT)
+
+
+def network_name(name: str, inference: str) -> str:
+    """What a network in one behaviour is called: `tied dropped`, for one."""
+    return f"{name} {_WORDS.get(inference, inference)}".rstrip()

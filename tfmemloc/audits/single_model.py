@@ -18,11 +18,10 @@ from typing import Any, ClassVar
 
 import keras
 import numpy as np
-from scipy import stats
 from sklearn.ensemble import HistGradientBoostingRegressor
 
 from tfmemloc import losses
-from tfmemloc.audits.of_runs import confidences
+from tfmemloc.audits.of_runs import phi_of
 from tfmemloc.checks import check_range
 from tfmemloc.data.examples import Examples
 from tfmemloc.data.labels import drawn_ids
@@ -30,6 +29,7 @@ from tfmemloc.evaluation import inference_models, predict_logits
 from tfmemloc.layers import masks
 from tfmemloc.result import Result, Table
 from tfmemloc.snapshots import Source, model_of
+from tfmemloc.statistics import share_interval
 
 _FEWEST = 40  # Non-members, for a quantile.
 
@@ -170,8 +170,9 @@ def _attacked(
     model: keras.Model, examples: Examples, outside: np.ndarray, config
 ) -> dict[str, np.ndarray]:
     """Both attacks on one network: [A, F] each."""
-    phi = confidences(model, examples)
-    seen = features(predict_logits(model, examples), examples.label)
+    logits = predict_logits(model, examples)
+    phi = phi_of(examples.label, logits)
+    seen = features(logits, examples.label)
     ids = examples.example_id[outside]
     seed = masks.fold_seed(config.seed, "halves")
     half = np.isin(examples.example_id, drawn_ids(ids, len(ids) // 2, seed))
@@ -198,17 +199,14 @@ def _attacked(
             accused[1, f, where] += share * (phi[where] > threshold)
     tpr = accused[..., ~outside].mean(axis=-1)
     members = int((~outside).sum())
-    interval = [
-        stats.binomtest(round(value * members), members).proportion_ci(
-            0.95, "exact"
-        )
-        for value in tpr.ravel()
-    ]
+    interval = np.array(
+        [share_interval(round(v * members), members) for v in tpr.ravel()]
+    ).reshape(*tpr.shape, 2)
     return {
         "fpr": accused[..., outside].mean(axis=-1),
         "tpr": tpr,
-        "low": np.array([i.low for i in interval]).reshape(tpr.shape),
-        "high": np.array([i.high for i in interval]).reshape(tpr.shape),
+        "low": interval[..., 0],
+        "high": interval[..., 1],
     }
 
 

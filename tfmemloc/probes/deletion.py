@@ -201,28 +201,32 @@ def delete_units(
     gates = UnitGates(model, layers=config.layers)
     ids = choose_ids(examples, count=config.count, seed=config.seed)
     wanted = examples.of_ids(ids).of_subset(subset)
-    found = []
-    for name in tqdm.tqdm(
-        config.rankings, desc="rankings", unit="ranking", disable=not progress
-    ):
-        gated = GatedModel(
-            model,
-            gates,
-            examples,
-            SearchConfig(
-                ranking=name,
-                population=config.population,
-                bystanders=config.bystanders,
-                seed=config.seed,
-            ),
+    gated = GatedModel(
+        model,
+        gates,
+        examples,
+        SearchConfig(
+            ranking=rankings.shared(config.rankings),
+            population=config.population,
+            bystanders=config.bystanders,
+            seed=config.seed,
+        ),
+    )
+    known = wanted.take(gated.is_right(wanted))
+    if not len(known):
+        raise ValueError(
+            f"The network predicts none of {len(wanted)} {subset} labels "
+            "of which something could be deleted. Expected some."
         )
-        known = wanted.take(gated.is_right(wanted))
-        if not len(known):
-            raise ValueError(
-                f"The network predicts none of {len(wanted)} {subset} labels "
-                "of which something could be deleted. Expected some."
-            )
-        found.append(_deleted(gated, name, known, config))
+    found = [
+        _deleted(gated, name, known, config)
+        for name in tqdm.tqdm(
+            config.rankings,
+            desc="rankings",
+            unit="ranking",
+            disable=not progress,
+        )
+    ]
     own, after = (np.stack(column) for column in zip(*found, strict=True))
     subsets = list(examples.subsets)
     ordinary = examples.ordinary

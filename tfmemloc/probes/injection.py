@@ -225,24 +225,21 @@ def find_planted(
     model = model_of(source, examples)
     items = draw_items(examples, config)
     place = Planting(model, config)
-    gated = {
-        name: GatedModel(
-            model,
-            place.gates,
-            examples,
-            SearchConfig(
-                ranking=name,
-                layers=place.gates.names,
-                population=config.population,
-                bystanders=1,
-                seed=config.seed,
-            ),
-        )
-        for name in config.rankings
-    }
-    if "own_curvature" in gated:
+    gated = GatedModel(
+        model,
+        place.gates,
+        examples,
+        SearchConfig(
+            ranking=rankings.shared(config.rankings),
+            layers=place.gates.names,
+            population=config.population,
+            bystanders=1,
+            seed=config.seed,
+        ),
+    )
+    if "own_curvature" in config.rankings:
         # Of the network as it is before anything is planted.
-        _ = gated["own_curvature"].population_squares
+        _ = gated.population_squares
     recall, overall, possible, seconds, steps = [], [], [], [], []
     for n in tqdm.tqdm(
         range(len(items)), desc="items", unit="item", disable=not progress
@@ -257,7 +254,7 @@ def find_planted(
                 _recall(truth.astype(float), place.gates, truth, config)[0]
             )
             found = [
-                _found(gated[name], name, item, truth, config)
+                _found(gated, name, item, truth, config)
                 for name in config.rankings
             ]
         for column, values in zip(

@@ -48,16 +48,18 @@ def fit_temperature(logits: np.ndarray, label: np.ndarray) -> float:
         ]
     )
     classes = logits.shape[1]
-    explained = [
-        np.log(
-            np.maximum(
-                (1 - rate) * chance + rate * (1 - chance) / (classes - 1),
-                _TINY,
-            )
-        ).mean(axis=1)
-        for rate in _RATES
-    ]
-    rate, place = np.unravel_index(np.argmax(explained), (61, 201))
+    explained = np.array(
+        [
+            np.log(
+                np.maximum(
+                    (1 - rate) * chance + rate * (1 - chance) / (classes - 1),
+                    _TINY,
+                )
+            ).mean(axis=1)
+            for rate in _RATES
+        ]
+    )
+    rate, place = np.unravel_index(explained.argmax(), explained.shape)
     knows = (logits.argmax(axis=1) == label).mean() >= _KNOWS
     if _RATES[rate] < _DIRTY or not knows:
         return float(_TEMPERATURES[np.argmax(explained[0])])

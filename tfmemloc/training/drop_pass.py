@@ -30,6 +30,28 @@ from tfmemloc.training.tables import step_counter
 DropLoss = Callable[..., tf.Tensor]
 
 
+class MemoryOff:
+    """Draws whose memory is off in a step: a function of (seed, step, id).
+
+    Args:
+        training: gives the share `memory_off` and the seed.
+
+    Attributes:
+        step: how often it has drawn.
+    """
+
+    def __init__(self, training: TrainConfig):
+        self._share = training.memory_off
+        self._seed = masks.fold_seed(training.seed, "memory off")
+        self.step = step_counter()
+
+    def drawn(self, ids: tf.Tensor) -> tf.Tensor:
+        """Whose memory is off in this step, bool [B]; counts the step."""
+        off = masks.drawn(self._seed, self.step, ids, self._share)
+        self.step.assign_add(1)
+        return off
+
+
 class DropPass:
     """A rule with a drop-mode pass.
 
@@ -50,10 +72,9 @@ class DropPass:
         drop_loss: DropLoss,
         variables: list[tf.Variable] | None = None,
     ):
-        self._share = training.memory_off
-        self._seed = masks.fold_seed(training.seed, "memory off")
+        self._memory_off = MemoryOff(training)
         self._drop_loss = drop_loss
-        self.step = step_counter()
+        self.step = self._memory_off.step
         self.variables = [self.step, *(variables or [])]
 
     def __call__(
@@ -64,8 +85,7 @@ class DropPass:
     ) -> tuple[tf.Tensor, tf.Tensor]:
         """The loss of each example [B], and the logits."""
         ids = inputs[IDS]
-        off = masks.drawn(self._seed, self.step, ids, self._share)
-        self.step.assign_add(1)
+        off = self._memory_off.drawn(ids)
         entropy, logits = cross_entropy.rule(
             model, without_memory(inputs, off), label
         )

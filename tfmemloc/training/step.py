@@ -9,7 +9,6 @@ import keras
 import tensorflow as tf
 
 from tfmemloc.data.examples import IDS
-from tfmemloc.gradients.calls import dense_gradients
 from tfmemloc.training.recorder import ExampleRecorder
 from tfmemloc.training.rules import Rule, cross_entropy
 
@@ -68,18 +67,14 @@ def make_train_step(
                 return optimizer.scale_loss(mean + share * decay)
 
             routes = rule.routes(inputs) if is_routed else []
-            routed = [
-                (scaled(tf.reduce_sum(w * losses) / total_size), entries)
-                for w, entries in routes
-            ]
-            whole = scaled(loss)
+            scaled_losses = [
+                scaled(tf.reduce_sum(w * losses) / total_size)
+                for w, _ in routes
+            ] or [scaled(loss)]
         if recorder is not None:
             recorder.update(inputs[IDS], label, logits)
-        gradients = (
-            _routed(tape, routed, variables)
-            if is_routed
-            else tape.gradient(whole, variables)
-        )
+        gradients = [tape.gradient(each, variables) for each in scaled_losses]
+        gradients = _routed(gradients, routes) if routes else gradients[0]
         if hasattr(rule, "changed_gradients"):
             gradients = rule.changed_gradients(gradients, variables)
         # Keras's optimizer itself adds up the gradients of the replicas.
@@ -99,22 +94,18 @@ def make_train_step(
     )
 
 
-def _routed(tape, routes, variables) -> list[tf.Tensor]:
+def _routed(gradients, routes) -> list[tf.Tensor]:
     """Of each entry of a weight, the gradient of the loss it learns from.
 
     Args:
-        tape: persistent.
-        routes: (loss, for each variable which entries learn from it); each
-            entry is in one of them.
-        variables: that learn.
+        gradients: for each route, those of all variables.
+        routes: as a rule gives them; each entry is in one of them.
     """
-    sides = []
-    for loss, entries in routes:
-        found = dense_gradients(tape, loss, variables)
-        sides.append(
-            [
-                g * tf.cast(which, g.dtype)
-                for g, which in zip(found, entries, strict=True)
-            ]
-        )
-    return [tf.add_n(of_variable) for of_variable in zip(*sides, strict=True)]
+    kept = [
+        [
+            tf.convert_to_tensor(g) * tf.cast(which, g.dtype)
+            for g, which in zip(of_route, entries, strict=True)
+        ]
+        for of_route, (_, entries) in zip(gradients, routes, strict=True)
+    ]
+    return [tf.add_n(of_variable) for of_variable in zip(*kept, strict=True)]

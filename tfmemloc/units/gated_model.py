@@ -14,7 +14,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfmemloc import data, graph, losses
+from tfmemloc import graph, losses
 from tfmemloc.data.chunks import IDS, chunk_at
 from tfmemloc.data.examples import Examples
 from tfmemloc.evaluation import as_logits
@@ -25,7 +25,7 @@ from tfmemloc.units.config import SearchConfig
 from tfmemloc.units.draws import draw_bystanders, drawn
 from tfmemloc.units.gates import UnitGates
 from tfmemloc.units.outgoing import OutgoingWeights
-from tfmemloc.units.perturbation import perturbed
+from tfmemloc.units.perturbation import check_perturbable, perturbed
 
 _LARGEST_CHUNK = 256
 
@@ -59,7 +59,7 @@ class GatedModel:
         self.config = config
         self._chunk = _chunk_size(model, config)
         if config.perturbations:
-            _check_perturbable(examples)
+            check_perturbable(examples)
         train = examples.train if examples.is_trained_on.any() else examples
         ids = drawn(
             train.example_id, config.population, config.seed, "population"
@@ -80,9 +80,7 @@ class GatedModel:
                 self._losses_of, input_signature=[*batch, gate, gate]
             ),
             "activity": tf.function(self._activity_of, input_signature=batch),
-            "outgoing": tf.function(
-                OutgoingWeights(model, gates).of, input_signature=batch
-            ),
+            "outgoing": tf.function(self._outgoing_of, input_signature=batch),
             "population": tf.function(
                 self._population_gradients, input_signature=[gate]
             ),
@@ -284,6 +282,10 @@ class GatedModel:
             ),
         )
 
+    def _outgoing_of(self, x, label):
+        # Whose outgoing weights are known is found out where it is asked for.
+        return OutgoingWeights(self._model, self.gates).of(x, label)
+
     def _unit_outputs(self, x, measure):
         """A measure of each unit's output [B, P, units], over all units."""
         with self.gates.recorded() as outputs:
@@ -396,12 +398,3 @@ def _chunk_size(model: keras.Model, config: SearchConfig) -> int:
     fits = examples_that_fit(each, config.memory_budget_mib * 2**20)
     # A power of two, as chunks are filled up to one.
     return min(_LARGEST_CHUNK, 1 << (fits.bit_length() - 1))
-
-
-def _check_perturbable(examples: Examples) -> None:
-    kinds = data.input_kinds(examples)
-    if "tokens" in kinds.values():
-        raise ValueError(
-            f"{examples.name} has tokens, which cannot be perturbed. Expected "
-            "perturbations=0 for them."
-        )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import tensorflow as tf
 
+from tfmemloc.data.examples import Examples, input_kinds
 from tfmemloc.layers import masks
 
 
@@ -36,3 +37,17 @@ def perturbed(image, example_id, copies: int, noise: float, seed: int):
         normal, axis=-1, keepdims=True
     )
     return tf.reshape(flat + noise * scale * normal, [-1, copies, *shape])
+
+
+def check_perturbable(examples: Examples) -> None:
+    """Refuses examples to which no noise can be added.
+
+    Raises:
+        ValueError: they have tokens.
+    """
+    kinds = input_kinds(examples)
+    if "tokens" in kinds.values():
+        raise ValueError(
+            f"{examples.name} has tokens, which cannot be perturbed. Expected "
+            "perturbations=0 for them."
+        )

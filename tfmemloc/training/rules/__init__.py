@@ -9,7 +9,9 @@ A rule that remembers something is an object that is called in the same way and
 has `variables`, which a run saves and restores with its other state. Its module
 has a function `make(model, examples, training)` that gives one for a training,
 or refuses what it cannot train. It may also have
-`changed_gradients(gradients, variables)`, called in the step.
+`changed_gradients(gradients, variables)`, called in the step, and
+`routes(inputs)`: (weight of each example [B], for each variable which entries
+learn from them), where each entry of a variable is in one route.
 """
 
 from __future__ import annotations

@@ -27,9 +27,9 @@ from tfmemloc import graph
 from tfmemloc.configs import TrainConfig
 from tfmemloc.data.batches import without_memory
 from tfmemloc.data.examples import IDS, TIE_IDS, Examples
-from tfmemloc.layers import masks
+from tfmemloc.training.drop_pass import MemoryOff
 from tfmemloc.training.rules import cross_entropy
-from tfmemloc.training.tables import row_of, step_counter
+from tfmemloc.training.tables import row_of
 
 
 class Routed:
@@ -53,10 +53,8 @@ class Routed:
         # A last id that nobody has, so that there is always one.
         self._repeated = tf.constant(np.append(repeated, 2**63 - 1), tf.int64)
         self._entries = entries
-        self._share = training.memory_off
-        self._seed = masks.fold_seed(training.seed, "memory off")
-        self._step = step_counter()
-        self.variables = [self._step]
+        self._memory_off = MemoryOff(training)
+        self.variables = [self._memory_off.step]
 
     def __call__(
         self,
@@ -65,9 +63,8 @@ class Routed:
         label: tf.Tensor,
     ) -> tuple[tf.Tensor, tf.Tensor]:
         """Cross-entropy of each example [B], and the logits."""
-        off = masks.drawn(self._seed, self._step, inputs[IDS], self._share)
+        off = self._memory_off.drawn(inputs[IDS])
         off &= ~self._is_repeated(inputs)
-        self._step.assign_add(1)
         return cross_entropy.rule(model, without_memory(inputs, off), label)
 
     def routes(

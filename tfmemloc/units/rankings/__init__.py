@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+from collections.abc import Sequence
 from types import ModuleType
 from typing import NamedTuple
 
@@ -53,3 +54,11 @@ def named(name: str) -> ModuleType:
             f"Received: ranking={name!r}."
         )
     return importlib.import_module(f"{__name__}.{name}")
+
+
+def shared(wanted: Sequence[str]) -> str:
+    """The ranking to make one `GatedModel` with, for several of them.
+
+    Of all rankings only first_order has something computed beforehand.
+    """
+    return "first_order" if "first_order" in wanted else wanted[0]
