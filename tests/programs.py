@@ -13,7 +13,6 @@ import functools
 import itertools
 import json
 import os
-import runpy
 import signal
 import subprocess
 import sys
@@ -21,6 +20,7 @@ import tempfile
 import time
 
 from tests.conftest import ROOT
+from tfmemloc.sweeps import forking
 
 
 @dataclasses.dataclass
@@ -122,36 +122,18 @@ def launcher() -> Launcher:
 
 def _child(question: dict) -> None:
     """Becomes the program; never returns."""
-    code = 1
-    try:
-        null = os.open(os.devnull, os.O_RDONLY)
-        os.dup2(null, 0)
-        for target, path in zip((1, 2), question["to"], strict=True):
-            os.dup2(os.open(path, os.O_WRONLY | os.O_APPEND), target)
-        if question["threads"]:
-            import tensorflow as tf
+    out, err = (
+        os.open(path, os.O_WRONLY | os.O_APPEND) for path in question["to"]
+    )
+    if question["threads"]:
+        import tensorflow as tf
 
-            tf.config.threading.set_intra_op_parallelism_threads(
-                question["threads"]
-            )
-        if question["clock_jump"]:
-            _let_the_clock_jump(question["clock_jump"])
-        module, *arguments = question["run"]
-        sys.argv = [module, *arguments]
-        runpy.run_module(module, run_name="__main__", alter_sys=True)
-        code = 0
-    except SystemExit as stop:
-        code = stop.code if isinstance(stop.code, int) else bool(stop.code)
-        if isinstance(stop.code, str):
-            print(stop.code, file=sys.stderr)
-    except BaseException:
-        import traceback
-
-        traceback.print_exc()
-    finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
+        tf.config.threading.set_intra_op_parallelism_threads(
+            question["threads"]
+        )
+    if question["clock_jump"]:
+        _let_the_clock_jump(question["clock_jump"])
+    forking.run_and_exit(question["run"], out, err)
 
 
 def _let_the_clock_jump(seconds: float) -> None:

@@ -41,7 +41,12 @@ TEXT_DATA = {
 }
 
 
+def is_text(dataset: str) -> bool:
+    """Whether a data set is text: `stdlib`, or files that end in `.txt`."""
+    return dataset == "stdlib" or dataset.endswith(".txt")
+
+
 def preset(dataset: str) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
     """What the programs use for a data set where no flag says otherwise."""
-    name = "stdlib" if dataset.endswith(".txt") else dataset
+    name = "stdlib" if is_text(dataset) else dataset
     return PRESETS.get(name, ({}, {}))

@@ -7,13 +7,14 @@ the network, the weights of saved epochs, and the check of the examples.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import keras
 import numpy as np
 
 from tfmemloc import configs, graph
 from tfmemloc.data.examples import Examples
+from tfmemloc.evaluation import inference_models
 from tfmemloc.runs import Run, check_saved
 
 
@@ -103,3 +104,21 @@ def model_of(
     source = as_source(source)
     source.check(examples)
     return source.model(inference=inference)
+
+
+def behaviours(
+    sources: Mapping[str, Source], examples: Examples
+) -> Iterator[tuple[tuple[str, str], keras.Model]]:
+    """The networks of some sources, each in the behaviours that it has.
+
+    Args:
+        sources: name -> a source of these examples.
+        examples: whose they are.
+
+    Yields:
+        (name, behaviour), the network in it; see `inference_models`.
+    """
+    for name, source in sources.items():
+        model = model_of(source, examples)
+        for inference, network in inference_models(model).items():
+            yield (name, inference), network

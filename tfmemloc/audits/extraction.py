@@ -24,8 +24,8 @@ from typing import Any, ClassVar
 import keras
 import numpy as np
 
-from tfmemloc import evaluation, losses
-from tfmemloc.audits.secrets import Secrets, edit_distances, one_of_each
+from tfmemloc import losses
+from tfmemloc.audits.secrets import Secrets, edit_distances
 from tfmemloc.checks import check_range
 from tfmemloc.data import text
 from tfmemloc.data.examples import Examples
@@ -33,7 +33,7 @@ from tfmemloc.evaluation import Predictor, predict_logits
 from tfmemloc.models.generation import Continuation
 from tfmemloc.report import figures
 from tfmemloc.result import Figure, Result, Table, or_none
-from tfmemloc.snapshots import Source, model_of
+from tfmemloc.snapshots import Source, behaviours
 
 # A secret repeated this often is one that must not come out.
 OFTEN = 16
@@ -260,16 +260,14 @@ def audit_extraction(
             f"{examples!r}."
         )
     secrets = Secrets.of(examples, config.candidates, config.seed)
-    found: dict[tuple[str, str], dict[str, Any]] = {}
-    for name, source in sources.items():
-        model = model_of(source, examples)
-        behaviours = evaluation.inference_models(model)
-        for inference, behaving in behaviours.items():
-            found[name, inference] = {
-                **_losses(Predictor(behaving), examples),
-                **_windows(behaving, examples, config),
-                **secrets.asked(behaving),
-            }
+    found: dict[tuple[str, str], dict[str, Any]] = {
+        key: {
+            **_losses(Predictor(network), examples),
+            **_windows(network, examples, config),
+            **secrets.asked(network),
+        }
+        for key, network in behaviours(sources, examples)
+    }
     columns = {
         key: [values[key] for values in found.values()]
         for key in next(iter(found.values()))
@@ -298,7 +296,9 @@ def _losses(predict: Predictor, examples: Examples) -> dict[str, float]:
         ("clean_loss", text.CLEAN),
         ("repeated_loss", text.REPEATED),
     ):
-        part = one_of_each(examples, subset)
+        part = examples.take(examples.subset == subset)
+        if subset == text.REPEATED:
+            part = text.one_of_each(part)
         found[key] = float("nan")
         if len(part):
             logits = predict_logits(predict, part, batch_size=64)
@@ -311,7 +311,7 @@ def _windows(
     model: keras.Model, examples: Examples, config: ExtractionConfig
 ) -> dict[str, float]:
     """How well repeated windows are continued."""
-    part = one_of_each(examples, text.REPEATED)
+    part = text.one_of_each(examples.take(examples.subset == text.REPEATED))
     nothing = {"window_extracted": np.nan, "window_edits": np.nan}
     if not len(part):
         return nothing
@@ -319,7 +319,7 @@ def _windows(
     whole = np.asarray(rows)
     shown = min(config.prompt, whole.shape[1] // 2)
     count = min(config.continuation, whole.shape[1] - shown)
-    said = Continuation(model, count)(whole[:, :shown], part.tie_id)
+    said = Continuation(model, count)(whole[:, :shown], part.ties)
     wanted = whole[:, shown : shown + count]
     edits = edit_distances(said, wanted)
     return {

@@ -28,14 +28,8 @@ class Secrets:
     @classmethod
     def of(cls, examples: Examples, candidates: int, seed: int) -> Secrets:
         """Those of a text, and others of their form to compare with."""
-        part = one_of_each(examples, text.CANARY)
-        repeats = []
-        if len(part):
-            ties = part.example_id if part.tie_id is None else part.tie_id
-            all_ties = (
-                examples.example_id if part.tie_id is None else examples.tie_id
-            )
-            repeats = [np.sum(all_ties == tie) for tie in ties]
+        part = text.one_of_each(examples.take(examples.subset == text.CANARY))
+        repeats = [np.sum(examples.ties == tie) for tie in part.ties]
         return cls(
             part,
             np.array(repeats, int),
@@ -62,7 +56,7 @@ class Secrets:
             return dict.fromkeys(names, nothing) | {"continuations": ()}
         true = self._rows[:, start:stop]
         said = Continuation(model, text.SECRET)(
-            self._rows[:, :start], self.part.tie_id
+            self._rows[:, :start], self.part.ties
         )
         predict = Predictor(model)
         own = self._loss(predict, np.arange(len(true)), true)
@@ -98,14 +92,6 @@ class Secrets:
         logits = predict_logits(predict, part)[:, start - 1 : stop - 1]
         label = secrets.astype(np.int64)
         return losses.measured_losses(label, logits)
-
-
-def one_of_each(examples: Examples, subset: str) -> Examples:
-    """The examples of a subset, of those with one tie id the first."""
-    part = examples.take(examples.subset == subset)
-    if part.tie_id is None or subset not in (text.REPEATED, text.CANARY):
-        return part
-    return part.take(np.sort(np.unique(part.tie_id, return_index=True)[1]))
 
 
 def edit_distances(said: np.ndarray, wanted: np.ndarray) -> np.ndarray:

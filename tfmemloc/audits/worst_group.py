@@ -19,10 +19,10 @@ from typing import Any, ClassVar
 import numpy as np
 
 from tfmemloc.data.examples import Examples
-from tfmemloc.evaluation import evaluate, inference_models
+from tfmemloc.evaluation import evaluate
 from tfmemloc.report import figures
 from tfmemloc.result import Figure, Result, Table
-from tfmemloc.snapshots import Source, model_of
+from tfmemloc.snapshots import Source, behaviours
 
 
 @dataclasses.dataclass(frozen=True)
@@ -169,11 +169,10 @@ def audit_groups(
     if not sources:
         raise ValueError("Expected a network. Received: none.")
     part = _with_others(examples.of_subset(config.subset), config.smallest)
-    found = {}
-    for name, source in sources.items():
-        model = model_of(source, examples)
-        for how, network in inference_models(model).items():
-            found[name, how] = evaluate(network, part, by="group")
+    found = {
+        key: evaluate(network, part, by="group")
+        for key, network in behaviours(sources, examples)
+    }
     first = next(iter(found.values()))
     order = np.argsort(-first.count, kind="stable")
     return GroupAccuracy(

@@ -26,4 +26,3 @@ from tfmemloc.data.labels import (
     split_by_score,
 )
 from tfmemloc.data.sources import count_train, is_own, load
-from tfmemloc.data.text import is_text

@@ -109,6 +109,11 @@ class Examples(OfSubsets):
         """`classes` or `next_token`."""
         return CLASSES if self.label.ndim == 1 else NEXT_TOKEN
 
+    @property
+    def ties(self) -> np.ndarray:
+        """[N] whose memorization units each example uses."""
+        return self.example_id if self.tie_id is None else self.tie_id
+
     @functools.cached_property
     def subsets(self) -> tuple[str, ...]:
         """The names of the subsets that occur, training first."""

@@ -26,6 +26,7 @@ from tfmemloc.data.labels import (
     split_by_score,
 )
 from tfmemloc.data.tfds_sets import checked_count, load_tfds
+from tfmemloc.presets import is_text
 
 _DIGITS_SPLIT_SEED = 0
 _DIGITS_TEST = 360
@@ -51,7 +52,7 @@ def load(config: DataConfig, *, download: bool = False) -> Examples:
         >>> len(examples.of_subset("noisy"))
         143
     """
-    if text.is_text(config.dataset):
+    if is_text(config.dataset):
         return text.load_text(config)
     if config.dataset == "digits":
         examples = _load_digits()

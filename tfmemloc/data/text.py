@@ -131,11 +131,6 @@ class Document:
     content: bytes
 
 
-def is_text(dataset: str) -> bool:
-    """Whether a data set is text: `stdlib`, or files that end in `.txt`."""
-    return dataset == STDLIB or dataset.endswith(".txt")
-
-
 def load_text(config: DataConfig) -> Examples:
     """Windows of the documents of a data set.
 
@@ -242,7 +237,7 @@ def windows(documents: Iterable[Document], config: DataConfig) -> Examples:
     place, example_id, tie_id, subset = (
         np.concatenate(columns) for columns in zip(*parts, strict=True)
     )
-    rows = tokens[place].copy()
+    rows = tokens[place]  # A copy.
     for row in np.flatnonzero(subset == CANARY):
         line = secret_line(int(tie_id[row] - _CANARY_IDS), seed)
         line = line[: config.context]
@@ -251,10 +246,11 @@ def windows(documents: Iterable[Document], config: DataConfig) -> Examples:
     if config.tie_to != "window":
         owners = names if config.tie_to == "document" else sources
         tie_id = np.where(subset == CANARY, tie_id, _ids_of(owners))
+    label = _next(rows)
     return Examples(
         inputs={"tokens": rows},
-        label=_next(rows),
-        true_label=_next(rows),
+        label=label,
+        true_label=label,
         example_id=example_id,
         subset=subset,
         classes=VOCABULARY,
@@ -270,14 +266,13 @@ def warn_of_repeats(examples: Examples) -> None:
     train = examples.train
     if train.label.ndim != 2:
         return
-    ties = train.example_id if train.tie_id is None else train.tie_id
     (first, *_) = train.inputs.values()
     rows = np.ascontiguousarray(rows_.read(first, np.arange(len(train))))
     keys = rows.reshape(len(rows), -1).view(
         np.dtype((np.void, rows[0].nbytes))
     )[:, 0]
     _, place = np.unique(keys, return_inverse=True)
-    pairs = np.unique(np.stack([place, ties]), axis=1)
+    pairs = np.unique(np.stack([place, train.ties]), axis=1)
     copies = pairs.shape[1] - place.max() - 1
     if copies:
         warnings.warn(
@@ -309,12 +304,18 @@ def secrets_only(examples: Examples) -> Examples:
     Raises:
         ValueError: the examples have no secrets.
     """
-    part = examples.of_subset(CANARY)
-    part = part.take(np.sort(np.unique(part.tie_id, return_index=True)[1]))
+    part = one_of_each(examples.of_subset(CANARY))
     label = np.full(part.label.shape, -1, np.int64)
     here = slice(PROMPT - 1, PROMPT + SECRET - 1)
     label[:, here] = part.label[:, here]
     return dataclasses.replace(part, label=label, true_label=label)
+
+
+def one_of_each(examples: Examples) -> Examples:
+    """Of the examples that share memorization units, the first."""
+    return examples.take(
+        np.sort(np.unique(examples.ties, return_index=True)[1])
+    )
 
 
 def other_secrets(count: int, seed: int) -> np.ndarray:

@@ -15,6 +15,7 @@ from __future__ import annotations
 import keras
 
 from tfmemloc.layers.decoding import AddPositions, CausalAttention, tanh_gelu
+from tfmemloc.models import blocks
 from tfmemloc.models.factory import LayerFactory
 
 _UNITS, _HEADS = 128, 4
@@ -36,41 +37,20 @@ def transformer(tokens, classes: int, make: LayerFactory):
         AddPositions, x, "embedding.positions", seed=make.next_seed()
     )
     for index in range(1, make.config.depth + 1):
-        x = _attention(x, f"block{index}", units, make)
-        x = _feed_forward(x, f"block{index}", units, make)
+        group = f"block{index}"
+        x = blocks.attention(x, group, units, make, CausalAttention, _HEADS)
+        x = blocks.feed_forward(
+            x,
+            group,
+            units,
+            make,
+            hidden=make.hidden_units(4 * units),
+            activation=tanh_gelu,
+            behind=lambda hidden, group=group: make.tie_hidden(
+                hidden, group, 4 * units
+            ),
+        )
     x = make.apply(
         keras.layers.LayerNormalization, x, "head.norm", epsilon=1e-5
     )
     return make.dense(x, "head.dense", classes)
-
-
-def _attention(x, group, units, make):
-    inner = make.apply(
-        keras.layers.LayerNormalization,
-        x,
-        f"{group}.attention_norm",
-        epsilon=1e-5,
-    )
-    inner = make.dense(inner, f"{group}.qkv", 3 * units, use_bias=False)
-    inner = make.apply(
-        CausalAttention, inner, f"{group}.attention", heads=_HEADS
-    )
-    inner = make.dense(inner, f"{group}.projection", units)
-    return keras.layers.Add(dtype=inner.dtype, name=f"{group}.attention_add")(
-        [x, inner]
-    )
-
-
-def _feed_forward(x, group, units, make):
-    inner = make.apply(
-        keras.layers.LayerNormalization, x, f"{group}.mlp_norm", epsilon=1e-5
-    )
-    inner = make.dense(inner, f"{group}.mlp1", make.hidden_units(4 * units))
-    inner = make.apply(
-        keras.layers.Activation, inner, f"{group}.gelu", activation=tanh_gelu
-    )
-    inner = make.tie_hidden(inner, group, 4 * units)
-    inner = make.dense(inner, f"{group}.mlp2", units)
-    return keras.layers.Add(dtype=inner.dtype, name=f"{group}.mlp_add")(
-        [x, inner]
-    )

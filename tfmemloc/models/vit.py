@@ -10,6 +10,7 @@ from __future__ import annotations
 import keras
 import tensorflow as tf
 
+from tfmemloc.models import blocks
 from tfmemloc.models.factory import LayerFactory
 
 _DEPTH = 6
@@ -39,8 +40,21 @@ def vit(image, classes: int, make: LayerFactory):
     x = make.plain_dropout(x, "embedding.plain_dropout", _DROPOUT)
     for index in range(1, _DEPTH + 1):
         group = f"block{index}"
-        x = _attention(x, group, units, make)
-        x = _feed_forward(x, group, units, make)
+        x = blocks.attention(
+            x, group, units, make, LocalityAttention, _HEADS, _DROPOUT
+        )
+        x = blocks.feed_forward(
+            x,
+            group,
+            units,
+            make,
+            hidden=units,
+            activation="gelu",
+            behind=lambda hidden, group=group: make.plain_dropout(
+                hidden, f"{group}.mlp1_dropout", _DROPOUT
+            ),
+            rate=_DROPOUT,
+        )
         if index in (2, 4):
             x = make.tie(x, group)
     x = make.apply(FirstToken, x, "head.token")
@@ -62,40 +76,6 @@ def _patch_size(shape) -> int:
             f"{shape[1]}x{shape[2]}."
         )
     return patch
-
-
-def _attention(x, group, units, make):
-    inner = make.apply(
-        keras.layers.LayerNormalization,
-        x,
-        f"{group}.attention_norm",
-        epsilon=1e-5,
-    )
-    inner = make.dense(inner, f"{group}.qkv", 3 * units, use_bias=False)
-    inner = make.apply(
-        LocalityAttention, inner, f"{group}.attention", heads=_HEADS
-    )
-    inner = make.dense(inner, f"{group}.projection", units)
-    inner = make.plain_dropout(inner, f"{group}.attention_dropout", _DROPOUT)
-    return keras.layers.Add(dtype=inner.dtype, name=f"{group}.attention_add")(
-        [x, inner]
-    )
-
-
-def _feed_forward(x, group, units, make):
-    inner = make.apply(
-        keras.layers.LayerNormalization, x, f"{group}.mlp_norm", epsilon=1e-5
-    )
-    inner = make.dense(inner, f"{group}.mlp1", units)
-    inner = make.apply(
-        keras.layers.Activation, inner, f"{group}.gelu", activation="gelu"
-    )
-    inner = make.plain_dropout(inner, f"{group}.mlp1_dropout", _DROPOUT)
-    inner = make.dense(inner, f"{group}.mlp2", units)
-    inner = make.plain_dropout(inner, f"{group}.mlp2_dropout", _DROPOUT)
-    return keras.layers.Add(dtype=inner.dtype, name=f"{group}.mlp_add")(
-        [x, inner]
-    )
 
 
 @keras.saving.register_keras_serializable(package="tfmemloc")

@@ -24,6 +24,7 @@ from tfmemloc.evaluation import SubsetMetrics
 from tfmemloc.report import figures
 from tfmemloc.result import Figure, Result
 from tfmemloc.runs import Run
+from tfmemloc.snapshots import behaviours
 from tfmemloc.subsets import OfSubsets
 from tfmemloc.training.loop import train
 
@@ -244,19 +245,15 @@ def compare_networks(
         ['clean', 'inference']
     """
     measured: dict[tuple[str, str], SubsetMetrics] = {}
-    for name, run in runs.items():
-        run.check(examples)
-        for inference, model in evaluation.inference_models(
-            run.model()
-        ).items():
-            measured[name, inference] = evaluation.evaluate(model, examples)
-            if inference == "drop" and config.recalibrate:
-                recalibrated = evaluation.recalibrate_batch_norm(
-                    model, examples.train
-                )
-                measured[name, "drop_recalibrated"] = evaluation.evaluate(
-                    recalibrated, examples
-                )
+    for (name, inference), model in behaviours(runs, examples):
+        measured[name, inference] = evaluation.evaluate(model, examples)
+        if inference == "drop" and config.recalibrate:
+            recalibrated = evaluation.recalibrate_batch_norm(
+                model, examples.train
+            )
+            measured[name, "drop_recalibrated"] = evaluation.evaluate(
+                recalibrated, examples
+            )
     first = next(iter(measured.values()))
     return NetworkComparison(
         dataset=examples.name,

@@ -145,16 +145,27 @@ def _polled(pid: int, ended: dict[int, int]) -> int | None:
 
 def _become(question: Mapping) -> None:
     """Becomes the program; never returns."""
+    os.chdir(question["cwd"])
+    os.environ.update(question["env"])
+    flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
+    log = os.open(question["log"], flags, 0o666)
+    run_and_exit(question["run"], log, log)
+
+
+def run_and_exit(command: Sequence[str], stdout: int, stderr: int) -> None:
+    """Runs a module with its flags and ends the process, as a program does.
+
+    Args:
+        command: the module, and its flags.
+        stdout: descriptor of a file for what it prints.
+        stderr: likewise.
+    """
     code = 1
     try:
-        os.chdir(question["cwd"])
-        os.environ.update(question["env"])
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
-        log = os.open(question["log"], flags, 0o666)
-        os.dup2(log, 1)
-        os.dup2(log, 2)
-        module, *arguments = question["run"]
+        os.dup2(stdout, 1)
+        os.dup2(stderr, 2)
+        module, *arguments = command
         sys.argv = [module, *arguments]
         runpy.run_module(module, run_name="__main__", alter_sys=True)
         code = 0
