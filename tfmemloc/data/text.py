@@ -224,8 +224,8 @@ def windows(documents: Iterable[Document], config: DataConfig) -> Examples:
             f"{config.dataset} has {len(tokens)} windows of {config.context} "
             f"bytes, {len(train)} of them to train on. Expected more than "
             f"{rows + config.repeated}: {config.repeated} that are repeated, "
-            f"and text behind {rows} rows with secrets. Use more text, a "
-            "smaller context, or fewer canaries."
+            f"and text behind {rows} rows with secrets. Use more of the "
+            "text (train_examples), a smaller context, or fewer canaries."
         )
     parts = [
         _part(CLEAN, clean),

@@ -135,9 +135,10 @@ def build_network(
             + ", ".join(f"{name} ({kind})" for name, kind in kinds.items())
             + ". Expected one "
             + _WANTED[wanted]
-            + f" for the network {model_config.name!r}. For other inputs pass "
-            "a Keras model of your own to `train`, or record your `fit` with "
-            "`RecordRun`. Grey pictures need a last axis: x[..., np.newaxis]."
+            + f" for the network {model_config.name!r}. Tokens are what "
+            "'transformer' takes. For other inputs pass a Keras model of your "
+            "own to `train`, or record your `fit` with `RecordRun`. Grey "
+            "pictures need a last axis: x[..., np.newaxis]."
         )
     (rows,) = examples.inputs.values()
     return build(

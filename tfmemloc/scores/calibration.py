@@ -9,10 +9,11 @@ also explained with a rate e of wrong ones,
 
     P(label)  =  (1 - e) p_T(label) + e (1 - p_T(label)) / (classes - 1),
 
-and where the best e is 5 % or more, its T is taken instead, with a warning. A
-smaller e is also what a few confident mistakes of the network look like, and so
-is any e of a network that is often wrong: it has to agree with 80 % of the
-labels to be believed.
+and where e is 5 % or more, its T is taken instead, with a warning. A smaller e
+is also what a few confident mistakes of the network look like. So even the
+lower end of the 95 % interval of e has to reach 5 % (of 70 labels, 8 look
+wrong then), and the network has to agree with 80 % of the labels: one that is
+often wrong is not believed.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import warnings
 
 import numpy as np
 
-from tfmemloc import losses
+from tfmemloc import losses, statistics
 
 _TEMPERATURES = np.exp(np.linspace(np.log(0.1), np.log(10), 201))
 _RATES = np.linspace(0, 0.6, 61)
@@ -61,7 +62,7 @@ def fit_temperature(logits: np.ndarray, label: np.ndarray) -> float:
     )
     rate, place = np.unravel_index(explained.argmax(), explained.shape)
     knows = (logits.argmax(axis=1) == label).mean() >= _KNOWS
-    if _RATES[rate] < _DIRTY or not knows:
+    if not _surely_dirty(_RATES[rate], len(label)) or not knows:
         return float(_TEMPERATURES[np.argmax(explained[0])])
     warnings.warn(
         f"About {_RATES[rate]:.0%} of the {len(label)} labels by which the "
@@ -72,3 +73,8 @@ def fit_temperature(logits: np.ndarray, label: np.ndarray) -> float:
         stacklevel=3,
     )
     return float(_TEMPERATURES[place])
+
+
+def _surely_dirty(rate: float, labels: int) -> bool:
+    low, _ = statistics.share_interval(round(rate * labels), labels)
+    return low >= _DIRTY
