@@ -148,6 +148,17 @@ SETTINGS = {
         _CIFAR_TRAINING,
         seeds=(0,),
     ),
+    # All of CIFAR-10 at the authors' width and schedule: for a GPU.
+    "cifar50": Setting(
+        dataclasses.replace(_CIFAR, train_examples=None),
+        ModelConfig(width=1.0, dropout="none"),
+        TrainConfig(
+            epochs=50,
+            evaluate_every=50,
+            save_every=25,
+            dtype="mixed_bfloat16",
+        ),
+    ),
 }
 
 

@@ -84,6 +84,9 @@ METHODS = {
     "standard edited": Method(edit=True),
     "standard + gate": _standard("drop_pass_gate"),
     "standard + GCE": _standard("drop_pass_gce"),
+    # At the places that are tied, as wide as `paper` is when it is served.
+    "standard, a fifth wide": Method({"width": 0.2}),
+    "paper": _tied(p_gen=0.2, p_mem=0.1),
     "sparse": Method({"dropout": "sparse", "width": 0.5, "p_gen": 0.5}),
     "carved": _tied(width=0.5, p_gen=0.5),
     "expanded": _tied(expand=1.0),

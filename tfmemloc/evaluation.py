@@ -14,7 +14,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfmemloc import graph, losses, subsets
+from tfmemloc import graph, losses, subsets, tracing
 from tfmemloc.data.chunks import chunks
 from tfmemloc.data.examples import Examples
 from tfmemloc.graph.inputs import arranged
@@ -69,7 +69,7 @@ class Predictor:
         def outputs_of(outputs):
             return outputs if raw else as_logits(model, outputs)
 
-        self._function = tf.function(
+        self._function = tracing.function(
             lambda inputs: outputs_of(model(inputs, training=False)),
             input_signature=signature,
             reduce_retracing=signature is None,

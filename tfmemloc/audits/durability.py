@@ -24,7 +24,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfmemloc import data, subsets
+from tfmemloc import data, subsets, tracing
 from tfmemloc.checks import check_range
 from tfmemloc.data.examples import Examples
 from tfmemloc.evaluation import Predictor, evaluate
@@ -243,7 +243,7 @@ def _trained(
             loss = optimizer.scale_loss(loss)
         optimizer.apply(dense_gradients(tape, loss, variables), variables)
 
-    function = tf.function(step, input_signature=[batches.element_spec])
+    function = tracing.function(step, input_signature=[batches.element_spec])
     for done, batch in enumerate(batches, start=1):
         function(batch)
         if done in wanted:

@@ -14,6 +14,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from tfmemloc import tracing
 from tfmemloc.gradients.calls import dense_gradients
 from tfmemloc.gradients.engine import GradientEngine, Inputs
 from tfmemloc.losses import Loss
@@ -53,7 +54,7 @@ def check_per_example_gradients(
     label = label[:_MOST]
     found = engine.gradients(inputs, label)
     x, label = engine.as_batch(inputs, label)
-    single = tf.function(lambda *one: _slow(engine, *one))
+    single = tracing.function(lambda *one: _slow(engine, *one))
     slow = [
         single(*tf.nest.map_structure(lambda t, n=n: t[n : n + 1], (x, label)))
         for n in range(len(label))

@@ -34,7 +34,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfmemloc import graph
+from tfmemloc import graph, tracing
 from tfmemloc.data.chunks import chunk_at, chunks
 from tfmemloc.data.examples import IDS, Examples
 from tfmemloc.evaluation import as_logits
@@ -115,7 +115,7 @@ def kernels_of(model: keras.Model, examples: Examples) -> list[Kernel]:
         )
         return outputs
 
-    tf.function(forward).get_concrete_function(
+    tracing.function(forward).get_concrete_function(
         tf.nest.map_structure(tf.convert_to_tensor, inputs)
     )
     if not found:
@@ -243,7 +243,7 @@ class _Pass:
         self._kernels: list[Kernel] = []
         self._sums: list[tuple[tf.Variable, tf.Variable]] = []
         batch = self._as_batch(chunk_at(examples, np.arange(1)))
-        self._function = tf.function(
+        self._function = tracing.function(
             self._products,
             input_signature=tf.nest.map_structure(
                 lambda t: tf.TensorSpec([None, *t.shape[1:]], t.dtype), batch

@@ -23,6 +23,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from tfmemloc import tracing
 from tfmemloc.evaluation import as_logits
 from tfmemloc.gradients.calls import (
     dense_gradients,
@@ -180,7 +181,7 @@ class GradientEngine:
                 signature.append(
                     [tf.TensorSpec.from_tensor(d) for d in direction]
                 )
-            self._functions[key] = tf.function(
+            self._functions[key] = tracing.function(
                 function, input_signature=signature
             )
         arguments = batch if direction is None else (*batch, direction)

@@ -8,6 +8,7 @@ from collections.abc import Collection, Iterator
 import numpy as np
 import tensorflow as tf
 
+from tfmemloc import tracing
 from tfmemloc.data.chunks import Chunk, chunk_at, chunks
 from tfmemloc.data.examples import Examples
 from tfmemloc.gradients.engine import GradientEngine
@@ -32,7 +33,7 @@ def bytes_per_example(
     """
     traced = {"account": engine._account_of, "squares": engine._squares_of}
     one = chunk_at(examples, np.arange(1))
-    function = tf.function(traced[quantity]).get_concrete_function(
+    function = tracing.function(traced[quantity]).get_concrete_function(
         *tf.nest.map_structure(
             lambda value: tf.TensorSpec.from_tensor(
                 tf.convert_to_tensor(value)

@@ -14,7 +14,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfmemloc import data, evaluation, graph
+from tfmemloc import data, evaluation, graph, tracing
 from tfmemloc.configs import TrainConfig
 from tfmemloc.data.chunks import IDS, chunks
 from tfmemloc.data.examples import Examples
@@ -226,7 +226,7 @@ def _bytes(tensor: keras.KerasTensor, count: int) -> int:
 def _outputs(model, examples: Examples, training: bool) -> tf.Tensor:
     """What comes out of the front, for all examples."""
 
-    @tf.function(reduce_retracing=True)
+    @tracing.function(reduce_retracing=True)
     def forward(inputs):
         return model(inputs, training=training)
 

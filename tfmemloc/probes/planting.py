@@ -10,7 +10,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfmemloc import graph, losses
+from tfmemloc import graph, losses, tracing
 from tfmemloc.checks import check_range
 from tfmemloc.data import text
 from tfmemloc.data.chunks import chunk_at
@@ -140,7 +140,7 @@ class Planting:
             lambda t: tf.TensorSpec([None, *t.shape[1:]], t.dtype),
             graph.inputs_of(model),
         )
-        self._train = tf.function(
+        self._train = tracing.function(
             self._trained,
             input_signature=[
                 inputs,

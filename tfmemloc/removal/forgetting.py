@@ -16,7 +16,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfmemloc import data
+from tfmemloc import data, tracing
 from tfmemloc.checks import check_range
 from tfmemloc.data.examples import Examples
 from tfmemloc.evaluation import as_logits
@@ -215,4 +215,4 @@ def _make_step(model, original, objectives, config, spec):
                 value = optimizer.scale_loss(objective(*parts))
             optimizer.apply(dense_gradients(tape, value, variables), variables)
 
-    return tf.function(step, input_signature=[spec])
+    return tracing.function(step, input_signature=[spec])

@@ -23,6 +23,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from tfmemloc import tracing
 from tfmemloc.checks import check_range
 from tfmemloc.data.examples import Examples
 from tfmemloc.evaluation import as_logits
@@ -136,7 +137,7 @@ def _trained_scores(model, kernels, forgotten, retained, config):
         for score, gradient in zip(scores, gradients, strict=True):
             score.assign_sub(config.learning_rate * gradient)
 
-    function = tf.function(step, input_signature=[batches.element_spec])
+    function = tracing.function(step, input_signature=[batches.element_spec])
     for batch in batches:
         function(batch)
     return scores

@@ -8,6 +8,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from tfmemloc import tracing
 from tfmemloc.data.examples import IDS
 from tfmemloc.training.recorder import ExampleRecorder
 from tfmemloc.training.rules import Rule, cross_entropy
@@ -86,7 +87,7 @@ def make_train_step(
         return strategy.reduce("sum", loss, axis=None)
 
     signature = None if batch_spec is None else [batch_spec]
-    return tf.function(
+    return tracing.function(
         step,
         input_signature=signature,
         jit_compile=jit_compile,

@@ -14,7 +14,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfmemloc import graph, losses
+from tfmemloc import graph, losses, tracing
 from tfmemloc.data.chunks import IDS, chunk_at
 from tfmemloc.data.examples import Examples
 from tfmemloc.evaluation import as_logits
@@ -70,21 +70,25 @@ class GatedModel:
         batch = self._specs(examples)
         gate = tf.TensorSpec([None, gates.units], tf.float32)
         self._functions = {
-            "own_gradient": tf.function(
+            "own_gradient": tracing.function(
                 self._own_gradient_of, input_signature=[*batch, gate]
             ),
-            "predicted": tf.function(
+            "predicted": tracing.function(
                 self._predicted_of, input_signature=[*batch, gate]
             ),
-            "losses": tf.function(
+            "losses": tracing.function(
                 self._losses_of, input_signature=[*batch, gate, gate]
             ),
-            "activity": tf.function(self._activity_of, input_signature=batch),
-            "outgoing": tf.function(self._outgoing_of, input_signature=batch),
-            "population": tf.function(
+            "activity": tracing.function(
+                self._activity_of, input_signature=batch
+            ),
+            "outgoing": tracing.function(
+                self._outgoing_of, input_signature=batch
+            ),
+            "population": tracing.function(
                 self._population_gradients, input_signature=[gate]
             ),
-            "bystanders": tf.function(
+            "bystanders": tracing.function(
                 self._bystanders_of, input_signature=[*batch, gate]
             ),
         }
@@ -388,7 +392,7 @@ class GatedModel:
                 ),
             )
 
-        means = tf.function(lambda: self._over_population(of_chunk))()
+        means = tracing.function(lambda: self._over_population(of_chunk))()
         return tf.constant(means)
 
 

@@ -3,7 +3,9 @@
 A rule is a function (model, inputs, label) -> (loss of each example [B],
 logits), which calls the model with `training=True` itself, so that it may call
 it twice, with other inputs or in another behaviour. The name of its module is
-the value of `TrainConfig.rule`; the function in it is called `rule`.
+the value of `TrainConfig.rule`; the function in it is called `rule`. It is
+traced without AutoGraph: it decides by `tf.where` or `tf.cond`, not by `if` on
+tensors.
 
 A rule that remembers something is an object that is called in the same way and
 has `variables`, which a run saves and restores with its other state. Its module
