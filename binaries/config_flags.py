@@ -17,7 +17,7 @@ from typing import Any, Literal, TypeVar
 
 from .flags import FLAGS, flags
 
-from tfmemloc import configs, data, presets
+from tfmemloc import configs, data, fields, presets
 from tfmemloc.training import rules
 from tfmemloc.units import rankings
 
@@ -56,7 +56,7 @@ def define(
         notes: field -> how its help text describes the default.
     """
     helps = field_help(config)
-    hints = configs.hints(config)
+    hints = fields.hints(config)
     for field in dataclasses.fields(config):
         if field.name in skip:
             continue
@@ -91,7 +91,7 @@ def read(
         named: as in `define`.
         **given: fields that no flag decides, or defaults of unset flags.
     """
-    hints = configs.hints(config)
+    hints = fields.hints(config)
     values = dict(given)
     for field in dataclasses.fields(config):
         if field.name in skip:
@@ -131,7 +131,7 @@ def field_help(config: type) -> dict[str, str]:
 
 
 def _define_one(name: str, hint: Any, default: Any, words: str) -> None:
-    wanted, _ = configs.without_none(hint)
+    wanted, _ = fields.without_none(hint)
     if typing.get_origin(wanted) is Literal:
         choices = list(typing.get_args(wanted))
         flags.DEFINE_enum(name, default, choices, words)
@@ -150,7 +150,7 @@ def _define_one(name: str, hint: Any, default: Any, words: str) -> None:
 
 def _converted(name: str, value: Any, hint: Any) -> Any:
     """The value of a flag as the field's type."""
-    wanted, _ = configs.without_none(hint)
+    wanted, _ = fields.without_none(hint)
     if typing.get_origin(wanted) is not tuple:
         return value
     member = typing.get_args(wanted)[0]

@@ -54,6 +54,7 @@ from tfmemloc import (
     zero_weights,
 )
 from tfmemloc.data import Examples
+from tfmemloc.fields import hints
 from tfmemloc.scores.suspects import PAGE
 
 FLAGS = flags.FLAGS
@@ -176,7 +177,7 @@ def _removal(
             directory=FLAGS.work_dir or out / removing.WORK,
             progress=True,
         )
-    fields = configs.hints(kind)
+    fields = hints(kind)
     given = {
         name: FLAGS[flag].value
         for name, flag in _FORGETTING.items()
@@ -193,12 +194,12 @@ def _refuse_other_flags() -> None:
     """Refuses flags that were given and that the method does not read."""
     _, kind = METHODS.get(FLAGS.method, (None, CurvatureConfig))
     read = {"work_dir"} if kind in (None, CurvatureConfig) else set()
-    fields = configs.hints(kind) if kind is not None else {}
+    fields = hints(kind) if kind is not None else {}
     if kind is CurvatureConfig:
         read |= set(fields)
     else:
         read |= {_FORGETTING[name] for name in fields if name in _FORGETTING}
-    known = {"work_dir", *configs.hints(CurvatureConfig)}
+    known = {"work_dir", *hints(CurvatureConfig)}
     known |= set(_FORGETTING.values())
     given = sorted(n for n in known - read if FLAGS[n].present)
     if given:

@@ -57,7 +57,6 @@ from tfmemloc import (
     ScoreConfig,
     SearchConfig,
     apply_decisions,
-    configs,
     find_critical_units,
     find_label_errors,
     graph,
@@ -67,6 +66,7 @@ from tfmemloc import (
     storage,
 )
 from tfmemloc.data import Examples, input_kinds, read_pairs
+from tfmemloc.fields import hints
 from tfmemloc.labels.review import REVIEW
 from tfmemloc.scores.suspects import PAGE, TABLE
 
@@ -179,7 +179,7 @@ def _refuse_tied_flags() -> None:
     given = [
         f"--{name}"
         for name in (
-            *configs.hints(ScoreConfig),
+            *hints(ScoreConfig),
             "critical_set",
             "second_split",
             "subset_runs",

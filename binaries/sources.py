@@ -13,8 +13,9 @@ from . import config_flags, flags
 
 import keras
 
-from tfmemloc import DataConfig, Run, configs, load
+from tfmemloc import DataConfig, Run, load
 from tfmemloc.data import Examples
+from tfmemloc.fields import hints
 
 FLAGS = flags.FLAGS
 # A model of unknown training has no examples that the loader could keep aside.
@@ -69,7 +70,7 @@ def check() -> None:
         raise ValueError("--model expected an --out_dir. Received: none.")
     given = [
         f"--{name}"
-        for name in configs.hints(DataConfig)
+        for name in hints(DataConfig)
         if name not in _NO_FLAGS and FLAGS[name].value is not None
     ]
     if FLAGS.run_dir and given:

@@ -14,6 +14,7 @@ PACKAGE = ROOT / "tfmemloc"
 # stand before it; within a package, modules must not import in a circle.
 ORDER = [
     "checks",
+    "fields",
     "storage",
     "subsets",
     "statistics",
@@ -21,6 +22,7 @@ ORDER = [
     "presets",
     "result",
     "report",
+    "tracing",
     "layers",
     "data",
     "losses",
@@ -43,6 +45,7 @@ ORDER = [
 # What must work where TensorFlow is not installed.
 PLAIN = (
     "checks",
+    "fields",
     "storage",
     "subsets",
     "statistics",

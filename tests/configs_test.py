@@ -53,10 +53,13 @@ def test_bad_values_are_refused(config, fields, words):
     ("fields", "words"),
     [
         ({"epoch": 3}, "has no field 'epoch'. Expected some of: epochs"),
-        ({"epochs": "3"}, "expected int. Received: '3' of type str"),
-        ({"epochs": True}, "expected int. Received: True"),
-        ({"jit_compile": 1}, "expected bool"),
-        ({"stop_at": [1]}, "expected float | None"),
+        (
+            {"epochs": "3"},
+            "must be an integer. Received: epochs='3' of type str",
+        ),
+        ({"epochs": True}, "must be an integer. Received: epochs=True"),
+        ({"jit_compile": 1}, "`jit_compile` must be True or False"),
+        ({"stop_at": [1]}, "`stop_at` must be a number or None"),
         ([1, 2], "Received: list"),
     ],
 )

@@ -4,7 +4,10 @@ of the documented type that says what was expected and what was received.
 60 inputs for each function, 10,000 in `make test-all` (FUZZ_INPUTS).
 """
 
+import inspect
+import os
 import re
+import typing
 
 import keras
 import numpy as np
@@ -16,6 +19,7 @@ from hypothesis.extra import numpy as nps
 
 import tfmemloc
 from tests.fuzz_test import FUZZ
+from tfmemloc.fields import hints, without_none
 
 # Labels from 1 and the like are warned of, and go through.
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
@@ -249,3 +253,189 @@ def test_networks_of_any_size(shape, classes):
     found = _outcome(tfmemloc.build, config, shape, classes)
     if found is not None:
         assert found.output.shape == (None, classes)
+
+
+CONFIGS = [
+    getattr(tfmemloc, name)
+    for name in tfmemloc.__all__
+    if name.endswith("Config")
+]
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+@FUZZ
+@given(st.data())
+def test_a_config_of_anything(config, data):
+    name = data.draw(st.sampled_from(sorted(hints(config))))
+    value = data.draw(ANY | st.integers(1, 3) | st.floats(0.1, 0.9))
+    found = _outcome(config, **{name: value})
+    if found is not None:
+        kept = getattr(found, name)
+        assert _is_of(kept, hints(config)[name])
+        # None may stand for what the paper takes for this network.
+        assert value is None or np.array_equal(kept, value)
+        # And so it can be kept in a run, and read again.
+        given_back = tfmemloc.configs.from_json(
+            config, tfmemloc.configs.to_json(found)
+        )
+        assert given_back == found
+
+
+def _is_of(value, hint):
+    """Whether Python agrees that a value is of the type of its field."""
+    wanted, may_be_none = without_none(hint)
+    if value is None:
+        return may_be_none
+    if typing.get_origin(wanted) is typing.Literal:
+        return value in typing.get_args(wanted)
+    if typing.get_origin(wanted) is tuple:
+        member = typing.get_args(wanted)[0]
+        return type(value) is tuple and all(_is_of(v, member) for v in value)
+    if wanted is float:
+        return type(value) in (int, float) and np.isfinite(float(value))
+    return type(value) is wanted
+
+
+def _network():
+    row = keras.Input((8, 8, 1), name="image")
+    hidden = keras.layers.Flatten()(row)
+    hidden = keras.layers.Dense(4, "relu")(hidden)
+    return keras.Model(row, keras.layers.Dense(CLASSES)(hidden))
+
+
+# Methods that take a source and examples: they look at both first.
+METHODS = {
+    name: function
+    for name in tfmemloc.__all__
+    if callable(function := getattr(tfmemloc, name))
+    and not isinstance(function, type)
+    and list(inspect.signature(function).parameters)[:2]
+    == ["source", "examples"]
+}
+# These are made from a run alone, which none is here.
+OF_RUNS = ("retrain_without", "score_examples")
+
+
+@pytest.mark.parametrize("name", METHODS)
+@FUZZ
+@given(ANY)
+def test_a_method_on_no_source(examples, name, source):
+    assert _outcome(METHODS[name], source, examples, **_told(name)) is None
+
+
+@pytest.mark.parametrize("name", sorted({*METHODS} - {*OF_RUNS}))
+@FUZZ
+@given(ANY)
+def test_a_method_on_no_examples(network, name, examples):
+    tied = tfmemloc.tie_dropout(network, p_gen=0.5, p_mem=0.5)
+    weights = tied.get_weights()
+    source = tfmemloc.Snapshots(tied, {0: weights, 1: weights})
+    assert _outcome(METHODS[name], source, examples, **_told(name)) is None
+
+
+@pytest.mark.parametrize("name", OF_RUNS)
+def test_a_method_that_needs_a_run(network, examples, name):
+    assert _outcome(METHODS[name], network, examples, **_told(name)) is None
+
+
+def _told(name):
+    """What a method that is told what to forget is told."""
+    takes = inspect.signature(METHODS[name]).parameters
+    told = {"forget": [10], "directory": os.devnull}
+    needed = [
+        key
+        for key, value in takes.items()
+        if key in told and value.default is value.empty
+    ]
+    return {key: told[key] for key in needed}
+
+
+@pytest.fixture(scope="module")
+def network():
+    return _network()
+
+
+@FUZZ
+@given(ANY)
+def test_the_ids_to_forget(network, examples, forget):
+    # With a step of nothing: what is asked is who may pass.
+    config = tfmemloc.DurableConfig(share=0.0)
+    found = _outcome(
+        tfmemloc.zero_weights, network, examples, config, forget=forget
+    )
+    if found is not None:
+        chosen = set(np.asarray(forget).tolist())
+        assert chosen <= set(examples.example_id.tolist())
+
+
+@FUZZ
+@given(ANY)
+def test_what_is_evaluated(network, examples, given_examples):
+    for function in (
+        tfmemloc.evaluate,
+        tfmemloc.predict_logits,
+        tfmemloc.recalibrate_batch_norm,
+        tfmemloc.curvature_factors,
+    ):
+        assert _outcome(function, network, given_examples) is None
+    for function in (tfmemloc.evaluate, tfmemloc.predict_logits):
+        assert _outcome(function, given_examples, examples) is None
+
+
+@FUZZ
+@given(ANY, ANY)
+def test_batches_of_any_size(examples, size, seed):
+    found = _outcome(tfmemloc.make_batches, examples, size, seed=seed)
+    if found is not None:
+        inputs, label = next(iter(found))
+        assert len(label) == len(inputs["example_id"]) == min(size, 6)
+
+
+BEHAVIOURS = ("drop", "expected", "tied")
+
+
+@FUZZ
+@given(ANY | st.sampled_from(BEHAVIOURS))
+def test_the_behaviour_of_a_network(network, inference):
+    tied = tfmemloc.tie_dropout(network, p_gen=0.5, p_mem=0.5)
+    found = _outcome(tfmemloc.with_inference, tied, inference)
+    known = isinstance(inference, str) and inference in BEHAVIOURS
+    assert (found is not None) == known
+
+
+@FUZZ
+@given(ANY, ANY)
+def test_masks_of_anything(ids, p_mem):
+    seed = tfmemloc.fold_seed(0, "mask")
+    found = _outcome(tfmemloc.example_mask_numpy, seed, ids, 4, p_mem)
+    if found is not None:
+        assert found.shape == (len(ids), 4) and found.dtype == bool
+
+
+@FUZZ
+@given(ANY)
+def test_units_that_are_pruned(network, keep):
+    name = network.layers[2].name
+    found = _outcome(tfmemloc.prune_units, network, {name: keep})
+    if found is not None:
+        assert found.layers[2].units == np.sum(keep)
+    assert _outcome(tfmemloc.prune_units, network, keep) is None
+
+
+@FUZZ
+@given(st.dictionaries(NUMBERS, NUMBERS, max_size=3), ANY)
+def test_scores_that_split(examples, scores, threshold):
+    found = _outcome(tfmemloc.split_by_score, examples, scores, threshold)
+    if found is not None:
+        assert set(found.subset) <= {"atypical", "typical"}
+
+
+@FUZZ
+@given(ANY, ANY)
+def test_confidences_of_anything(confidences, member):
+    found = _outcome(
+        tfmemloc.audit_membership, {"network": confidences}, member
+    )
+    if found is not None:
+        for row in found.rows():
+            assert 0 <= row["auc"] <= 1

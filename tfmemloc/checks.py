@@ -5,6 +5,8 @@ from __future__ import annotations
 import numbers
 from typing import Any
 
+import numpy as np
+
 
 def is_number(value: Any) -> bool:
     """Whether it is a real number, and no truth value."""
@@ -16,18 +18,42 @@ def is_integer(value: Any) -> bool:
     return isinstance(value, numbers.Integral) and not isinstance(value, bool)
 
 
+def as_array(value: Any) -> np.ndarray:
+    """The value as an array; of text where rows have different lengths.
+
+    No check for numbers lets text pass, and each says what it wanted.
+    """
+    try:
+        return np.asarray(value)
+    except ValueError:
+        return np.asarray("rows of different lengths")
+
+
 def check_choice(name: str, value: Any, choices: tuple[str, ...]) -> Any:
     """The value, refused if it is not one of the choices.
 
     Raises:
         ValueError: says which ones there are.
     """
-    if value not in choices:
+    if not isinstance(value, str) or value not in choices:
         raise ValueError(
             f"`{name}` must be one of {', '.join(map(repr, choices))}. "
             f"Received: {name}={value!r}."
         )
     return value
+
+
+def check_count(name: str, value: Any, low: int = 1) -> None:
+    """Refuses what is no integer, or one below `low`.
+
+    Raises:
+        ValueError: says the limit.
+    """
+    if not is_integer(value) or value < low:
+        raise ValueError(
+            f"`{name}` must be an integer, at least {low}. Received: "
+            f"{name}={value!r}."
+        )
 
 
 def check_range(name: str, value: Any, low: Any, high: Any) -> None:

@@ -10,13 +10,11 @@ which the programs were measured; all other settings keep the paper's values.
 from __future__ import annotations
 
 import dataclasses
-import functools
-import types
-import typing
 from collections.abc import Mapping
 from typing import Any, Literal, TypeVar
 
-from tfmemloc.checks import check_choice, check_range
+from tfmemloc.checks import check_range
+from tfmemloc.fields import check_fields, hints
 
 ModelName = Literal[
     "lenet", "resnet9", "resnet18", "resnet50", "vit", "transformer"
@@ -109,7 +107,7 @@ class DataConfig:
     tie_to: TiedTo = "window"
 
     def __post_init__(self):
-        check_choices(self)
+        check_fields(self)
         check_range("noise_rate", self.noise_rate, 0.0, 1.0)
         check_range("heldout", self.heldout, 0.0, 0.9)
         check_range("subset_ratio", self.subset_ratio, 1e-6, 1.0)
@@ -173,7 +171,7 @@ class ModelConfig:
     seed: int = 0
 
     def __post_init__(self):
-        check_choices(self)
+        check_fields(self)
         check_range("width", self.width, 0.01, 16.0)
         check_range("depth", self.depth, 1, 64)
         check_range("expand", self.expand, 0.0, 64.0)
@@ -248,7 +246,7 @@ class TrainConfig:
     seed: int = 0
 
     def __post_init__(self):
-        check_choices(self)
+        check_fields(self)
         for name in (
             "epochs",
             "batch_size",
@@ -295,28 +293,7 @@ def from_json(cls: type[Config], fields: Mapping[str, Any]) -> Config:
             f"{cls.__name__} has no field {', '.join(map(repr, unknown))}. "
             f"Expected some of: {', '.join(known)}."
         )
-    values = {
-        name: tuple(value) if isinstance(value, list) else value
-        for name, value in fields.items()
-    }
-    for name, value in values.items():
-        _check_type(cls.__name__, name, known[name], value)
-    return cls(**values)
-
-
-@functools.cache
-def hints(cls: type) -> Mapping[str, Any]:
-    """The types of the fields of a config."""
-    found = typing.get_type_hints(cls)
-    return {field.name: found[field.name] for field in dataclasses.fields(cls)}
-
-
-def without_none(hint: Any) -> tuple[Any, bool]:
-    """A type without `| None`, and whether it had that."""
-    if typing.get_origin(hint) in (typing.Union, types.UnionType):
-        members = [m for m in typing.get_args(hint) if m is not type(None)]
-        return members[0], True
-    return hint, False
+    return cls(**fields)
 
 
 def differences(old: Any, new: Any, ignore: tuple[str, ...] = ()) -> list[str]:
@@ -340,44 +317,3 @@ def extends(old: Any, new: Any) -> bool:
         and new.schedule == "constant"
         and new.epochs > old.epochs
     )
-
-
-def check_choices(config: Any) -> None:
-    """Refuses a field that is none of the choices of its type.
-
-    Raises:
-        ValueError: says which ones there are.
-    """
-    for name, hint in hints(type(config)).items():
-        value = getattr(config, name)
-        hint, may_be_none = without_none(hint)
-        if value is None and may_be_none:
-            continue
-        if typing.get_origin(hint) is Literal:
-            check_choice(name, value, typing.get_args(hint))
-
-
-def _check_type(owner: str, name: str, hint: Any, value: Any) -> None:
-    """Checks a value against a type such as `float | None`."""
-    wanted, may_be_none = without_none(hint)
-    if value is None and may_be_none:
-        return
-    if not _is_of(value, wanted):
-        words = getattr(hint, "__name__", str(hint).replace("typing.", ""))
-        raise ValueError(
-            f"{owner}.{name} expected {words}. Received: {value!r} of type "
-            f"{type(value).__name__}."
-        )
-
-
-def _is_of(value: Any, wanted: Any) -> bool:
-    if typing.get_origin(wanted) is Literal:
-        return value in typing.get_args(wanted)
-    if typing.get_origin(wanted) is tuple:
-        member = typing.get_args(wanted)[0]
-        return isinstance(value, tuple) and all(
-            _is_of(item, member) for item in value
-        )
-    if isinstance(value, bool) and wanted is not bool:
-        return False
-    return isinstance(value, (int, float) if wanted is float else wanted)

@@ -16,7 +16,7 @@ import tensorflow as tf
 
 from tfmemloc import graph, losses, subsets, tracing
 from tfmemloc.data.chunks import chunks
-from tfmemloc.data.examples import Examples
+from tfmemloc.data.examples import Examples, require_examples
 from tfmemloc.graph.inputs import arranged
 from tfmemloc.layers import masks
 from tfmemloc.result import Result
@@ -112,10 +112,18 @@ def _input_signature(model: keras.Model) -> list[Any] | None:
 
 
 def _as_predictor(model: keras.Model | Predictor) -> Predictor:
-    return Predictor(model) if isinstance(model, keras.Model) else model
+    if isinstance(model, Predictor):
+        return model
+    if not isinstance(model, keras.Model):
+        raise TypeError(
+            "Expected a Keras model, or the Predictor of one. Received: "
+            f"{type(model).__name__}."
+        )
+    return Predictor(model)
 
 
 def _check_any(examples: Examples) -> None:
+    require_examples(examples)
     if not len(examples):
         raise ValueError(f"{examples.name} has no examples. Expected some.")
 

@@ -25,7 +25,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfmemloc import configs, data, graph, storage
-from tfmemloc.data.examples import Examples
+from tfmemloc.data.examples import Examples, require_examples
 
 _VERSION = 1
 
@@ -204,6 +204,7 @@ class Run:
 
     def check(self, examples: Examples) -> None:
         """Refuses examples other than the run's; see `check_fingerprint`."""
+        require_examples(examples)
         if self.fingerprint is None:
             return
         try:

@@ -13,7 +13,7 @@ import keras
 import numpy as np
 
 from tfmemloc import configs, graph
-from tfmemloc.data.examples import Examples
+from tfmemloc.data.examples import Examples, require_examples
 from tfmemloc.evaluation import inference_models
 from tfmemloc.runs import Run, check_saved
 
@@ -72,6 +72,7 @@ class Snapshots:
 
     def check(self, examples: Examples) -> None:
         """A model does not know its examples: all are accepted."""
+        require_examples(examples)
 
 
 Source = Run | Snapshots | keras.Model

@@ -28,6 +28,7 @@ from tfmemloc import data, subsets, tracing
 from tfmemloc.checks import check_range
 from tfmemloc.data.examples import Examples
 from tfmemloc.evaluation import Predictor, evaluate
+from tfmemloc.fields import check_fields
 from tfmemloc.gradients.calls import dense_gradients
 from tfmemloc.graph import swapped_weights
 from tfmemloc.removal.copies import make_adam, own_copy
@@ -57,6 +58,7 @@ class DurabilityConfig:
     seed: int = 0
 
     def __post_init__(self):
+        check_fields(self)
         for steps in self.steps:
             check_range("steps", steps, 1, None)
         for bits in self.bits:

@@ -30,6 +30,7 @@ from tfmemloc.checks import check_range
 from tfmemloc.data import text
 from tfmemloc.data.examples import Examples
 from tfmemloc.evaluation import Predictor, predict_logits
+from tfmemloc.fields import check_fields
 from tfmemloc.models.generation import Continuation
 from tfmemloc.report import figures
 from tfmemloc.result import Figure, Result, Table, or_none
@@ -56,6 +57,7 @@ class ExtractionConfig:
     seed: int = 0
 
     def __post_init__(self):
+        check_fields(self)
         check_range("prompt", self.prompt, 1, None)
         check_range("continuation", self.continuation, 1, None)
         check_range("candidates", self.candidates, 1, None)

@@ -20,7 +20,8 @@ import numpy as np
 from scipy import stats
 
 from tfmemloc.audits.attacks import ATTACKS, Shadows
-from tfmemloc.checks import check_choice, check_range
+from tfmemloc.checks import as_array, check_choice, check_range
+from tfmemloc.fields import check_fields
 from tfmemloc.report import figures
 from tfmemloc.result import Figure, Result, Table
 from tfmemloc.statistics import share_interval
@@ -45,6 +46,7 @@ class MembershipConfig:
     rates: tuple[float, ...] = (0.01, 0.001)
 
     def __post_init__(self):
+        check_fields(self)
         for attack in self.attacks:
             check_choice("attacks", attack, tuple(ATTACKS))
         for rate in self.rates:
@@ -222,8 +224,8 @@ def audit_membership(
     found = []
     parts: tuple[str, ...] = ()
     for name, phi in confidences.items():
-        phi = np.asarray(phi, np.float64)
-        inside = np.asarray(
+        phi = _numbers(name, phi)
+        inside = as_array(
             member[name] if isinstance(member, Mapping) else member
         )
         _check(name, phi, inside, subset)
@@ -240,6 +242,16 @@ def audit_membership(
         rates=np.array(config.rates),
         **{key: np.stack([each[key] for each in found]) for key in found[0]},
     )
+
+
+def _numbers(name: str, phi: Any) -> np.ndarray:
+    array = as_array(phi)
+    if array.dtype.kind not in "biuf":
+        raise ValueError(
+            f"{name}: expected confidences that are numbers, [models, "
+            f"examples]. Received: shape {array.shape}, dtype {array.dtype}."
+        )
+    return array.astype(np.float64)
 
 
 def _parts(shadows: Shadows, subset) -> dict[str, np.ndarray]:

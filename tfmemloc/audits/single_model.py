@@ -26,6 +26,7 @@ from tfmemloc.checks import check_range
 from tfmemloc.data.examples import Examples
 from tfmemloc.data.labels import drawn_ids
 from tfmemloc.evaluation import inference_models, predict_logits
+from tfmemloc.fields import check_fields
 from tfmemloc.layers import masks
 from tfmemloc.result import Result, Table
 from tfmemloc.snapshots import Source, model_of
@@ -47,6 +48,7 @@ class SingleModelConfig:
     seed: int = 0
 
     def __post_init__(self):
+        check_fields(self)
         for rate in self.rates:
             check_range("rates", rate, 1e-6, 0.5)
 
@@ -141,6 +143,7 @@ def audit_single_model(
         >>> sorted({row["attack"] for row in found.rows()})
         ['loss', 'quantile']
     """
+    model = model_of(source, examples)
     outside = ~examples.is_trained_on
     if examples.label.ndim != 1 or outside.sum() < _FEWEST:
         raise ValueError(
@@ -148,7 +151,6 @@ def audit_single_model(
             "more examples that were not trained on. Received: "
             f"{examples!r}."
         )
-    model = model_of(source, examples)
     found = {}
     for how, behaving in inference_models(model).items():
         name = network if how == "plain" else f"{network} {how}"

@@ -18,8 +18,10 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from tfmemloc.checks import check_range
 from tfmemloc.data.examples import Examples
 from tfmemloc.evaluation import evaluate
+from tfmemloc.fields import check_fields
 from tfmemloc.report import figures
 from tfmemloc.result import Figure, Result, Table
 from tfmemloc.snapshots import Source, behaviours
@@ -36,6 +38,10 @@ class GroupConfig:
 
     subset: str = "test"
     smallest: int = 10
+
+    def __post_init__(self):
+        check_fields(self)
+        check_range("smallest", self.smallest, 1, None)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -12,10 +12,16 @@ from collections.abc import Callable, Mapping
 import numpy as np
 import tensorflow as tf
 
-from tfmemloc.checks import check_range
+from tfmemloc.checks import check_count, check_range
 from tfmemloc.data import rows as rows_
 from tfmemloc.data.augmentation import make_augmenter
-from tfmemloc.data.examples import IDS, TIE_IDS, Examples, input_kinds
+from tfmemloc.data.examples import (
+    IDS,
+    TIE_IDS,
+    Examples,
+    input_kinds,
+    require_examples,
+)
 from tfmemloc.data.kinds import PICTURE, as_fed
 from tfmemloc.layers import masks
 from tfmemloc.layers.tied_dropout import MEMORY_OFF
@@ -56,6 +62,11 @@ def make_batches(
         >>> [len(label) for _, label in batches]
         [32, 32, 16]
     """
+    require_examples(examples)
+    check_count("batch_size", batch_size)
+    check_count("start_step", start_step, 0)
+    if stop_step is not None:
+        check_count("stop_step", stop_step, 0)
     count = len(examples)
     if count == 0:
         raise ValueError("Expected at least one example. Received: none.")

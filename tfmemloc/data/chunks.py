@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from tqdm import auto as tqdm
 
+from tfmemloc.checks import check_count
 from tfmemloc.data import rows as rows_
 from tfmemloc.data.examples import IDS, TIE_IDS, Examples, input_kinds
 from tfmemloc.data.kinds import as_fed
@@ -57,6 +58,7 @@ def chunks(
         words: for the progress bar.
         progress: show one.
     """
+    check_count("batch_size", size)
     count = len(examples)
     if even:
         parts = np.array_split(np.arange(count), max(1, -(-count // size)))

@@ -15,10 +15,12 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
 from tfmemloc import subsets
+from tfmemloc.checks import as_array
 from tfmemloc.data import rows as rows_
 from tfmemloc.data.kinds import kind_of
 from tfmemloc.subsets import OfSubsets
@@ -157,13 +159,7 @@ class Examples(OfSubsets):
         Raises:
             ValueError: an id does not occur.
         """
-        wanted = np.asarray(example_ids)
-        if wanted.size and wanted.dtype.kind not in "iu":
-            raise ValueError(
-                f"{self.name}: expected ids that are integers. Received: dtype "
-                f"{wanted.dtype}, {few(wanted.ravel())}."
-            )
-        wanted = wanted.astype(np.int64)
+        wanted = _as_ids(self, example_ids)
         place, is_missing = places_of(self.example_id, wanted)
         if is_missing.any():
             raise ValueError(
@@ -312,6 +308,29 @@ def _frozen_inputs(examples: Examples) -> dict[str, rows_.Rows]:
             f"Received: {counts}."
         )
     return frozen
+
+
+def _as_ids(examples: Examples, example_ids: Sequence[int]) -> np.ndarray:
+    ids = as_array(example_ids)
+    if ids.ndim != 1 or (ids.size and ids.dtype.kind not in "iu"):
+        raise ValueError(
+            f"{examples.name}: expected ids that are integers, [N]. Received: "
+            f"shape {ids.shape}, dtype {ids.dtype}, {few(ids.ravel())}."
+        )
+    return ids.astype(np.int64)
+
+
+def require_examples(value: Any) -> None:
+    """Refuses what is no `Examples`.
+
+    Raises:
+        TypeError: says what makes them.
+    """
+    if not isinstance(value, Examples):
+        raise TypeError(
+            "Expected Examples, which `from_arrays(x, y)`, `load(config)` or "
+            f"`run.examples()` give. Received: {type(value).__name__}."
+        )
 
 
 def _integers(examples: Examples, field: str, count: int) -> np.ndarray:

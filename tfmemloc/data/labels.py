@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import math
 from collections.abc import Mapping
 
 import numpy as np
@@ -225,6 +226,7 @@ def split_by_score(
         >>> split_by_score(examples, scores, threshold=0.5).subsets
         ('typical', 'atypical', 'test')
     """
+    check_range("threshold", threshold, -math.inf, None)
     ids = examples.example_id
     is_train = examples.is_trained_on
     missing = [i for i in ids[is_train].tolist() if i not in scores]
@@ -232,7 +234,7 @@ def split_by_score(
         raise ValueError(
             f"{len(missing)} training examples of {examples.name} have no "
             f"score: ids {few(missing)}. Expected one for each of "
-            f"{is_train.sum()}."
+            f"{is_train.sum()}. Received: {len(scores)} scores."
         )
     score = np.array([scores.get(i, np.inf) for i in ids.tolist()], float)
     unknown = is_train & np.isnan(score)

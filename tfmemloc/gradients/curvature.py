@@ -36,7 +36,7 @@ import tensorflow as tf
 
 from tfmemloc import graph, tracing
 from tfmemloc.data.chunks import chunk_at, chunks
-from tfmemloc.data.examples import IDS, Examples
+from tfmemloc.data.examples import IDS, Examples, require_examples
 from tfmemloc.evaluation import as_logits
 from tfmemloc.gradients.calls import (
     recorded_calls,
@@ -215,6 +215,7 @@ def curvature_factors(
         >>> first.inputs.shape, first.outputs.shape  # 5 x 5 x 1 -> 6
         ((1, 25, 25), (1, 6, 6))
     """
+    require_examples(examples)
     if not len(examples):
         raise ValueError(
             f"{examples.name} has no examples. Expected some, over which the "

@@ -21,7 +21,7 @@ import hashlib
 import numpy as np
 import tensorflow as tf
 
-from tfmemloc.checks import is_integer
+from tfmemloc.checks import as_array, check_count, check_range, is_integer
 
 _LOW_32 = 0xFFFFFFFF
 
@@ -70,7 +70,15 @@ def example_mask_numpy(
         >>> bool((mask == same.numpy()).all())
         True
     """
-    bits = hash_bits_numpy(seed, example_ids, units)
+    ids = as_array(example_ids)
+    if ids.ndim != 1 or ids.dtype.kind not in "iu":
+        raise ValueError(
+            "`example_ids` must be integers [N]. Received: shape "
+            f"{ids.shape}, dtype {ids.dtype}."
+        )
+    check_count("units", units)
+    check_range("p_mem", p_mem, 0.0, 1.0)
+    bits = hash_bits_numpy(seed, ids, units)
     return bits.astype(np.int64) < threshold(p_mem)
 
 

@@ -10,7 +10,9 @@ import keras
 import numpy as np
 
 from tfmemloc import configs, gradients, graph
+from tfmemloc.checks import check_range
 from tfmemloc.data.examples import Examples
+from tfmemloc.fields import check_fields
 from tfmemloc.gradients import GradientEngine
 from tfmemloc.subsets import MEMORIZED, ORDINARY
 
@@ -44,7 +46,11 @@ class AccountingConfig:
     memory_budget_mib: int = 1024
 
     def __post_init__(self):
-        configs.check_choices(self)
+        check_fields(self)
+        if self.batch_size is not None:
+            check_range("batch_size", self.batch_size, 1, None)
+        check_range("weight_decay", self.weight_decay, 0.0, None)
+        check_range("memory_budget_mib", self.memory_budget_mib, 1, None)
 
 
 class Accountant:

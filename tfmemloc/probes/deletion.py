@@ -25,6 +25,7 @@ from tqdm import auto as tqdm
 
 from tfmemloc.checks import check_range
 from tfmemloc.data.examples import Examples
+from tfmemloc.fields import check_fields
 from tfmemloc.probes.critical_units import choose_ids
 from tfmemloc.report import figures
 from tfmemloc.result import Figure, Result, Table, or_none
@@ -67,6 +68,7 @@ class DeletionConfig:
     seed: int = 0
 
     def __post_init__(self):
+        check_fields(self)
         for name in self.rankings:
             rankings.named(name)
         for share in self.shares:
@@ -191,13 +193,13 @@ def delete_units(
         >>> delete_units(run, run.examples(), config).own.shape
         (2, 4)
     """
+    model = model_of(source, examples)
     subset = examples.memorized
     if subset is None:
         raise ValueError(
             f"{examples.name} expected a subset of memorized examples, noisy "
             f"or atypical. Received: {', '.join(examples.subsets)}."
         )
-    model = model_of(source, examples)
     gates = UnitGates(model, layers=config.layers)
     ids = choose_ids(examples, count=config.count, seed=config.seed)
     wanted = examples.of_ids(ids).of_subset(subset)

@@ -23,8 +23,10 @@ import numpy as np
 from tqdm import auto as tqdm
 
 from tfmemloc import configs, evaluation, graph, storage, subsets
+from tfmemloc.checks import check_range
 from tfmemloc.configs import TrainConfig
 from tfmemloc.data.examples import Examples
+from tfmemloc.fields import check_fields
 from tfmemloc.probes.group_learner import GroupLearner
 from tfmemloc.probes.layer_rewinding import position
 from tfmemloc.report import figures
@@ -66,9 +68,14 @@ class RetrainConfig:
     memory_budget_mib: int = 1024
 
     def __post_init__(self):
-        configs.check_choices(self)
-        for name in ("epochs", "patience"):
-            configs.check_range(name, getattr(self, name), 1, None)
+        check_fields(self)
+        check_range("reset_to", self.reset_to, 0, None)
+        for name in ("epochs", "patience", "batch_size", "memory_budget_mib"):
+            if getattr(self, name) is not None:
+                check_range(name, getattr(self, name), 1, None)
+        check_range("learning_rate", self.learning_rate, 0.0, None)
+        if self.stop_at is not None:
+            check_range("stop_at", self.stop_at, 0.0, 1.0)
 
     def training(self, batch_size: int) -> TrainConfig:
         """The training of each group."""

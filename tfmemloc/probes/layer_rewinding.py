@@ -25,6 +25,7 @@ from tqdm import auto as tqdm
 from tfmemloc import configs, evaluation, graph
 from tfmemloc.data.chunks import IDS, chunks
 from tfmemloc.data.examples import Examples
+from tfmemloc.fields import check_fields
 from tfmemloc.layers import masks
 from tfmemloc.models import build_network
 from tfmemloc.report import figures
@@ -57,7 +58,7 @@ class RewindConfig:
     batch_size: int = 512
 
     def __post_init__(self):
-        configs.check_choices(self)
+        check_fields(self)
         configs.check_range("batch_size", self.batch_size, 1, None)
 
 

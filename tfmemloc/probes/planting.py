@@ -17,6 +17,7 @@ from tfmemloc.data.chunks import chunk_at
 from tfmemloc.data.examples import NEXT_TOKEN, Examples
 from tfmemloc.data.labels import drawn_ids
 from tfmemloc.evaluation import as_logits
+from tfmemloc.fields import check_fields
 from tfmemloc.gradients.calls import dense_gradients
 from tfmemloc.graph.inputs import arranged
 from tfmemloc.layers import masks
@@ -53,6 +54,7 @@ class PlantingConfig:
     seed: int = 0
 
     def __post_init__(self):
+        check_fields(self)
         check_range("ratio", self.ratio, 1e-6, 1.0)
         for name in ("items", "steps"):
             check_range(name, getattr(self, name), 1, None)

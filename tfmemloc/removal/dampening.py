@@ -18,6 +18,7 @@ import numpy as np
 
 from tfmemloc.checks import check_range
 from tfmemloc.data.examples import Examples
+from tfmemloc.fields import check_fields
 from tfmemloc.gradients.engine import GradientEngine
 from tfmemloc.gradients.streaming import MEMORY_BUDGET, stream
 from tfmemloc.removal.forgetting import removed
@@ -38,6 +39,7 @@ class DampeningConfig:
     dampening: float = 1.0
 
     def __post_init__(self):
+        check_fields(self)
         check_range("alpha", self.alpha, 0.0, None)
         check_range("dampening", self.dampening, 0.0, None)
 

@@ -21,6 +21,7 @@ from tfmemloc import evaluation
 from tfmemloc.configs import DataConfig, ModelConfig, TrainConfig
 from tfmemloc.data.examples import Examples
 from tfmemloc.evaluation import SubsetMetrics
+from tfmemloc.fields import check_fields
 from tfmemloc.report import figures
 from tfmemloc.result import Figure, Result
 from tfmemloc.runs import Run
@@ -102,6 +103,9 @@ class ComparisonConfig:
     """
 
     recalibrate: bool = False
+
+    def __post_init__(self):
+        check_fields(self)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

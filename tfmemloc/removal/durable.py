@@ -17,6 +17,7 @@ import numpy as np
 
 from tfmemloc.checks import check_range
 from tfmemloc.data.examples import Examples
+from tfmemloc.fields import check_fields
 from tfmemloc.gradients import GradientEngine, subset_gradients
 from tfmemloc.removal.forgetting import removed
 from tfmemloc.removal.outcome import Removal
@@ -34,6 +35,7 @@ class DurableConfig:
     share: float = 0.01
 
     def __post_init__(self):
+        check_fields(self)
         check_range("share", self.share, 0.0, 1.0)
 
 

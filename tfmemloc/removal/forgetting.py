@@ -20,6 +20,7 @@ from tfmemloc import data, tracing
 from tfmemloc.checks import check_range
 from tfmemloc.data.examples import Examples
 from tfmemloc.evaluation import as_logits
+from tfmemloc.fields import check_fields
 from tfmemloc.gradients.calls import dense_gradients
 from tfmemloc.graph.inputs import arranged
 from tfmemloc.losses import cross_entropy
@@ -45,6 +46,7 @@ class ForgettingConfig:
     seed: int = 0
 
     def __post_init__(self):
+        check_fields(self)
         check_range("epochs", self.epochs, 1, None)
         check_range("learning_rate", self.learning_rate, 0.0, None)
         check_range("batch_size", self.batch_size, 1, None)
@@ -82,7 +84,7 @@ def split(
         ValueError: an id is not a training example's, or one side is empty.
     """
     train = examples.train
-    ids = np.unique(np.asarray(forget))
+    ids = np.unique(train.of_ids(forget).example_id)
     forgotten = train.of_ids(ids)
     retained = train.take(~np.isin(train.example_id, ids))
     if not len(forgotten) or not len(retained):

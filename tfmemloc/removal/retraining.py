@@ -50,6 +50,11 @@ def retrain_without(
         >>> result.method
         'retraining'
     """
+    if not isinstance(source, Run):
+        raise TypeError(
+            "Expected a Run, which says how its network was trained. Received: "
+            f"{type(source).__name__}. `Run.open(directory)` opens one."
+        )
     if source.model_config is None or source.training is None:
         raise ValueError(
             f"The run in {source.directory} does not say how its network was "

@@ -63,7 +63,8 @@ import numpy as np
 from tqdm import auto as tqdm
 
 from tfmemloc import configs, evaluation, gradients, graph
-from tfmemloc.data.examples import Examples
+from tfmemloc.data.examples import Examples, require_examples
+from tfmemloc.fields import check_fields
 from tfmemloc.runs import Run
 from tfmemloc.scores.checks import (
     check_classes,
@@ -103,7 +104,7 @@ class ScoreConfig:
     batch_size: int = 512
 
     def __post_init__(self):
-        configs.check_choices(self)
+        check_fields(self)
         configs.check_range("batch_size", self.batch_size, 1, None)
 
 
@@ -147,9 +148,8 @@ def score_examples(
         >>> scores.names[:3]
         ('combined', 'dropped_margin', 'disagreement')
     """
-    runs = [source] if isinstance(source, Run) else list(source)
-    if not runs:
-        raise ValueError("`source` expected a run, or several. Received: none.")
+    runs = _as_runs(source)
+    require_examples(examples)
     train = examples.train
     check_classes(train)
     for run in runs:
@@ -179,6 +179,19 @@ def score_examples(
         means,
         extra_scores,
     )
+
+
+def _as_runs(source: Run | Sequence[Run]) -> list[Run]:
+    runs = [source] if isinstance(source, Run) else source
+    is_row = isinstance(runs, list | tuple)
+    if not is_row or not all(isinstance(run, Run) for run in runs):
+        raise TypeError(
+            "`source` expected a Run, or several, which `Run.open(directory)` "
+            f"gives. Received: {type(source).__name__}."
+        )
+    if not runs:
+        raise ValueError("`source` expected a run, or several. Received: none.")
+    return list(runs)
 
 
 def _predictions(run, model, examples: Examples, batch_size, progress):

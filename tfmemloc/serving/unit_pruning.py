@@ -14,6 +14,7 @@ import keras
 import numpy as np
 
 from tfmemloc import graph
+from tfmemloc.checks import as_array
 from tfmemloc.layers.unit_mask import UnitMask
 from tfmemloc.serving.pruning import sliced
 
@@ -54,6 +55,11 @@ def prune_units(
             "prune_memorization(model) takes its memory out, untie(model) the "
             "layers alone."
         )
+    if not isinstance(keep, Mapping):
+        raise TypeError(
+            "`keep` must be a mapping from names of layers to booleans, one "
+            f"for each unit. Received: {type(keep).__name__}."
+        )
     model = graph.inlined(model)
     sites = graph.unit_sites(model)
     masks = {
@@ -85,7 +91,7 @@ def _checked(model, sites, name: str, mask) -> np.ndarray:
             f"some of {known or 'none: no layer has any'}."
         )
     units, axis = found[0].units, found[0].axis
-    mask = np.asarray(mask)
+    mask = as_array(mask)
     if mask.dtype != bool or mask.shape != (units,) or axis != -1:
         raise ValueError(
             f"Layer '{name}' expected a mask of {units} booleans, units on the "

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from tfmemloc import configs
+from tfmemloc.fields import check_fields
 from tfmemloc.units import rankings
 
 Place = Literal["unit", "block", "weights"]
@@ -77,7 +78,7 @@ class SearchConfig:
     memory_budget_mib: int = 1024
 
     def __post_init__(self):
-        configs.check_choices(self)
+        check_fields(self)
         rankings.named(self.ranking)
         for name in ("population", "limit", "memory_budget_mib"):
             configs.check_range(name, getattr(self, name), 1, None)

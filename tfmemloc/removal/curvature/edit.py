@@ -26,8 +26,9 @@ import numpy as np
 
 from tfmemloc import evaluation, storage
 from tfmemloc.checks import check_range
-from tfmemloc.configs import TrainConfig, check_choices
+from tfmemloc.configs import TrainConfig
 from tfmemloc.data.examples import Examples
+from tfmemloc.fields import check_fields
 from tfmemloc.gradients.curvature import Scalar
 from tfmemloc.removal.copies import (
     check_examples,
@@ -89,7 +90,7 @@ class CurvatureConfig:
     memory_budget_mib: int = 1024
 
     def __post_init__(self):
-        check_choices(self)
+        check_fields(self)
         if self.keep is not None:
             check_range("keep", self.keep, 1e-6, 1.0)
         check_range("positions", self.positions, 1, None)
