@@ -140,6 +140,7 @@ def _twin(model, examples, ids, gates, population, **options):
     after = [f"{name.split('.')[0]}.relu" for name in gates.names]
     copy, variables = oracles.gated_copy(model, after)
     chosen = examples.of_ids(population)
+    logits_and_gradients = oracles.gate_gradients(copy, variables)
 
     def inputs(part):
         return {
@@ -149,7 +150,7 @@ def _twin(model, examples, ids, gates, population, **options):
 
     return [
         oracles.one_example_units(
-            copy,
+            logits_and_gradients,
             variables,
             (inputs(one), one.label[0]),
             (inputs(chosen), chosen.label),

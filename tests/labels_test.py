@@ -15,7 +15,6 @@ from tfmemloc.labels import (
     apply_decisions,
     find_label_errors,
     read_decisions,
-    score_by_removal,
 )
 from tfmemloc.labels.review import REVIEW, write_review
 from tfmemloc.removal.curvature import CurvatureConfig
@@ -46,14 +45,22 @@ def rng_of_module():
     return np.random.default_rng(0)
 
 
-def test_any_trained_network_ranks_labels(
-    small_network, small_digits, tmp_path
-):
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("labels")
+
+
+@pytest.fixture(scope="module")
+def found(small_network, small_digits, folder):
     before = [w.copy() for w in small_network.get_weights()]
-    found = find_label_errors(small_network, small_digits, tmp_path, QUICK)
+    found = find_label_errors(small_network, small_digits, folder, QUICK)
     for old, new in zip(before, small_network.get_weights(), strict=True):
         np.testing.assert_array_equal(old, new)
-    written = {path.name for path in tmp_path.iterdir()}
+    return found
+
+
+def test_any_trained_network_ranks_labels(found, folder):
+    written = {path.name for path in folder.iterdir()}
     assert {REVIEW, "suspects.csv", "example_scores.npz"} <= written
     (combined, *_) = found.quality
     # The network knew all labels, right and wrong: by its loss they are even.
@@ -62,13 +69,12 @@ def test_any_trained_network_ranks_labels(
 
 
 def test_the_edited_network_judges_and_the_given_one_is_the_gap(
-    small_network, small_digits
+    found, small_network, small_digits
 ):
     from tfmemloc import remove_memory
     from tfmemloc.evaluation import predict_logits
     from tfmemloc.losses import log_softmax
 
-    scores = score_by_removal(small_network, small_digits, QUICK)
     edited, _ = remove_memory(small_network, small_digits, QUICK)
     train = small_digits.train
     rows = np.arange(len(train)), train.label
@@ -76,7 +82,7 @@ def test_the_edited_network_judges_and_the_given_one_is_the_gap(
         log_softmax(predict_logits(model, train))[rows]
         for model in (small_network, edited)
     )
-    np.testing.assert_allclose(scores.of("tied_gap"), on - off, atol=1e-4)
+    np.testing.assert_allclose(found.of("tied_gap"), on - off, atol=1e-4)
 
 
 @pytest.mark.parametrize(

@@ -95,9 +95,17 @@ def test_what_cannot_be_cut_is_one_suffix():
     assert graph.stages(model, [cut]) == []
 
 
-def _rewound_plainly(run, examples, epoch, group_names, statistics):
-    """The slow twin: load, overwrite, evaluate everything."""
+@pytest.fixture(scope="module")
+def plain(run):
+    """A network to overwrite, and its predictor: one trace for all twins."""
     model = run.model()
+    return model, evaluation.Predictor(model)
+
+
+def _rewound_plainly(plain, run, examples, epoch, group_names, statistics):
+    """The slow twin: load, overwrite, evaluate everything."""
+    model, predictor = plain
+    model.set_weights(run.weights(run.epochs[-1]))
     early = dict(
         zip([w.path for w in model.weights], run.weights(epoch), strict=True)
     )
@@ -106,12 +114,12 @@ def _rewound_plainly(run, examples, epoch, group_names, statistics):
         group = weight.path.split(".")[0]
         if group in group_names and (statistics or not is_statistic):
             weight.assign(early[weight.path])
-    return evaluation.evaluate(model, examples)
+    return evaluation.evaluate(predictor, examples)
 
 
 @pytest.mark.parametrize("statistics", [True, False])
 @pytest.mark.parametrize("mode", ["single", "up_to", "from"])
-def test_rewinding_equals_its_slow_twin(run, examples, mode, statistics):
+def test_rewinding_equals_its_slow_twin(plain, run, examples, mode, statistics):
     result = rewind_layers(
         run,
         examples,
@@ -126,7 +134,9 @@ def test_rewinding_equals_its_slow_twin(run, examples, mode, statistics):
                 "up_to": result.groups[: g + 1],
                 "from": result.groups[g:],
             }[mode]
-            twin = _rewound_plainly(run, examples, epoch, chosen, statistics)
+            twin = _rewound_plainly(
+                plain, run, examples, epoch, chosen, statistics
+            )
             np.testing.assert_array_equal(result.accuracy[e, g], twin.accuracy)
             np.testing.assert_allclose(result.loss[e, g], twin.loss, rtol=1e-5)
     baseline = evaluation.evaluate(run.model(), examples)

@@ -295,7 +295,8 @@ def test_the_program_takes_sweeps(tmp_path):
             "--grid=subset_seed=0,1",
             "--grid=subset_complement=false,true",
             "--over=subset_seed",
-            "--base=--train_examples=80 --test_examples=20 --width=0.125 "
+            "--base=--train_examples=80 --test_examples=20 --model=lenet "
+            "--width=1 "
             f"--subset_ratio=0.5 --dropout={dropout} --epochs=2",
             f"--run_dir={tmp_path / 'halves' / name}",
         )

@@ -63,13 +63,35 @@ def gated_copy(model, names):
     return copy, [found[name].gate for name in names]
 
 
+def gate_gradients(copy, gates):
+    """(inputs, labels) -> logits and the gradient of each gate, in a graph."""
+
+    @tf.function(autograph=False, reduce_retracing=True)
+    def logits_and_gradients(inputs, labels):
+        with tf.GradientTape() as tape:
+            logits = copy(inputs, training=False)
+            loss = tf.reduce_mean(
+                tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits)
+            )
+        return logits, tape.gradient(loss, [gate.value for gate in gates])
+
+    return logits_and_gradients
+
+
 def one_example_units(
-    copy, gates, example, population, *, objective="zero", term="exact", limit
+    logits_and_gradients,
+    gates,
+    example,
+    population,
+    *,
+    objective="zero",
+    term="exact",
+    limit,
 ):
     """The greedy search for one example, step by step, as it is defined.
 
     Args:
-        copy: and
+        logits_and_gradients: of `gate_gradients`.
         gates: of `gated_copy`.
         example: (inputs of a batch of one, label).
         population: (inputs, labels).
@@ -82,12 +104,7 @@ def one_example_units(
     """
 
     def loss_gradient(inputs, labels):
-        with tf.GradientTape() as tape:
-            logits = copy(inputs, training=False)
-            loss = tf.reduce_mean(
-                tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits)
-            )
-        found = tape.gradient(loss, [gate.value for gate in gates])
+        _, found = logits_and_gradients(inputs, labels)
         return np.concatenate([g.numpy() for g in found])
 
     inputs, label = example
@@ -98,7 +115,8 @@ def one_example_units(
     frozen = loss_gradient(*population) if term == "frozen" else 0
     removed = []
     while True:
-        if int(np.argmax(copy(inputs, training=False)[0])) != label:
+        logits, _ = logits_and_gradients(inputs, np.array([label]))
+        if int(np.argmax(logits[0])) != label:
             return removed, True
         if len(removed) == limit:
             return removed, False

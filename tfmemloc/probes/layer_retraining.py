@@ -70,7 +70,8 @@ class RetrainConfig:
     def __post_init__(self):
         check_fields(self)
         check_range("reset_to", self.reset_to, 0, None)
-        for name in ("epochs", "patience", "batch_size", "memory_budget_mib"):
+        check_range("memory_budget_mib", self.memory_budget_mib, 0, None)
+        for name in ("epochs", "patience", "batch_size"):
             if getattr(self, name) is not None:
                 check_range(name, getattr(self, name), 1, None)
         check_range("learning_rate", self.learning_rate, 0.0, None)

@@ -10,7 +10,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfmemloc import graph, losses, tracing
+from tfmemloc import graph, losses
 from tfmemloc.checks import check_range
 from tfmemloc.data import text
 from tfmemloc.data.chunks import chunk_at
@@ -142,7 +142,8 @@ class Planting:
             lambda t: tf.TensorSpec([None, *t.shape[1:]], t.dtype),
             graph.inputs_of(model),
         )
-        self._train = tracing.function(
+        # With AutoGraph: it loops until the item is known.
+        self._train = tf.function(
             self._trained,
             input_signature=[
                 inputs,
