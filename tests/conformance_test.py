@@ -14,6 +14,12 @@ from tfmemloc.models import vit
 SHAPE = (8, 8, 1)
 
 
+@pytest.fixture(autouse=True)
+def short_vit(monkeypatch):
+    """The blocks of a ViT are alike: two show what six do."""
+    monkeypatch.setattr(vit, "_DEPTH", 2)
+
+
 def _layer_model(layer, shape=SHAPE):
     """A small network around one layer."""
     image = keras.Input(SHAPE, name="image")

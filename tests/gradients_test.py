@@ -14,6 +14,12 @@ from tfmemloc.graph.inputs import arranged
 layers = keras.layers
 
 
+@pytest.fixture(autouse=True)
+def short_vit(monkeypatch):
+    """The blocks of a ViT are alike: two show what six do."""
+    monkeypatch.setattr(models.vit, "_DEPTH", 2)
+
+
 def _flat_model(shape, *stack, classes=5):
     x = inputs = keras.Input(shape)
     for layer in stack:
@@ -184,7 +190,7 @@ def _one_by_one(model, batch, weight_decay=0.0):
     """
     variables = model.trainable_variables
 
-    @tf.function
+    @tf.function(autograph=False)
     def tape_of_one(inputs, label):
         with tf.GradientTape() as tape:
             logits = model(arranged(model, inputs), training=False)
