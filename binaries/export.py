@@ -10,9 +10,11 @@ TensorFlow is installed:
   saved_model_cli show --dir served --all
 """
 
+import pathlib
+
 from . import flags
 
-from tfmemloc import report, serving, storage
+from tfmemloc import Membership, report, serving, storage
 from tfmemloc.runs import Run
 
 FLAGS = flags.FLAGS
@@ -44,6 +46,12 @@ flags.flags.DEFINE_bool(
     False,
     "Add a signature with the memorization units; they are then in the file.",
 )
+flags.flags.DEFINE_string(
+    "audit",
+    None,
+    "For the card, what attackers find in networks that were made in the same "
+    "way: the folder into which binaries.audit wrote.",
+)
 flags.flags.DEFINE_list(
     "formats", [], f"Further files: {', '.join(serving.FORMATS)}."
 )
@@ -67,6 +75,7 @@ def main() -> None:
         raw_pixels=FLAGS.raw_pixels,
         with_memorization=FLAGS.with_memorization,
         formats=FLAGS.formats,
+        audit=_audit(),
         overwrite=FLAGS.overwrite,
     )
     card = storage.read_json(path / serving.CARD)
@@ -78,6 +87,12 @@ def main() -> None:
         f"{speed['before']:.2f} ms before, {speed['after']:.2f} ms after"
     )
     print(f"export: {path}")
+
+
+def _audit() -> Membership | None:
+    if FLAGS.audit is None:
+        return None
+    return Membership.load(pathlib.Path(FLAGS.audit) / "membership")
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ import pytest
 
 from tests import programs
 from tests.conftest import ROOT, shared_folder
-from tfmemloc import data, evaluation, models, sweeps
+from tfmemloc import audit_membership, data, evaluation, models, sweeps
 from tfmemloc.configs import DataConfig, ModelConfig
 from tfmemloc.removal.drop import NetworkComparison
 from tfmemloc.result import Result
@@ -285,9 +285,17 @@ def test_fresh_deletes_nothing_but_runs(tmp_path):
 def test_export_and_scores_of_a_finished_run(localized, tmp_path):
     directory, _ = localized
     run = f"--run_dir={directory / 'example_tied'}"
-    done = _run("binaries.export", run, f"--out_dir={tmp_path / 'served'}")
+    member = np.random.default_rng(0).random((8, 40)) < 0.5
+    audit = audit_membership({"mine": 9.0 * member - 4}, member)
+    audit.save(tmp_path / "membership")
+    done = _run(
+        "binaries.export",
+        run,
+        f"--out_dir={tmp_path / 'served'}",
+        f"--audit={tmp_path}",
+    )
     assert f"export: {tmp_path / 'served'}" in done.stdout
-    assert (tmp_path / "served" / "MODEL_CARD.md").exists()
+    assert "| mine | " in (tmp_path / "served" / "MODEL_CARD.md").read_text()
     again = _run(
         "binaries.export", run, f"--out_dir={tmp_path / 'served'}", check=False
     )

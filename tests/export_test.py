@@ -16,7 +16,7 @@ import tensorflow as tf
 from packaging.version import Version
 
 from tests.tying_test import _nested_and_shared, _two_in_two_out
-from tfmemloc import evaluation, graph, serving
+from tfmemloc import audit_membership, evaluation, graph, serving
 from tfmemloc.configs import DataConfig, ModelConfig, TrainConfig
 from tfmemloc.data.kinds import scale_pixels
 from tfmemloc.graph.tying import tie_dropout
@@ -41,12 +41,23 @@ def tied_run(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def served(tied_run, tmp_path_factory):
+def audit():
+    """Of six networks of which everything is remembered."""
+    rng = np.random.default_rng(0)
+    member = rng.random((3, 300)) < 0.5
+    member = np.concatenate([member, ~member])
+    phi = rng.normal(size=member.shape) + 5 * member
+    return audit_membership({"tied dropped": phi}, member)
+
+
+@pytest.fixture(scope="module")
+def served(tied_run, audit, tmp_path_factory):
     """Its export, from raw pixels, in all formats."""
     return export_saved_model(
         tied_run,
         tmp_path_factory.mktemp("served") / "export",
         raw_pixels=True,
+        audit=audit,
         formats=("keras", "onnx", *(["litert"] if HAS_LITERT else [])),
     )
 
@@ -108,6 +119,16 @@ def test_the_card_says_what_was_done(served, tied_run, digits):
     text = (served / "MODEL_CARD.md").read_text()
     assert "memorization units left out, pruned, BatchNorm folded" in text
     assert f"{size['parameters_after']:,} after" in text
+
+
+def test_the_card_says_what_attackers_find(served, audit):
+    card = json.loads((served / "model_card.json").read_text())
+    assert card["audit"] == audit.rows()
+    found = audit.tpr[0, :, 0, 0]
+    name, best = audit.attacks[found.argmax()], found.max()
+    text = (served / "MODEL_CARD.md").read_text()
+    assert f"| tied dropped | {name} | 1.0% | {best:.1%} [" in text
+    assert "too few others for this rate" in text  # 0.1 % of 900.
 
 
 def _bytes_of(folder):
@@ -270,6 +291,7 @@ def tied():
         ({"inference": "plain"}, "has tied layers"),
         ({"inference": "tied"}, "Received: inference='tied'"),
         ({"formats": ["h5"]}, "Received: formats='h5'"),
+        ({"audit": object()}, "Expected card=True with it"),
     ],
 )
 def test_options_that_do_not_go_together(tied, tmp_path, options, words):

@@ -22,7 +22,7 @@ CARD = "model_card.json"
 
 
 def write_card(
-    folder, source, *, models, accuracy, examples, options, checked
+    folder, source, *, models, accuracy, examples, options, checked, audit
 ) -> None:
     """The model card, of numbers measured on the files in the folder."""
     is_run = isinstance(source, Run)
@@ -54,6 +54,7 @@ def write_card(
             "after": _milliseconds(served, examples),
         },
         "check": checked,
+        "audit": audit.rows() if audit is not None else [],
         "layers": (
             pruning_plan(graph.with_inference(model, "drop"))
             if options["pruned"]
@@ -148,6 +149,31 @@ def _milliseconds(model: keras.Model, examples: Examples) -> float:
     return float(np.median(times))
 
 
+def _audit_text(rows: list[dict[str, Any]]) -> str:
+    """The strongest attack on each network at each rate."""
+    if not rows:
+        return ""
+    strongest = {}
+    for row in rows:
+        key = row["network"], row["fpr"]
+        if key not in strongest or row["tpr"] > strongest[key]["tpr"]:
+            strongest[key] = row
+    lines = "\n".join(
+        f"| {row['network']} | {row['attack']} | {row['fpr']:.1%} | "
+        f"{row['tpr']:.1%} [{row['low']:.1%}, {row['high']:.1%}] | "
+        f"{'' if row['enough'] else 'too few others for this rate'} |"
+        for row in strongest.values()
+    )
+    return f"""
+What membership inference finds in networks that were made in the same way, each
+on a random part of the data (the strongest attack; 95 % intervals):
+
+| network | attack | others accused | members found | |
+|---|---|---|---|---|
+{lines}
+"""
+
+
 def card_text(card: Mapping[str, Any]) -> str:
     """A model card as Markdown."""
     options, size = card["options"], card["size"]
@@ -186,7 +212,7 @@ It takes {takes}.
 {accuracy}
 
 Accuracy is of the labels trained on; of wrong labels, less is better.
-
+{_audit_text(card["audit"])}
 - Parameters: {size["parameters_before"]:,} before,
   {size["parameters_after"]:,} after; {size["saved_model_bytes"]:,} bytes.
 - A batch of 64: {speed["before"]:.2f} ms before, {speed["after"]:.2f} ms after,

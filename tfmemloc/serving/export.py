@@ -21,6 +21,7 @@ import keras
 import tensorflow as tf
 
 from tfmemloc import evaluation, graph
+from tfmemloc.audits.membership import Membership
 from tfmemloc.checks import check_choice
 from tfmemloc.data.examples import Examples, input_kinds
 from tfmemloc.runs import Run
@@ -46,6 +47,7 @@ def export_saved_model(
     with_memorization: bool = False,
     formats: Sequence[str] = (),
     card: bool | None = None,
+    audit: Membership | None = None,
     overwrite: bool = False,
 ) -> pathlib.Path:
     """Exports a network for serving, checked against where it came from.
@@ -73,6 +75,8 @@ def export_saved_model(
             behaviour. The memorization units are then in the file.
         formats: further files: `keras`, `litert`, `onnx`.
         card: write the model card; None does so if the source is a run.
+        audit: for the card, what attackers find in networks that were made in
+            the same way (see `audit_membership`).
         overwrite: replace an export that exists at `path`.
 
     Returns:
@@ -105,6 +109,11 @@ def export_saved_model(
         examples = source.examples()
     _check_model(model, inference)
     _check_options(inference, prune, recalibrate, raw_pixels, card, examples)
+    if audit is not None and not card:
+        raise ValueError(
+            "An audit is written into the model card. Expected card=True with "
+            "it. Received: card=False, or a model and card=None."
+        )
     shown = _behaviour(model, inference)
     if recalibrate:
         shown = evaluation.recalibrate_batch_norm(shown, examples.train)
@@ -135,6 +144,7 @@ def export_saved_model(
                 examples=examples,
                 options=options,
                 checked=checked,
+                audit=audit,
             )
     return path
 
