@@ -5,7 +5,7 @@ VENV := .venv
 # Quiet TensorFlow's start-up messages; errors still show.
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
-.PHONY: demo test test-all lint benchmarks clean
+.PHONY: demo test test-all lint benchmarks docs clean
 
 demo: $(VENV)/ready
 	$(VENV)/bin/python -m binaries.localize --dataset=digits \
@@ -25,6 +25,11 @@ lint: $(VENV)/ready
 
 benchmarks: $(VENV)/ready
 	$(VENV)/bin/python -m benchmarks
+
+# The site, in build/site. Strict: no dead link, no public name without a page.
+docs: $(VENV)/ready
+	$(VENV)/bin/pip install --quiet --editable '.[docs]'
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/python -m mkdocs build
 
 $(VENV)/ready: setup.cfg pyproject.toml
 	$(PYTHON) -m venv $(VENV)

@@ -68,6 +68,13 @@ def test_the_tables_are_the_measured_ones(path):
         assert f"<!-- /{name} -->" in text
 
 
+def test_the_site_takes_sections_that_there_are():
+    pages = [path.read_text() for path in (ROOT / "docs").glob("*.md")]
+    wanted = re.findall(r"\{\{ README: (.+?) \}\}", "".join(pages))
+    assert len(wanted) == 5
+    assert set(wanted) <= set(re.findall(r"^## (.+)$", README, re.M))
+
+
 def test_the_commands_are_those_that_were_measured():
     for name in ("mnist_10000", "cifar10_5000"):
         path = RESULTS / f"{name}_critical_units.json"

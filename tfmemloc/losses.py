@@ -18,6 +18,7 @@ from collections.abc import Callable
 import numpy as np
 import tensorflow as tf
 
+Array = np.ndarray | tf.Tensor
 # (labels, outputs) -> loss of each example [B]
 Loss = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
 

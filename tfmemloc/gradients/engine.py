@@ -17,7 +17,7 @@ statistics the loss of one example depends on all others of its batch, so that
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import keras
@@ -34,7 +34,7 @@ from tfmemloc.gradients.calls import (
 )
 from tfmemloc.gradients.terms import Full, Term, add_terms
 from tfmemloc.graph.inputs import arranged
-from tfmemloc.losses import Loss, cross_entropy
+from tfmemloc.losses import Array, Loss, cross_entropy
 
 ENGINES = ("layerwise", "vectorized_map")
 
@@ -99,11 +99,13 @@ class GradientEngine:
         )
         self._functions: dict[tuple, Callable] = {}
 
-    def norms_squared(self, inputs: Inputs, label) -> tf.Tensor:
+    def norms_squared(self, inputs: Inputs, label: Array) -> tf.Tensor:
         """Squared norm of each example's gradient, by variable: [B, V]."""
         return self._call(self._norms_squared_of, inputs, label)
 
-    def dots(self, inputs: Inputs, label, direction) -> tf.Tensor:
+    def dots(
+        self, inputs: Inputs, label: Array, direction: Sequence[Array]
+    ) -> tf.Tensor:
         """Product of each example's gradient with a direction: [B, V].
 
         Args:
@@ -114,22 +116,22 @@ class GradientEngine:
         direction = [tf.convert_to_tensor(d, tf.float32) for d in direction]
         return self._call(self._dots_of, inputs, label, direction=direction)
 
-    def gradients(self, inputs: Inputs, label) -> list[tf.Tensor]:
+    def gradients(self, inputs: Inputs, label: Array) -> list[tf.Tensor]:
         """Each example's gradient: V tensors [B, *shape of the variable]."""
         return self._call(self._gradients_of, inputs, label)
 
-    def squares(self, inputs: Inputs, label) -> list[tf.Tensor]:
+    def squares(self, inputs: Inputs, label: Array) -> list[tf.Tensor]:
         """Squared per-example gradients, summed: V tensors like the weights."""
         return self._call(self._squares_of, inputs, label)
 
     def account(
-        self, inputs: Inputs, label
+        self, inputs: Inputs, label: Array
     ) -> tuple[tf.Tensor, list[tf.Tensor], tf.Tensor]:
         """Squared norms [B, V], summed gradients [V], logits; in one pass."""
         return self._call(self._account_of, inputs, label)
 
     def subset_sums(
-        self, inputs: Inputs, label, member
+        self, inputs: Inputs, label: Array, member: Array
     ) -> list[list[tf.Tensor]]:
         """Gradients of each subset's summed loss, under batch statistics.
 
@@ -154,7 +156,7 @@ class GradientEngine:
             for function in self._functions.values()
         )
 
-    def as_batch(self, inputs: Inputs, label) -> tuple[Any, tf.Tensor]:
+    def as_batch(self, inputs: Inputs, label: Array) -> tuple[Any, tf.Tensor]:
         """Inputs as the model takes them, and labels as integers."""
         label = tf.convert_to_tensor(label)
         if not label.dtype.is_integer:

@@ -13,6 +13,7 @@ import tensorflow as tf
 from tfmemloc import storage
 from tfmemloc.data.examples import Examples
 from tfmemloc.layers.tied_dropout import MEMORY_OFF
+from tfmemloc.losses import Array
 from tfmemloc.training import tables
 from tfmemloc.training.recording import MEASURES, recorded_epochs
 
@@ -96,7 +97,7 @@ class ExampleRecorder:
         self._table = tables.shared_variable(self._nothing)
         self._seen = tables.shared_variable(np.zeros(len(ids) + 3, np.int32))
 
-    def update(self, example_ids, labels, outputs) -> None:
+    def update(self, example_ids: Array, labels: Array, outputs: Array) -> None:
         """Notes a batch; to be called in the training step, in the graph.
 
         Args:
