@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import atexit
 import functools
+import gc
 import importlib
 import json
 import os
@@ -116,6 +117,7 @@ def _serve(package: str) -> None:
     """Answers questions until the other side closes."""
     # What all programs import; nothing of it runs an operation yet.
     importlib.import_module(f"{package}.flags")
+    gc.freeze()  # What is imported is no garbage; forks need not look there.
     ended: dict[int, int] = {}
     for line in sys.stdin:
         question = json.loads(line)
