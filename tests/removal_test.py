@@ -161,8 +161,8 @@ def test_retraining_leaves_them_out(tmp_path, held_out_digits):
     [
         ([], "and not of all. Received: 0"),
         ([10**6], "no example with id"),
-        ([1.5], "ids that are integers. Received: dtype float64"),
-        ([True, False], "ids that are integers. Received: dtype bool"),
+        ([1.5], "ids that are integers, .* dtype float64"),
+        ([True, False], "ids that are integers, .* dtype bool"),
     ],
 )
 def test_bad_forget_sets_are_refused(ids, words, overfitted, held_out_digits):
