@@ -18,6 +18,7 @@ from typing import Any
 from benchmarks import audit_tables, removal_tables, tied_tables
 from tfmemloc import Result, report, storage
 from tfmemloc.probes.critical_units import critical_table
+from tfmemloc.result import Table
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "docs" / "results"
@@ -53,6 +54,17 @@ def _main_table(name: str) -> str:
 def _critical(rows: list[dict[str, Any]]) -> str:
     """Sizes of critical sets, as `binaries.ablate` prints them."""
     return _fenced(report.text_table(critical_table(rows)))
+
+
+def _protocols() -> str:
+    """The same search under our options and under the paper's."""
+    rows = _read("digits_protocols")["rows"]
+    shown = critical_table(rows)
+    lines = [
+        {"protocol": row["protocol"], **line}
+        for row, line in zip(rows, shown.rows, strict=True)
+    ]
+    return _fenced(report.text_table(Table(lines, shown.formats)))
 
 
 def _critical_digits() -> list[dict[str, Any]]:
@@ -305,6 +317,7 @@ BLOCKS: Mapping[str, Callable[[], str]] = {
     "critical_cifar10": lambda: _critical(
         _read("cifar10_5000_critical_units")["table"]
     ),
+    "protocols": _protocols,
     "own_units": lambda: _table("digits_seed0_own_units_example_tied"),
     "label_errors_digits": lambda: _label_errors("digits"),
     "label_errors_mnist": lambda: _label_errors("mnist"),
