@@ -88,7 +88,7 @@ def _of(wanted: Any, value: Any) -> Any:
     if wanted is int and is_integer(value):
         return int(value)
     if wanted is float and is_number(value) and math.isfinite(value):
-        return float(value) if isinstance(value, np.floating) else value
+        return int(value) if is_integer(value) else float(value)
     if wanted is str and isinstance(value, str | os.PathLike):
         return os.fspath(value)
     raise TypeError
