@@ -106,7 +106,11 @@ def test_probes_of_a_finished_run(localized, tmp_path, program, name, words):
     [
         ("rewind", ["--epochs=0,99"], "epoch 99. Saved epochs: 0, 1, 2, 3"),
         ("retrain", ["--groups=conv9"], "no group 'conv9'. Expected some of"),
-        ("account_gradients", ["--memory_budget_mib=0"], "at least 1"),
+        (
+            "account_gradients",
+            ["--memory_budget_mib=0"],
+            "`memory_budget_mib` must be at least 1",
+        ),
         ("ablate", ["--ids=5,77777"], "no example with id 77777"),
         ("ablate", ["--limit=0"], "Received: limit=0"),
     ],

@@ -29,6 +29,35 @@ def as_array(value: Any) -> np.ndarray:
         return np.asarray("rows of different lengths")
 
 
+def few(values: Any) -> str:
+    """The first five values as text."""
+    values = [str(value) for value in list(values)[:6]]
+    return ", ".join(values[:5]) + (", ..." if len(values) > 5 else "")
+
+
+def as_ids(owner: str, value: Any) -> np.ndarray:
+    """Ids of examples as int64 [N].
+
+    Args:
+        owner: whose they are, for the message.
+        value: a row of integers; an id may come more than once.
+
+    Raises:
+        ValueError: they are none.
+    """
+    ids = as_array(value)
+    if ids.size and ids.dtype.kind not in "iu":
+        raise ValueError(
+            f"{owner}: expected ids that are integers. Received: dtype "
+            f"{ids.dtype}, {few(ids.ravel())}."
+        )
+    if ids.ndim != 1:
+        raise ValueError(
+            f"{owner}: expected ids in a row, [N]. Received: shape {ids.shape}."
+        )
+    return ids.astype(np.int64)
+
+
 def check_choice(name: str, value: Any, choices: tuple[str, ...]) -> Any:
     """The value, refused if it is not one of the choices.
 

@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from tfmemloc.checks import few
 from tfmemloc.data import rows as rows_
-from tfmemloc.data.examples import Examples, few
+from tfmemloc.data.examples import Examples
 from tfmemloc.data.kinds import (
     DEFAULT_NAMES,
     TOKENS,

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from tfmemloc import subsets
-from tfmemloc.checks import as_array
+from tfmemloc.checks import as_ids, few
 from tfmemloc.data import rows as rows_
 from tfmemloc.data.kinds import kind_of
 from tfmemloc.subsets import OfSubsets
@@ -159,7 +159,7 @@ class Examples(OfSubsets):
         Raises:
             ValueError: an id does not occur.
         """
-        wanted = _as_ids(self, example_ids)
+        wanted = as_ids(self.name, example_ids)
         place, is_missing = places_of(self.example_id, wanted)
         if is_missing.any():
             raise ValueError(
@@ -255,12 +255,6 @@ def check_fingerprint(examples: Examples, expected: Mapping) -> None:
         )
 
 
-def few(values) -> str:
-    """The first five values as text."""
-    values = [str(value) for value in list(values)[:6]]
-    return ", ".join(values[:5]) + (", ..." if len(values) > 5 else "")
-
-
 def _checksums(examples: Examples, places: np.ndarray) -> dict:
     places = places[np.argsort(examples.example_id[places])]
     columns = {
@@ -308,16 +302,6 @@ def _frozen_inputs(examples: Examples) -> dict[str, rows_.Rows]:
             f"Received: {counts}."
         )
     return frozen
-
-
-def _as_ids(examples: Examples, example_ids: Sequence[int]) -> np.ndarray:
-    ids = as_array(example_ids)
-    if ids.ndim != 1 or (ids.size and ids.dtype.kind not in "iu"):
-        raise ValueError(
-            f"{examples.name}: expected ids that are integers, [N]. Received: "
-            f"shape {ids.shape}, dtype {ids.dtype}, {few(ids.ravel())}."
-        )
-    return ids.astype(np.int64)
 
 
 def require_examples(value: Any) -> None:

@@ -9,8 +9,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from tfmemloc.checks import check_range, is_integer
-from tfmemloc.data.examples import Examples, few
+from tfmemloc.checks import check_range, few, is_integer
+from tfmemloc.data.examples import Examples
 from tfmemloc.layers import masks
 
 

@@ -21,7 +21,8 @@ import hashlib
 import numpy as np
 import tensorflow as tf
 
-from tfmemloc.checks import as_array, check_count, check_range, is_integer
+from tfmemloc import tracing
+from tfmemloc.checks import as_ids, check_count, check_range, is_integer
 
 _LOW_32 = 0xFFFFFFFF
 
@@ -70,12 +71,7 @@ def example_mask_numpy(
         >>> bool((mask == same.numpy()).all())
         True
     """
-    ids = as_array(example_ids)
-    if ids.ndim != 1 or ids.dtype.kind not in "iu":
-        raise ValueError(
-            "`example_ids` must be integers [N]. Received: shape "
-            f"{ids.shape}, dtype {ids.dtype}."
-        )
+    ids = as_ids("`example_ids`", example_ids)
     check_count("units", units)
     check_range("p_mem", p_mem, 0.0, 1.0)
     bits = hash_bits_numpy(seed, ids, units)
@@ -124,8 +120,7 @@ def hash_bits(
 
 # One function for all layers: its seventy operations are traced once, so that a
 # layer takes a seventh of the time to trace that it takes to write its own.
-@tf.function(
-    autograph=False,
+@tracing.function(
     input_signature=[
         tf.TensorSpec([2, 1], tf.int64),
         tf.TensorSpec([None], tf.int64),

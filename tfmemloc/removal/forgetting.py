@@ -17,7 +17,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfmemloc import data, tracing
-from tfmemloc.checks import check_range
+from tfmemloc.checks import as_ids, check_range
 from tfmemloc.data.examples import Examples
 from tfmemloc.evaluation import as_logits
 from tfmemloc.fields import check_fields
@@ -84,7 +84,7 @@ def split(
         ValueError: an id is not a training example's, or one side is empty.
     """
     train = examples.train
-    ids = np.unique(train.of_ids(forget).example_id)
+    ids = np.unique(as_ids(examples.name, forget))
     forgotten = train.of_ids(ids)
     retained = train.take(~np.isin(train.example_id, ids))
     if not len(forgotten) or not len(retained):
