@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from tfmemloc import report
+from tfmemloc.audits.membership import strongest
 from tfmemloc.result import Table
 
 Rows = Sequence[dict[str, Any]]
@@ -74,18 +75,13 @@ def membership(found: dict[str, Any]) -> str:
     """The strongest attack on each network, at each rate, by part."""
     shown = []
     parts = found["parts"]
+    attacks = strongest(parts)
     rates = sorted({row["fpr"] for row in parts}, reverse=True)
     for network in dict.fromkeys(row["network"] for row in parts):
         for part in ("all", "clean", "noisy"):
             line: dict[str, Any] = {"network": network, "examples": part}
             for rate in rates:
-                rows = [
-                    row
-                    for row in parts
-                    if (row["network"], row["examples"], row["fpr"])
-                    == (network, part, rate)
-                ]
-                best = max(rows, key=lambda row: row["tpr"])
+                best = attacks[network, part, rate]
                 few = "" if best["enough"] else " (few)"
                 line[f"TPR at {rate:.1%} FPR"] = (
                     f"{best['tpr']:.1%} [{best['low']:.1%}, "

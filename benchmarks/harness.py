@@ -40,17 +40,10 @@ def ratios(
         wanted: (metric, upper side, lower side, reach, lower is better).
         repeats: rounds; each round times every side once.
     """
-    for work in sides.values():
-        work()
-    seconds = {name: [] for name in sides}
-    for _ in range(repeats):
-        for name, work in sides.items():
-            started = time.perf_counter()
-            work()
-            seconds[name].append(time.perf_counter() - started)
+    seconds = timed(sides, repeats)
     rows = []
     for metric, upper, lower, reach, lower_is_better in wanted:
-        values = np.array(seconds[upper]) / np.array(seconds[lower])
+        values = seconds[upper] / seconds[lower]
         rows.append(
             Row(
                 benchmark,
@@ -64,3 +57,18 @@ def ratios(
             )
         )
     return rows
+
+
+def timed(
+    sides: Mapping[str, Callable[[], object]], repeats: int = REPEATS
+) -> dict[str, np.ndarray]:
+    """Seconds [repeats] of each side, in turn, after one round untimed."""
+    for work in sides.values():
+        work()
+    seconds = {name: np.zeros(repeats) for name in sides}
+    for k in range(repeats):
+        for name, work in sides.items():
+            started = time.perf_counter()
+            work()
+            seconds[name][k] = time.perf_counter() - started
+    return seconds

@@ -113,9 +113,9 @@ def _programs() -> str:
     """What the programs say of themselves."""
     parts = ["# Programs\n\nAll flags are in `--help`.\n"]
     for path in sorted((ROOT / "binaries").glob("*.py")):
-        tree = ast.parse(path.read_text("utf-8"))
-        words = ast.get_docstring(tree)
-        is_program = "def main()" in path.read_text("utf-8")
+        source = path.read_text("utf-8")
+        words = ast.get_docstring(ast.parse(source))
+        is_program = "def main()" in source
         if words is None or not is_program or path.name.startswith("_"):
             continue
         summary, *rest = words.split("\n\n")

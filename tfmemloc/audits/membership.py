@@ -13,7 +13,7 @@ Scores of one attack on all targets are put together before they are sorted.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -23,7 +23,7 @@ from tfmemloc.audits.attacks import ATTACKS, Shadows
 from tfmemloc.checks import as_array, check_choice, check_range
 from tfmemloc.fields import check_fields
 from tfmemloc.report import figures
-from tfmemloc.result import Figure, Result, Table
+from tfmemloc.result import Figure, Result, Row, Table
 from tfmemloc.statistics import share_interval
 
 ALL, MOST = "all", "most memorized tenth"
@@ -186,6 +186,20 @@ class Membership(Result):
             )
             for k, network in enumerate(self.networks)
         }
+
+
+def strongest(rows: Iterable[Row]) -> dict[tuple[str, str, float], Row]:
+    """The attack that finds most, by network, part and false-positive rate.
+
+    Args:
+        rows: as `Membership.all_rows` gives them.
+    """
+    found: dict[tuple[str, str, float], Row] = {}
+    for row in rows:
+        key = row["network"], row["examples"], row["fpr"]
+        if key not in found or row["tpr"] > found[key]["tpr"]:
+            found[key] = row
+    return found
 
 
 def audit_membership(

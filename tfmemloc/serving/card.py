@@ -12,6 +12,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfmemloc import configs, evaluation, graph, storage
+from tfmemloc.audits.membership import strongest
 from tfmemloc.data.chunks import chunk_at
 from tfmemloc.data.examples import Examples, input_kinds
 from tfmemloc.runs import Run
@@ -153,16 +154,11 @@ def _audit_text(rows: list[dict[str, Any]]) -> str:
     """The strongest attack on each network at each rate."""
     if not rows:
         return ""
-    strongest = {}
-    for row in rows:
-        key = row["network"], row["fpr"]
-        if key not in strongest or row["tpr"] > strongest[key]["tpr"]:
-            strongest[key] = row
     lines = "\n".join(
         f"| {row['network']} | {row['attack']} | {row['fpr']:.1%} | "
         f"{row['tpr']:.1%} [{row['low']:.1%}, {row['high']:.1%}] | "
         f"{'' if row['enough'] else 'too few others for this rate'} |"
-        for row in strongest.values()
+        for row in strongest(rows).values()
     )
     return f"""
 What membership inference finds in networks that were made in the same way, each
