@@ -7,8 +7,8 @@ os.environ.setdefault("MPLBACKEND", "Agg")
 # TensorFlow leaves oneDNN off on CPUs without AVX-512, and its other kernels
 # have no gradient of grouped convolutions.
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
-# As many test processes run as there are cores. More threads only wait for each
-# other: with one a third of the time is gone.
+# As many test processes run as there are cores; more threads wait for each
+# other. With one, tests that compute much take up to a third less time.
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("TF_NUM_INTRAOP_THREADS", "1")
 
@@ -33,7 +33,7 @@ from tfmemloc.configs import DataConfig, ModelConfig
 from tfmemloc.data.kinds import scale_pixels
 
 # TensorFlow's modules are a million objects; looking through them for garbage
-# while functions are traced takes a tenth of the time.
+# while functions are traced takes up to a tenth of the time.
 gc.freeze()
 gc.set_threshold(100_000, 20, 50)
 
