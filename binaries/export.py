@@ -63,7 +63,7 @@ flags.define_download()
 
 def main() -> None:
     """Exports, and prints the model card's table."""
-    run = Run.open(FLAGS.run_dir)
+    run, audit = Run.open(FLAGS.run_dir), _audit()
     path = serving.export_saved_model(
         run,
         FLAGS.out_dir,
@@ -75,7 +75,7 @@ def main() -> None:
         raw_pixels=FLAGS.raw_pixels,
         with_memorization=FLAGS.with_memorization,
         formats=FLAGS.formats,
-        audit=_audit(),
+        audit=audit,
         overwrite=FLAGS.overwrite,
     )
     card = storage.read_json(path / serving.CARD)
@@ -92,7 +92,14 @@ def main() -> None:
 def _audit() -> Membership | None:
     if FLAGS.audit is None:
         return None
-    return Membership.load(pathlib.Path(FLAGS.audit) / "membership")
+    path = pathlib.Path(FLAGS.audit) / "membership"
+    if not path.with_suffix(".json").exists():
+        raise FileNotFoundError(
+            f"--audit: there is no audit in {FLAGS.audit}. Expected the folder "
+            "into which binaries.audit wrote. Received: one without "
+            "membership.json."
+        )
+    return Membership.load(path)
 
 
 if __name__ == "__main__":

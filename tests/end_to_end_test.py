@@ -300,6 +300,15 @@ def test_export_and_scores_of_a_finished_run(localized, tmp_path):
     )
     assert f"export: {tmp_path / 'served'}" in done.stdout
     assert "| mine | " in (tmp_path / "served" / "MODEL_CARD.md").read_text()
+    missing = _run(
+        "binaries.export",
+        run,
+        f"--out_dir={tmp_path / 'other'}",
+        f"--audit={tmp_path / 'served'}",
+        check=False,
+    )
+    assert missing.returncode == 1
+    assert "--audit: there is no audit in" in missing.stderr
     again = _run(
         "binaries.export", run, f"--out_dir={tmp_path / 'served'}", check=False
     )

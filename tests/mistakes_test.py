@@ -70,7 +70,10 @@ REFUSED = {
         "makes integers of names",
     ),
     "negative labels": (lambda: from_arrays(X, Y - 1), "Received: -1"),
-    "too few labels": (lambda: from_arrays(X, Y[:-1]), r"shape \(19,\)"),
+    "too few labels": (
+        lambda: from_arrays(X, Y[:-1]),
+        r"shape \(19,\).* as many labels as there are rows",
+    ),
     "labels of other classes": (
         lambda: from_arrays(X, Y, classes=2),
         "expected label from 0 to 1. Received: 2",

@@ -180,6 +180,8 @@ def _advice(y: np.ndarray, count: int) -> str:
         )
     if y.dtype.kind == "f":
         return "y.astype(int) makes integers of whole floats."
+    if y.dtype.kind in "iu":
+        return "Pass as many labels as there are rows."
     return "np.unique(y, return_inverse=True)[1] makes integers of names."
 
 
