@@ -15,10 +15,9 @@ from tfmemloc.audits.membership import (
     MOST,
     MembershipConfig,
     audit_membership,
-    curve_of,
-    measure,
 )
 from tfmemloc.audits.of_runs import confidences_of_runs
+from tfmemloc.audits.rates import curve_of, measure
 
 EVERY = MembershipConfig(attacks=tuple(ATTACKS))
 

@@ -17,19 +17,17 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
-from scipy import stats
 
 from tfmemloc.audits.attacks import ATTACKS, Shadows
+from tfmemloc.audits.rates import curve_of, measure
 from tfmemloc.checks import as_array, check_choice, check_range
 from tfmemloc.fields import check_fields
 from tfmemloc.report import figures
 from tfmemloc.result import Figure, Result, Row, Table
-from tfmemloc.statistics import share_interval
 
 ALL, MOST = "all", "most memorized tenth"
 # Non-members that should lie above a threshold, for a rate to be believed.
 _ENOUGH = 10
-_POINTS = 200  # Of a curve.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -317,50 +315,6 @@ def _attacked(shadows: Shadows, groups, config) -> dict[str, np.ndarray]:
         "shadows": np.array(len(member)),
         "curve": np.stack(curves),
     }
-
-
-def measure(
-    scores: np.ndarray, member: np.ndarray, rates: Sequence[float]
-) -> dict[str, np.ndarray]:
-    """True-positive rates with their intervals, and the area of the curve.
-
-    Args:
-        scores: of any shape; the higher, the likelier a member.
-        member: bool, of the same shape.
-        rates: [F] false-positive rates. The threshold is the smallest at which
-            at most this share of the others lies above it.
-
-    Returns:
-        `tpr`, `low`, `high` [F] and `auc` [].
-    """
-    inside, outside = scores[member], np.sort(scores[~member])[::-1]
-    tpr, low, high = [], [], []
-    for rate in rates:
-        allowed = int(rate * len(outside))
-        threshold = outside[min(allowed, len(outside) - 1)]
-        hits = int(np.sum(inside > threshold))
-        ends = share_interval(hits, len(inside))
-        tpr.append(hits / len(inside))
-        low.append(ends[0])
-        high.append(ends[1])
-    ranks = stats.rankdata(np.concatenate([inside, outside]))
-    area = ranks[: len(inside)].sum() - len(inside) * (len(inside) + 1) / 2
-    return {
-        "tpr": np.array(tpr),
-        "low": np.array(low),
-        "high": np.array(high),
-        "auc": np.array(area / (len(inside) * len(outside))),
-    }
-
-
-def curve_of(scores: np.ndarray, member: np.ndarray) -> np.ndarray:
-    """[2, points]: false- and true-positive rates, evenly in logarithms."""
-    inside, outside = np.sort(scores[member]), np.sort(scores[~member])
-    allowed = np.unique(np.geomspace(1, len(outside), _POINTS).astype(int))
-    allowed = np.append(allowed, np.full(_POINTS - len(allowed), allowed[-1]))
-    thresholds = outside[::-1][allowed - 1]
-    true = 1 - np.searchsorted(inside, thresholds, side="left") / len(inside)
-    return np.stack([allowed / len(outside), true])
 
 
 def _check(name: str, phi: np.ndarray, member: np.ndarray, subset) -> None:
