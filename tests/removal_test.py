@@ -18,12 +18,14 @@ from tfmemloc import (
     audit_durability,
 )
 from tfmemloc.audits import durability
-from tfmemloc.gradients import GradientEngine
+from tfmemloc.gradients import GradientEngine, per_example_gradients
 from tfmemloc.removal import (
     copies,
     critical_zeroing,
     forgetting,
+    rem,
     scrub,
+    second_order,
     subnet,
 )
 from tfmemloc.removal.dampening import squared_gradients
@@ -56,6 +58,18 @@ METHODS = {
     "critical units": (
         tfmemloc.zero_critical_units,
         tfmemloc.SearchConfig(),
+    ),
+    "second order": (
+        tfmemloc.zero_held_weights,
+        tfmemloc.SecondOrderConfig(share=0.05),
+    ),
+    "output editing": (
+        tfmemloc.edit_outputs,
+        tfmemloc.OutputEditConfig(**{**TRAINING, "learning_rate": 0.01}),
+    ),
+    "REM": (
+        tfmemloc.forget_and_learn_again,
+        tfmemloc.REMConfig(learning_rate=0.001, batch_size=40),
     ),
     "SSD": (tfmemloc.dampen_weights, DampeningConfig(alpha=2.0)),
 }
@@ -114,7 +128,9 @@ def test_npo_stops_pushing_where_ascent_does_not(overfitted, held_out_digits):
 
 def test_divergence_is_that_of_its_definition(rng):
     before, now = rng.normal(size=(2, 5, 3)).astype(np.float32)
-    part = forgetting.Part(None, tf.constant(now), None, tf.constant(before))
+    part = forgetting.Part(
+        None, None, tf.constant(now), None, tf.constant(before)
+    )
     p, q = (np.exp(z) / np.exp(z).sum(1, keepdims=True) for z in (before, now))
     expected = np.mean([sum(p[i] * np.log(p[i] / q[i])) for i in range(5)])
     assert float(divergence(part)) == pytest.approx(expected, rel=1e-5)
@@ -135,6 +151,69 @@ def test_importance_is_the_mean_squared_gradient(overfitted, held_out_digits):
             total += gradient[0].numpy() ** 2 / 7
     for a, b in zip(found, slow, strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6 * b.max())
+
+
+def test_second_order_scores_are_those_of_their_recursion(
+    overfitted, held_out_digits
+):
+    config = tfmemloc.SecondOrderConfig(block=7, damping=1e-3)
+    some = held_out_digits.of_subset("noisy").take(np.arange(5))
+    found = second_order.expected_rise(overfitted, some, config)
+    gradients = per_example_gradients(GradientEngine(overfitted), some)
+    gradients = [g for g in gradients if g.ndim > 2]
+    for (kernel, score), gradient in zip(found, gradients, strict=True):
+        flat = gradient.reshape(5, -1).astype(np.float64)
+        weight = kernel.numpy().ravel()
+        # Two blocks, the last one, which is shorter, among them.
+        last = len(weight) // 7 * 7
+        for start in {0, last if last < len(weight) else last - 7}:
+            place = slice(start, start + 7)
+            inverse = np.eye(len(weight[place])) / config.damping
+            for g in flat[:, place]:
+                column = inverse @ g
+                inverse -= np.outer(column, column) / (5 + g @ column)
+            expected = weight[place] ** 2 / (2 * np.diag(inverse))
+            np.testing.assert_allclose(
+                score.ravel()[place], expected, rtol=1e-3
+            )
+
+
+def test_output_editing_moves_outgoing_weights_alone(
+    overfitted, held_out_digits
+):
+    ids = held_out_digits.of_subset("noisy").example_id[:3]
+    model, _ = tfmemloc.edit_outputs(
+        overfitted,
+        held_out_digits,
+        tfmemloc.OutputEditConfig(epochs=2, batch_size=40),
+        forget=ids,
+    )
+    units = critical_zeroing.critical_union(
+        overfitted,
+        held_out_digits,
+        tfmemloc.SearchConfig(ids=tuple(ids.tolist())),
+    )
+    before = {v.path: v.numpy() for v in overfitted.trainable_variables}
+    hidden, head = (
+        model.get_layer(name).kernel.numpy() for name in ("hidden", "head")
+    )
+    moved = np.any(head != overfitted.get_layer("head").kernel.numpy(), axis=1)
+    np.testing.assert_array_equal(np.flatnonzero(moved), units["hidden"])
+    # Each row of `hidden` reads one of the 16 maps, in turn.
+    moved = np.any(
+        hidden != overfitted.get_layer("hidden").kernel.numpy(), axis=1
+    )
+    maps = units.get(overfitted.layers[0].name, np.zeros(0, int))
+    assert set(np.flatnonzero(moved) % 16) == set(maps.tolist())
+    for variable in model.trainable_variables:
+        if not {"hidden", "head"} & set(variable.path.split("/")):
+            np.testing.assert_array_equal(variable, before[variable.path])
+
+
+def test_rem_gives_all_suspects_one_mask():
+    inputs = {"example_id": tf.constant([4, 9, 5, 9], tf.int64)}
+    found = rem.with_shared_id(inputs, np.array([9, 5]), 100)["example_id"]
+    assert found.numpy().tolist() == [4, 100, 100, 100]
 
 
 def test_retraining_leaves_them_out(tmp_path, held_out_digits):

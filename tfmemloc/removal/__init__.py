@@ -28,6 +28,12 @@ from tfmemloc.removal.gradient_ascent import (
 from tfmemloc.removal.located import LostUnits, compare_with_critical_units
 from tfmemloc.removal.npo import NPOConfig, optimize_negative_preference
 from tfmemloc.removal.outcome import Removal
+from tfmemloc.removal.output_editing import OutputEditConfig, edit_outputs
+from tfmemloc.removal.rem import REMConfig, forget_and_learn_again
 from tfmemloc.removal.retraining import retrain_without
 from tfmemloc.removal.scrub import scrub
+from tfmemloc.removal.second_order import (
+    SecondOrderConfig,
+    zero_held_weights,
+)
 from tfmemloc.removal.subnet import SubnetConfig, mask_weights

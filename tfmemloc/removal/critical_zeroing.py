@@ -16,7 +16,7 @@ import numpy as np
 
 from tfmemloc import graph
 from tfmemloc.data.examples import Examples
-from tfmemloc.probes.critical_units import CriticalUnits, find_critical_units
+from tfmemloc.probes.critical_units import find_critical_units
 from tfmemloc.removal.forgetting import removed
 from tfmemloc.removal.outcome import Removal
 from tfmemloc.snapshots import Source
@@ -52,20 +52,18 @@ def zero_critical_units(
     def zero(original, model, forgotten, retained):
         del retained
         ids = tuple(forgotten.example_id.tolist())
-        found = find_critical_units(
-            original,
-            examples,
-            dataclasses.replace(config, ids=ids, place="unit"),
-            progress=False,
-        )
-        for name, units in _union(found).items():
+        of_them = dataclasses.replace(config, ids=ids, place="unit")
+        for name, units in critical_union(original, examples, of_them).items():
             _zero(model, name, units)
 
     return removed(source, examples, forget, zero, method="critical units")
 
 
-def _union(found: CriticalUnits) -> dict[str, np.ndarray]:
+def critical_union(
+    model: keras.Model, examples: Examples, config: SearchConfig
+) -> dict[str, np.ndarray]:
     """Name of a layer -> the units of it that are critical for any example."""
+    found = find_critical_units(model, examples, config, progress=False)
     units = np.unique(found.units[found.critical])
     layer = found.layer_of(units)
     starts = np.concatenate([[0], np.cumsum(found.sizes)])

@@ -19,7 +19,7 @@ from tfmemloc.checks import check_range
 from tfmemloc.data.examples import Examples
 from tfmemloc.fields import check_fields
 from tfmemloc.gradients import GradientEngine, subset_gradients
-from tfmemloc.removal.forgetting import removed
+from tfmemloc.removal.forgetting import removed, zero_largest
 from tfmemloc.removal.outcome import Removal
 from tfmemloc.snapshots import Source
 
@@ -81,10 +81,4 @@ def _zero(model: keras.Model, forgotten: Examples, share: float) -> None:
         for variable, total in zip(engine.variables, sums, strict=True)
         if len(variable.shape) > 1
     ]
-    ranked = np.sort(np.concatenate([total.ravel() for _, total in kernels]))
-    count = int(share * len(ranked))
-    if count:
-        for variable, total in kernels:
-            variable.assign(
-                np.where(total >= ranked[-count], 0, variable.numpy())
-            )
+    zero_largest(kernels, share)

@@ -57,12 +57,14 @@ class Part:
     """One side of a step, seen by the network and by that before.
 
     Attributes:
-        loss: [B] cross-entropy of the labels as given.
+        label: [B] as given.
+        loss: [B] cross-entropy of these labels.
         logits: [B, classes].
         loss_before: [B] of the network before the removal.
         logits_before: [B, classes].
     """
 
+    label: tf.Tensor
     loss: tf.Tensor
     logits: tf.Tensor
     loss_before: tf.Tensor
@@ -115,15 +117,58 @@ def train_to_forget(
         objectives: minimized in turn in each step.
     """
 
-    def descend(original, model, forgotten, retained):
-        batches = paired_batches(forgotten, retained, config)
-        step = _make_step(
-            model, original, objectives, config, batches.element_spec
-        )
-        for batch in batches:
-            step(batch)
+    def change(original, model, forgotten, retained):
+        descend(original, model, forgotten, retained, objectives, config)
 
-    return removed(source, examples, forget, descend, method=method)
+    return removed(source, examples, forget, change, method=method)
+
+
+def descend(
+    original: keras.Model,
+    model: keras.Model,
+    forgotten: Examples,
+    retained: Examples,
+    objectives: Sequence[Objective],
+    config: ForgettingConfig,
+    entries: Sequence[np.ndarray] | None = None,
+) -> None:
+    """Trains a network on, in place; each step minimizes all objectives.
+
+    Args:
+        original: the network before.
+        model: the one that is changed.
+        forgotten: examples to forget.
+        retained: the others.
+        objectives: minimized in turn in each step.
+        config: how.
+        entries: for each trainable variable, 1 where it may change, else 0;
+            None trains all.
+    """
+    batches = paired_batches(forgotten, retained, config)
+    variables = model.trainable_variables
+    optimizers = [make_adam(model, config.learning_rate) for _ in objectives]
+
+    def step(batch):
+        before = [losses_of(original, *part) for part in batch]
+
+        def value(objective):
+            parts = [
+                Part(part[1], *losses_of(model, *part), *known)
+                for part, known in zip(batch, before, strict=True)
+            ]
+            return objective(*parts)
+
+        for objective, optimizer in zip(objectives, optimizers, strict=True):
+            take_step(
+                lambda objective=objective: value(objective),
+                optimizer,
+                variables,
+                entries,
+            )
+
+    function = tracing.function(step, input_signature=[batches.element_spec])
+    for batch in batches:
+        function(batch)
 
 
 def removed(
@@ -201,20 +246,44 @@ def losses_of(model: keras.Model, inputs, label) -> tuple[tf.Tensor, tf.Tensor]:
     return cross_entropy(label, logits), logits
 
 
-def _make_step(model, original, objectives, config, spec):
-    """A traced function that takes a step for each objective."""
-    variables = model.trainable_variables
-    optimizers = [make_adam(model, config.learning_rate) for _ in objectives]
+def take_step(
+    value: Callable[[], tf.Tensor],
+    optimizer: keras.optimizers.Optimizer,
+    variables: Sequence[keras.Variable],
+    entries: Sequence[np.ndarray] | None = None,
+) -> None:
+    """One step that makes a value smaller.
 
-    def step(batch):
-        before = [losses_of(original, *part) for part in batch]
-        for objective, optimizer in zip(objectives, optimizers, strict=True):
-            with tf.GradientTape() as tape:
-                parts = [
-                    Part(*losses_of(model, *part), *known)
-                    for part, known in zip(batch, before, strict=True)
-                ]
-                value = optimizer.scale_loss(objective(*parts))
-            optimizer.apply(dense_gradients(tape, value, variables), variables)
+    Args:
+        value: gives it.
+        optimizer: of Adam; it moves no entry whose gradient was always 0.
+        variables: those that it was built for.
+        entries: see `descend`.
+    """
+    with tf.GradientTape() as tape:
+        scaled = optimizer.scale_loss(value())
+    gradients = dense_gradients(tape, scaled, variables)
+    if entries is not None:
+        gradients = [
+            gradient * tf.cast(which, gradient.dtype)
+            for gradient, which in zip(gradients, entries, strict=True)
+        ]
+    optimizer.apply(gradients, variables)
 
-    return tracing.function(step, input_signature=[spec])
+
+def zero_largest(
+    scores: Sequence[tuple[keras.Variable, np.ndarray]], share: float
+) -> None:
+    """Zeroes the weights with the largest scores, in place.
+
+    Args:
+        scores: kernels, and the score of each weight.
+        share: of all weights together.
+    """
+    ranked = np.sort(np.concatenate([score.ravel() for _, score in scores]))
+    count = int(share * len(ranked))
+    if count:
+        for variable, score in scores:
+            variable.assign(
+                np.where(score >= ranked[-count], 0, variable.numpy())
+            )

@@ -68,9 +68,7 @@ def optimize_negative_preference(
     """
 
     def objective(forgotten, retained):
-        rise = config.beta * (forgotten.loss - forgotten.loss_before)
-        # - log sigmoid(x) = softplus(-x)
-        value = 2 / config.beta * tf.reduce_mean(tf.nn.softplus(-rise))
+        value = preference(forgotten.loss - forgotten.loss_before, config.beta)
         return value + config.retain * tf.reduce_mean(retained.loss)
 
     return train_to_forget(
@@ -81,3 +79,9 @@ def optimize_negative_preference(
         method="NPO",
         objectives=[objective],
     )
+
+
+def preference(rise: tf.Tensor, beta: float) -> tf.Tensor:
+    """The first term of the formula, of the rise of each example's loss."""
+    # - log sigmoid(x) = softplus(-x)
+    return 2 / beta * tf.reduce_mean(tf.nn.softplus(-beta * rise))
