@@ -7,13 +7,16 @@ needs `pip install -e '.[benchmarks]'` and takes about an hour on 2 CPU cores;
 killed, the same command goes on. For each kind of noise and seed the tied
 network is trained and its scores are taken; `combined_of_3` is the ranking by
 it and two more, of other seeds. Beside them stand confident learning (cleanlab,
-5-fold predictions of the same network without tied layers) and the loss of that
-network trained on all examples. `cost` is the time that a score takes beside
-the training of the tied network, as a multiple of it.
+5-fold predictions of the same network without tied layers), the loss of that
+network trained on all examples, and the rivals of `benchmarks.label_rivals`.
+`cost` is the time of all that must be run for a score, trainings included, as a
+multiple of one training of the tied network.
 
-The trainings are kept in --run_dir, so that other scores of the same trainings
-take minutes: delete the file of --json and give the same command. Scores were
-designed on seed 0 of MNIST and CIFAR-10; their tables are of others.
+A cell's rows come in parts (`--parts`); those that the file of --json holds are
+not made again. The trainings are kept in --run_dir, so that other scores of the
+same trainings take minutes: delete the file of --json and give the same
+command. Scores were designed on seed 0 of MNIST and CIFAR-10; their tables are
+of others.
 """
 
 from __future__ import annotations
@@ -22,25 +25,26 @@ import contextlib
 import dataclasses
 import pathlib
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import cross_val_predict
 
+from benchmarks import label_rivals
 from binaries import config_flags, flags
 from tfmemloc import data, evaluation, losses, report, scores, storage
 from tfmemloc.configs import DataConfig, ModelConfig
+from tfmemloc.labels import score_by_removal
 from tfmemloc.layers import masks
 from tfmemloc.probes.critical_units import find_critical_units
 from tfmemloc.runs import Run
-from tfmemloc.scores import ScoreConfig
+from tfmemloc.scores import ScoreConfig, quality
 from tfmemloc.scores.example_scores import ExampleScores
 from tfmemloc.training.loop import train
 from tfmemloc.units import SearchConfig
 
 KINDS = ("uniform", "confusable", "one_class")
-_FOLDS = 5
 _SUBSETS = 8
 _NETWORKS = 3
 
@@ -88,6 +92,14 @@ def _confusable(examples: data.Examples) -> np.ndarray:
     return confusion.argmax(axis=1)
 
 
+_RECORDED = (
+    "aum",
+    "csl",
+    "el2n",
+    "first_learned",
+    "forgetting",
+    "wrong_event",
+)
 _PLAIN_SCORES = ScoreConfig(gradient_scores=False)
 
 
@@ -158,19 +170,22 @@ class Cell:
             line["seconds"] for run in runs for line in run.history
         )
 
-    def rows(self) -> list[dict]:
-        """A row for each score."""
-        run, *others = [
-            self.train(
-                f"tied{k}" if k else "tied",
-                self.examples,
-                self.model,
-                save_every=1,
-                seed=self.seed + 100 * k,
-            )
-            for k in range(_NETWORKS)
-        ]
-        self.note("training", [run])
+    def tied(self, k: int = 0) -> Run:
+        """The tied network, or another of another seed; all epochs kept."""
+        run = self.train(
+            f"tied{k}" if k else "tied",
+            self.examples,
+            self.model,
+            save_every=1,
+            seed=self.seed + 100 * k,
+        )
+        if not k:
+            self.note("training", [run])
+        return run
+
+    def tied_rows(self) -> list[dict]:
+        """A row for each score of the tied network, and of slow rivals."""
+        run, *others = [self.tied(k) for k in range(_NETWORKS)]
         more = {"plain_loss": self.plain_loss(), "cleanlab": self.cleanlab()}
         if flags.FLAGS.all_scores:
             more |= self.slow_scores(run)
@@ -191,8 +206,9 @@ class Cell:
             found = scores.score_examples(
                 runs, self.examples, _PLAIN_SCORES, progress=False
             )
-        self.note(name, runs[1:])
-        self.seconds[name] += self.seconds["judging"]
+        # Each training counts as the first: they differ in their seed alone.
+        trainings = len(runs) * self.seconds["training"]
+        self.seconds[name] = trainings + self.seconds["judging"]
         found = dataclasses.replace(found, names=(name, *found.names[1:]))
         return self.described(found)[:1]
 
@@ -251,11 +267,10 @@ class Cell:
         """Confident learning on cross-validated predictions: 1 - quality."""
         from cleanlab.rank import get_label_quality_scores
 
-        part = self.examples.train
-        fold = masks.hash_bits_numpy(7, part.example_id, 1)[:, 0] % _FOLDS
+        part, fold = self.examples.train, self.fold()
         chance = np.zeros((len(part), part.classes))
         runs = []
-        for k in range(_FOLDS):
+        for k in range(label_rivals.FOLDS):
             kept = self.examples.trained_on(part.example_id[fold != k])
             runs.append(self.train(f"fold{k}", kept, self.plain))
             logits = evaluation.predict_logits(
@@ -265,18 +280,89 @@ class Cell:
         self.note("cleanlab", runs)
         return 1 - get_label_quality_scores(part.label, chance)
 
+    def fold(self) -> np.ndarray:
+        """[N] to which fold each training example belongs."""
+        return label_rivals.folds(self.examples.train.example_id)
+
+    def classical_rows(self) -> list[dict]:
+        """Confident learning on ordinary classifiers of pixels."""
+        part = self.examples.train
+        found = label_rivals.classical(part, self.fold())
+        return self.rival_rows(found)
+
+    def course_rows(self) -> list[dict]:
+        """Scores of the course of the training of the tied network."""
+        part, run = self.examples.train, self.tied()
+        with self.timed("course"):
+            found = label_rivals.course(run, part)
+        seconds = self.seconds["training"] + self.seconds["course"]
+        return self.rival_rows(
+            {name: (value, seconds) for name, value in found.items()}
+        )
+
+    def edited_rows(self) -> list[dict]:
+        """The edit of the network without tied layers."""
+        run = self.train("plain", self.examples, self.plain)
+        self.note("plain", [run])
+        with self.timed("edit"):
+            found = score_by_removal(run, self.examples)
+        seconds = self.seconds["plain"] + self.seconds["edit"]
+        return self.rival_rows({"edited": (found.of("combined"), seconds)})
+
+    def network_rows(self) -> list[dict]:
+        """Confident learning on networks that were kept from memorizing."""
+        part, fold = self.examples.train, self.fold()
+        runs = []
+        for k in range(label_rivals.FOLDS):
+            kept = self.examples.trained_on(part.example_id[fold != k])
+            runs.append(self.train(f"each{k}", kept, self.plain, save_every=1))
+        self.note("networks", runs)
+        found = label_rivals.networks(runs, part, fold)
+        seconds = self.seconds["networks"]
+        return self.rival_rows(
+            {name: (value, seconds) for name, value in found.items()}
+        )
+
+    def rival_rows(
+        self, found: Mapping[str, tuple[np.ndarray, float]]
+    ) -> list[dict]:
+        """A row for each score that came with the seconds that it took."""
+        self.tied()
+        part = self.examples.train
+        values = {name: value for name, (value, _) in found.items()}
+        measured = scores.evaluate_scores(
+            scores.scores_of_logits(
+                part,
+                dropped=np.zeros((len(part), part.classes)),
+                extra_scores=values,
+            )
+        )
+        return [
+            {
+                "noise": self.kind,
+                "seed": self.seed,
+                **row,
+                "cost": found[row["score"]][1] / self.seconds["training"],
+            }
+            for row in measured
+            if row["score"] in found
+        ]
+
     def described(self, found: ExampleScores) -> list[dict]:
         """What the scores found, and what they cost."""
         right, _, _ = scores.suggestions_right(found)
         likely = found.suspicion >= 0.5
         wrong = found.label != found.true_label
-        # What takes the forward passes of the end, and what rides on it.
-        costs = dict.fromkeys(found.names, self.seconds["dropped_margin"])
-        costs |= dict.fromkeys(("aum", "forgetting", "first_learned"), 0.0)
-        costs |= {"el2n": 0.0} | self.seconds
+        training, judging = (
+            self.seconds[name] for name in ("training", "dropped_margin")
+        )
+        costs = dict.fromkeys(found.names, training + judging)
+        costs |= dict.fromkeys(_RECORDED, training)
         # The last call took the forward passes as well.
-        gradients = self.seconds["tracin"] - self.seconds["dropped_margin"]
-        costs |= {"grand": gradients, "tracin": gradients}
+        gradients = training + self.seconds["tracin"] - judging
+        costs |= self.seconds | {"grand": gradients, "tracin": gradients}
+        if "critical_set" in costs:
+            costs["critical_set"] += training
         return [
             {
                 "noise": self.kind,
@@ -286,10 +372,20 @@ class Cell:
                 "calibration_error": scores.calibration_error(found),
                 "over_half": int(likely.sum()),
                 "over_half_wrong": int((likely & wrong).sum()),
-                "cost": costs[row["score"]] / self.seconds["training"],
+                "cost": costs[row["score"]] / training,
             }
             for row in scores.evaluate_scores(found)
         ]
+
+
+# Name of a part of a cell's rows -> how it is made, and a score of it.
+PARTS: dict[str, tuple[Callable[[Cell], list[dict]], str]] = {
+    "tied": (Cell.tied_rows, "combined"),
+    "classical": (Cell.classical_rows, "cleanlab_svm"),
+    "course": (Cell.course_rows, "dropped_sei"),
+    "edited": (Cell.edited_rows, "edited"),
+    "networks": (Cell.network_rows, "cleanlab_early"),
+}
 
 
 def _total(key: str, rows: list[dict]) -> int:
@@ -302,12 +398,14 @@ def _table(rows: list[dict]) -> list[dict]:
     for kind in dict.fromkeys(row["noise"] for row in rows):
         for name in dict.fromkeys(row["score"] for row in rows):
             mine = [r for r in rows if (r["noise"], r["score"]) == (kind, name)]
+            if not mine:
+                continue
             is_ranking = name.startswith("combined")
             table.append(
                 {"noise": kind, "score": name}
                 | {
                     measure: float(np.mean([row[measure] for row in mine]))
-                    for measure in scores.MEASURES
+                    for measure in quality.MEASURES
                 }
                 | {
                     # Of the ranking that makes suggestions, and of no other.
@@ -334,18 +432,23 @@ def main() -> None:
     rows: list[dict] = []
     if options.json and pathlib.Path(options.json).exists():
         rows = storage.read_json(options.json)["rows"]
-    done = {(row["noise"], row["seed"]) for row in rows}
-    folder = flags.run_directory() / options.dataset
+    done = {(row["noise"], row["seed"], row["score"]) for row in rows}
+    folder = flags.run_directory() / config_flags.data_config().dataset
     for seed in map(int, options.seeds):
         for kind in options.noise:
-            if (kind, seed) in done:
-                continue
-            rows += Cell(kind, seed, folder / f"{kind}_{seed}").rows()
-            rows.sort(key=lambda row: (KINDS.index(row["noise"]), row["seed"]))
-            if options.json:
-                storage.write_json(
-                    options.json, {"table": _table(rows), "rows": rows}
+            cell = Cell(kind, seed, folder / f"{kind}_{seed}")
+            for part in options.parts:
+                make, score = PARTS[part]
+                if (kind, seed, score) in done:
+                    continue
+                rows += make(cell)
+                rows.sort(
+                    key=lambda row: (KINDS.index(row["noise"]), row["seed"])
                 )
+                if options.json:
+                    storage.write_json(
+                        options.json, {"table": _table(rows), "rows": rows}
+                    )
     print(report.text_table(_table(rows)))
 
 
@@ -357,6 +460,9 @@ if __name__ == "__main__":
     )
     flags.flags.DEFINE_list("noise", list(KINDS), "Kinds of noise.")
     flags.flags.DEFINE_list("seeds", ["1", "2", "3"], "Seeds.")
+    flags.flags.DEFINE_multi_enum(
+        "parts", list(PARTS), list(PARTS), "Parts of the rows."
+    )
     flags.flags.DEFINE_bool(
         "all_scores",
         False,

@@ -155,6 +155,20 @@ def test_predictions_may_be_probabilities_lists_and_tensors(small_digits, rng):
     assert np.isfinite(scores_of_logits(part, dropped=chance).values).all()
 
 
+def test_signed_entropy_is_its_slow_twin(small_digits, rng):
+    part = small_digits.train
+    by_epoch = rng.normal(size=(3, len(part), 10)) * 2
+    found = scores_of_logits(part, dropped=by_epoch[-1], by_epoch=by_epoch)
+    for n in (0, 41, 79):
+        expected = 0.0
+        for logits in by_epoch[:, n]:
+            chance = np.exp(logits) / np.exp(logits).sum()
+            entropy = -sum(p * np.log(p) for p in chance)
+            is_label = logits.argmax() == part.label[n]
+            expected += -entropy if is_label else entropy
+        assert found.of("sei")[n] == pytest.approx(expected, rel=1e-5)
+
+
 def test_several_judges_are_better_than_one(digits, rng):
     part = digits.train
     clear = np.log(np.eye(10)[part.true_label] + 0.3)

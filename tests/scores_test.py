@@ -110,6 +110,8 @@ def test_scores_are_their_slow_twins(tied_run, scored, digits):
             else len(right),
             "first_learned": right.index(True) if any(right) else len(right),
             "el2n": recording.error[1, n],
+            "csl": sum(recording.loss[:, n]),
+            "wrong_event": right.count(False),
         }
         for name, value in expected.items():
             assert scored.of(name)[n] == pytest.approx(value, abs=1e-4), name
@@ -179,11 +181,13 @@ def _softmax(logits):
 
 def test_examples_that_some_epochs_did_not_see():
     margin = np.array([[1.0, -1, np.nan], [np.nan, 2, -1], [-1, np.nan, 3]])
-    found = dynamics(margin, np.abs(margin))
+    found = dynamics(margin, np.abs(margin), np.abs(margin))
     np.testing.assert_allclose(found["aum"], [0, -0.5, -1])
     np.testing.assert_allclose(found["forgetting"], [1, 0, 0])
     np.testing.assert_allclose(found["first_learned"], [0, 1, 2])
     np.testing.assert_allclose(found["el2n"], [1, 1, 1])
+    np.testing.assert_allclose(found["csl"], [3, 4, 5])
+    np.testing.assert_allclose(found["wrong_event"], [1, 1, 2])
 
 
 def test_gradient_scores_are_their_slow_twins(tied_run, scored, digits):
@@ -269,7 +273,8 @@ def test_a_recording_beside_anybodys_run_is_used(tmp_path, small_digits):
     )
     run = Run.open(tmp_path)
     found = score_examples(run, small_digits, progress=False)
-    assert {"aum", "forgetting", "first_learned", "el2n"} <= set(found.names)
+    recorded = {"aum", "forgetting", "first_learned", "el2n", "csl"}
+    assert recorded <= set(found.names)
     epoch = storage.epoch_path(tmp_path / "recording", 3)
     epoch.rename(tmp_path / "elsewhere.npz")
     with pytest.raises(ValueError, match="holds the epochs 1, 2, the run"):

@@ -13,7 +13,12 @@ from tfmemloc.scores.checks import (
     log_probabilities,
 )
 from tfmemloc.scores.example_scores import ExampleScores
-from tfmemloc.scores.of_training import dynamics, errors_of, margins
+from tfmemloc.scores.of_training import (
+    dynamics,
+    errors_of,
+    margins,
+    signed_entropy,
+)
 from tfmemloc.scores.ranking import ranked
 
 
@@ -82,7 +87,9 @@ def scores_of_logits(
         values |= dynamics(
             np.stack([margins(log_p, label) for log_p in by_epoch]),
             np.stack([errors_of(log_p, label) for log_p in by_epoch]),
+            -by_epoch[:, np.arange(len(label)), label],
         )
+        values["sei"] = signed_entropy(by_epoch, label)
     return ranked(examples, judges, held_out, prior, values, extra_scores)
 
 

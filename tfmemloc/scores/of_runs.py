@@ -21,15 +21,21 @@ from the same training, and in each of them more is more suspicious:
 - `first_learned`: how many epochs went by before it was first right; all of
   them if never (ibid.);
 - `el2n`: || softmax - one-hot || in an early epoch (Paul et al., 2021);
+- `csl`: the sum of the loss over epochs, and `wrong_event`, the number of
+  epochs in which another class was predicted (the cheap estimators that
+  Feldman and Zhang's memorization has to beat);
+- `sei`: the sum over epochs of the entropy of the prediction, with a minus
+  where it is the label (2605.31090); of predictions by epoch alone;
 - `grand`: norm of the loss gradient at an early epoch (ibid.), where one was
   saved;
 - `tracin`: self-influence, the sum over saved epochs of the learning rate
   (1 where the history has none) times the squared gradient norm (Pruthi et
   al., 2020).
 
-`aum` to `el2n` come from what the training steps recorded (`recording.py`).
-The scores that need trainings of their own are in `second_split.py`
-(`second_split_times`) and `memorization.py` (`estimate_memorization`).
+`aum` to `wrong_event` come from what the training steps recorded
+(`recording.py`). The scores that need trainings of their own are in
+`second_split.py` (`second_split_times`) and `memorization.py`
+(`estimate_memorization`).
 
 The combined ranking, the suggestion and the suspicion come from the dropped
 network's predictions in the *judging epochs*, which are saved epochs of the

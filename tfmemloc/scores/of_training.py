@@ -18,7 +18,7 @@ _EARLY, NOT_EARLY = 0.1, 0.5
 def scores_of_recording(
     recording: Recording, examples: Examples
 ) -> dict[str, np.ndarray]:
-    """`aum`, `forgetting`, `first_learned` and `el2n` of a recording.
+    """Scores of a recording: `aum`, `csl`, `el2n` and others.
 
     An epoch in which an example was not seen changes nothing of what is known
     of it; it does not count in the mean of `aum`.
@@ -36,8 +36,8 @@ def scores_of_recording(
 
     Example:
         >>> recording = Recording.open("runs/demo/example_tied/recording")
-        >>> sorted(scores_of_recording(recording, examples.train))
-        ['aum', 'el2n', 'first_learned', 'forgetting']
+        >>> sorted(scores_of_recording(recording, examples.train))[:3]
+        ['aum', 'csl', 'el2n']
     """
     epochs = recording.epochs
     if epochs != tuple(range(1, len(epochs) + 1)):
@@ -47,10 +47,12 @@ def scores_of_recording(
             "known otherwise."
         )
     found = recording.of(examples)
-    return dynamics(found.margin, found.error)
+    return dynamics(found.margin, found.error, found.loss)
 
 
-def dynamics(margin: np.ndarray, error: np.ndarray) -> dict[str, np.ndarray]:
+def dynamics(
+    margin: np.ndarray, error: np.ndarray, loss: np.ndarray
+) -> dict[str, np.ndarray]:
     """Scores of the course of a training: [E, N] -> [N] each."""
     right = _filled(margin) > 0
     epochs = len(right)
@@ -62,7 +64,21 @@ def dynamics(margin: np.ndarray, error: np.ndarray) -> dict[str, np.ndarray]:
         "forgetting": np.where(learned, forgotten, epochs).astype(float),
         "first_learned": first.astype(float),
         "el2n": _filled(error)[early_epoch(epochs)].astype(float),
+        "csl": _filled(loss).sum(axis=0, dtype=np.float64),
+        "wrong_event": (~right).sum(axis=0).astype(float),
     }
+
+
+def signed_entropy(by_epoch: np.ndarray, label: np.ndarray) -> np.ndarray:
+    """`sei`: entropies over epochs, minus where the label is predicted: [N].
+
+    Args:
+        by_epoch: [E, N, classes] log-probabilities.
+        label: [N].
+    """
+    entropy = -(np.exp(by_epoch) * by_epoch).sum(axis=2)
+    is_label = by_epoch.argmax(axis=2) == label
+    return np.where(is_label, -entropy, entropy).sum(axis=0)
 
 
 def _filled(values: np.ndarray) -> np.ndarray:
