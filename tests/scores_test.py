@@ -186,7 +186,7 @@ def test_examples_that_some_epochs_did_not_see():
     np.testing.assert_allclose(found["forgetting"], [1, 0, 0])
     np.testing.assert_allclose(found["first_learned"], [0, 1, 2])
     np.testing.assert_allclose(found["el2n"], [1, 1, 1])
-    np.testing.assert_allclose(found["csl"], [3, 4, 5])
+    np.testing.assert_allclose(found["csl"], [3, 5, 5])
     np.testing.assert_allclose(found["wrong_event"], [1, 1, 2])
 
 
