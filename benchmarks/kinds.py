@@ -34,6 +34,7 @@ from tfmemloc import (
     RetrainConfig,
     RewindConfig,
     Run,
+    ScoreConfig,
     SearchConfig,
     account_gradients,
     add_label_noise,
@@ -276,7 +277,8 @@ def measured(
         OwnUnitsConfig(count=20, bystanders=50, inference="tied"),
         **quiet,
     )
-    scores = find_label_errors(run, examples, directory, **quiet)
+    every = ScoreConfig(gradient_scores=True)
+    scores = find_label_errors(run, examples, directory, every, **quiet)
     results += [critical, own, scores]
     report.write_html(
         directory / "report.html",

@@ -100,7 +100,7 @@ _RECORDED = (
     "forgetting",
     "wrong_event",
 )
-_PLAIN_SCORES = ScoreConfig(gradient_scores=False)
+_ALL_SCORES = ScoreConfig(gradient_scores=True)
 
 
 class Cell:
@@ -190,12 +190,14 @@ class Cell:
         if flags.FLAGS.all_scores:
             more |= self.slow_scores(run)
         with self.timed("dropped_margin"):
-            found = scores.score_examples(
-                run, self.examples, _PLAIN_SCORES, progress=False
-            )
+            found = scores.score_examples(run, self.examples, progress=False)
         with self.timed("tracin"):
             found = scores.score_examples(
-                run, self.examples, extra_scores=more, progress=False
+                run,
+                self.examples,
+                _ALL_SCORES,
+                extra_scores=more,
+                progress=False,
             )
         return self.described(found) + self.together([run, *others])
 
@@ -203,9 +205,7 @@ class Cell:
         """The row of the ranking by several networks."""
         name = f"combined_of_{len(runs)}"
         with self.timed("judging"):
-            found = scores.score_examples(
-                runs, self.examples, _PLAIN_SCORES, progress=False
-            )
+            found = scores.score_examples(runs, self.examples, progress=False)
         # Each training counts as the first: they differ in their seed alone.
         trainings = len(runs) * self.seconds["training"]
         self.seconds[name] = trainings + self.seconds["judging"]

@@ -177,9 +177,7 @@ def _suspects(directory: pathlib.Path, run: Run, examples: Examples) -> int:
     """Ranks the labels; returns the number of suspects."""
     scores = output.reuse(
         directory / "example_scores",
-        lambda: find_label_errors(
-            run, examples, directory, ScoreConfig(gradient_scores=False)
-        ),
+        lambda: find_label_errors(run, examples, directory, ScoreConfig()),
     )
     return len(scores.suspects())
 

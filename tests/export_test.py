@@ -16,7 +16,14 @@ import tensorflow as tf
 from packaging.version import Version
 
 from tests.tying_test import _nested_and_shared, _two_in_two_out
-from tfmemloc import audit_membership, evaluation, graph, serving
+from tfmemloc import (
+    ComparisonConfig,
+    audit_membership,
+    compare_networks,
+    evaluation,
+    graph,
+    serving,
+)
 from tfmemloc.configs import DataConfig, ModelConfig, TrainConfig
 from tfmemloc.data.kinds import scale_pixels
 from tfmemloc.graph.tying import tie_dropout
@@ -209,6 +216,18 @@ def test_a_format_that_keras_cannot_write(tied, tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="cannot export 'litert'"):
         export_saved_model(tied, tmp_path / "export", formats=["litert"])
     assert not list(tmp_path.iterdir())
+
+
+def test_a_comparison_recalibrates(tied_run, digits):
+    found = compare_networks(
+        {"example_tied": tied_run}, digits, ComparisonConfig(recalibrate=True)
+    )
+    rows = {row["inference"]: row for row in found.rows()}
+    assert set(rows) == {"tied", "expected", "drop", "drop_recalibrated"}
+    drop = graph.with_inference(tied_run.model(), "drop")
+    again = evaluation.recalibrate_batch_norm(drop, digits.train)
+    accuracy = evaluation.evaluate(again, digits).of("test")["accuracy"]
+    assert rows["drop_recalibrated"]["test"] == pytest.approx(accuracy)
 
 
 def test_recalibrated_and_remembering(tied_run, digits, tmp_path):

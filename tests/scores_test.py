@@ -32,6 +32,8 @@ from tfmemloc.training.record_run import RecordRun
 from tfmemloc.training.recording import Recording
 from tfmemloc.units import SearchConfig
 
+ALL = ScoreConfig(gradient_scores=True)
+
 
 @pytest.fixture(scope="module")
 def tied_run(tmp_path_factory):
@@ -48,7 +50,7 @@ def tied_run(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def scored(tied_run, digits):
-    return score_examples(tied_run, digits, progress=False)
+    return score_examples(tied_run, digits, ALL, progress=False)
 
 
 def test_wrong_labels_are_found_on_digits(scored):
@@ -196,9 +198,9 @@ def test_gradient_scores_are_their_slow_twins(tied_run, scored, digits):
     tied = graph.with_inference(model, "tied")
     rates = {line["epoch"]: line["learning_rate"] for line in tied_run.history}
     norms, influence = [], np.zeros(len(few))
+    engine = GradientEngine(tied, engine="vectorized_map")
     for epoch in tied_run.epochs[1:]:
         tied_run.load_weights(model, epoch)
-        engine = GradientEngine(tied, engine="vectorized_map")
         squared = sum(
             (g.reshape(len(few), -1) ** 2).sum(axis=1)
             for g in per_example_gradients(engine, few)
@@ -215,7 +217,7 @@ def test_gradient_scores_are_their_slow_twins(tied_run, scored, digits):
 
 def test_a_softmax_at_the_end_changes_no_score(tmp_path, small_digits):
     """The same network, once with logits and once with probabilities."""
-    plain = models.build(ModelConfig(width=0.125, p_gen=0.5), (8, 8, 1), 10)
+    plain = models.build(ModelConfig("lenet", p_gen=0.5), (8, 8, 1), 10)
     ends = {
         "logits": plain,
         "chance": keras.Model(
@@ -226,7 +228,7 @@ def test_a_softmax_at_the_end_changes_no_score(tmp_path, small_digits):
     for name, model in ends.items():
         run = Run.create(tmp_path / name, model, examples=small_digits)
         run.record_epoch(model, 1)
-        found[name] = score_examples(run, small_digits, progress=False)
+        found[name] = score_examples(run, small_digits, ALL, progress=False)
     assert "tracin" in found["logits"].names
     for name in found["logits"].names[1:]:  # Rounding turns ranks round.
         np.testing.assert_allclose(
@@ -297,7 +299,7 @@ def test_several_runs_judge_together(tmp_path, small_digits):
         for seed in (0, 1)
     ]
     options = {
-        "config": ScoreConfig(gradient_scores=False),
+        "config": ScoreConfig(),
         "progress": False,
     }
     found = score_examples(runs, small_digits, **options)
@@ -347,7 +349,7 @@ def test_rates_are_those_of_the_steps_that_were_taken(tmp_path, small_digits):
     np.testing.assert_allclose(rates, expected, rtol=1e-4)
     # The last epoch alone was saved, which is not an early one.
     assert run.epochs == (0, 5)
-    found = score_examples(run, small_digits, progress=False)
+    found = score_examples(run, small_digits, ALL, progress=False)
     assert "grand" not in found.names
     assert (found.of("tracin") > 0).all()
     assert _rate({"logs": {"learning_rate": 0.3}}) == 0.3

@@ -97,15 +97,16 @@ class ScoreConfig:
     """Which scores are taken.
 
     Attributes:
-        gradient_scores: also GraNd and TracIn, which take a pass of
-            per-example gradients over the training data for each saved epoch.
+        gradient_scores: also `grand` and `tracin`, which take a pass of
+            per-example gradients over the training data for each saved epoch;
+            the ranking does not use them.
         prior: true shares of the classes: `equal`; `labels`, those of the
             given labels; `auto`, the latter where the most frequent label is
             over three times as frequent as the rarest, else equal.
         batch_size: how many examples go through the network at once.
     """
 
-    gradient_scores: bool = True
+    gradient_scores: bool = False
     prior: Literal["auto", "equal", "labels"] = "auto"
     batch_size: int = 512
 
