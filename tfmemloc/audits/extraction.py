@@ -250,8 +250,10 @@ def audit_extraction(
         >>> text = load(DataConfig(
         ...     "stdlib", train_examples=100, canaries=1, repeated=0
         ... ))
-        >>> network = build(ModelConfig("transformer", width=0.25), (128,), 256)
-        >>> found = audit_extraction({"untrained": network}, text)
+        >>> small = ModelConfig("transformer", width=0.25, depth=1)
+        >>> network = build(small, (128,), 256)
+        >>> few = ExtractionConfig(candidates=7)
+        >>> found = audit_extraction({"untrained": network}, text, few)
         >>> found.rows()[-1]["canaries_extracted"]
         0.0
     """
