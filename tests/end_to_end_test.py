@@ -178,7 +178,9 @@ def test_localize_refuses_other_settings_and_keeps_the_old(localized):
 def test_flagfile_and_fresh(localized, tmp_path):
     directory, _ = localized
     flagfile = tmp_path / "flags"
-    flagfile.write_text("--quick\n--model=lenet\n--width=1\n--epochs=1\n--seed=3\n")
+    flagfile.write_text(
+        "--quick\n--model=lenet\n--width=1\n--epochs=1\n--seed=3\n"
+    )
     run = tmp_path / "run"
     _run("binaries.train", f"--flagfile={flagfile}", f"--run_dir={run}")
     config = json.loads((run / "config.json").read_text())
