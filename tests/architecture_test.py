@@ -15,6 +15,7 @@ PACKAGE = ROOT / "tfmemloc"
 ORDER = [
     "checks",
     "fields",
+    "portability",
     "storage",
     "subsets",
     "statistics",
@@ -46,6 +47,7 @@ ORDER = [
 PLAIN = (
     "checks",
     "fields",
+    "portability",
     "storage",
     "subsets",
     "statistics",

@@ -4,7 +4,6 @@ import contextlib
 import dataclasses
 import fcntl
 import json
-import os
 import pathlib
 import subprocess
 import sys
@@ -433,8 +432,9 @@ def test_leftovers_of_killed_exports_go(tmp_path):
 
 @contextlib.contextmanager
 def open_locked(folder):
-    """The folder as an export holds it."""
-    lock = os.open(folder, os.O_RDONLY)
-    fcntl.flock(lock, fcntl.LOCK_EX)
-    yield
-    os.close(lock)
+    """The folder as an export of another process holds it."""
+    path = folder.with_suffix(".lock")
+    with open(path, "ab") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+    path.unlink()

@@ -10,7 +10,6 @@ else as `.json`. Nothing is ever pickled.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import os
@@ -21,6 +20,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import IO, Any
 
 import numpy as np
+
+from tfmemloc import portability
 
 
 class DamagedFileError(ValueError):
@@ -56,16 +57,7 @@ def write_atomically(
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
         raise
-    _flush_directory(path.parent)
-
-
-def _flush_directory(path: pathlib.Path) -> None:
-    """Makes a rename in `path` survive a power cut."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    portability.flush_directory(path.parent)
 
 
 def write_text(path: str | os.PathLike, text: str) -> None:
@@ -251,7 +243,7 @@ def lock_directory(path: str | os.PathLike) -> Iterator[None]:
     path.mkdir(parents=True, exist_ok=True)
     with open(path / ".lock", "a+", encoding="ascii") as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            portability.lock(file)
         except BlockingIOError:
             file.seek(0)
             owner = file.read().strip() or "unknown"

@@ -15,6 +15,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from tfmemloc import portability
+
 # How many bytes are read at a time where all rows are wanted.
 _BLOCK = 16 * 2**20
 
@@ -140,7 +142,7 @@ class FileRows:
         self._offset = offset
         numbers = int(np.prod(self.shape[1:], dtype=np.int64))
         self._each = self.dtype.itemsize * numbers
-        self._file = os.open(path, os.O_RDONLY)
+        self._file = portability.open_to_read(path)
         weakref.finalize(self, os.close, self._file)
 
     def __reduce__(self):
@@ -163,7 +165,7 @@ class FileRows:
 
     def _read_into(self, buffer: memoryview, offset: int) -> None:
         while len(buffer):
-            count = os.preadv(self._file, [buffer], offset)
+            count = portability.read_into(self._file, buffer, offset)
             if not count:
                 raise OSError(
                     f"The file of {self.shape[0]} rows ended early. It was "

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import glob
 import os
 import pathlib
@@ -12,6 +11,8 @@ import uuid
 from collections.abc import Iterator
 
 import tensorflow as tf
+
+from tfmemloc import portability
 
 
 def check_free(path: pathlib.Path, overwrite: bool) -> None:
@@ -41,29 +42,45 @@ def beside(path: pathlib.Path, overwrite: bool) -> Iterator[pathlib.Path]:
     """A new folder beside `path`; renamed to it when the body succeeds."""
     mark = uuid.uuid4().hex[:8]
     folder = path.with_name(f".{path.name}.{mark}.tmp")
-    old = path.with_name(f".{path.name}.{mark}.old")
-    lock = None
-    try:
-        folder.mkdir()
-        # The lock ends with the process: a folder without one is a leftover.
-        lock = os.open(folder, os.O_RDONLY)
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield folder
-        if overwrite and path.exists():
-            path.rename(old)
-        folder.rename(path)
-    except tf.errors.OpError as error:
-        raise OSError(
-            f"The export could not be written to {path}: {error.message} "
-            "Nothing was left there."
-        ) from error
-    finally:
-        if lock is not None:
-            os.close(lock)
-        shutil.rmtree(folder, ignore_errors=True)
-        if old.exists() and not path.exists():
-            old.rename(path)
-        shutil.rmtree(old, ignore_errors=True)
+    old = folder.with_suffix(".old")
+    with _held(folder):
+        try:
+            folder.mkdir()
+            yield folder
+            if overwrite and path.exists():
+                path.rename(old)
+            folder.rename(path)
+        except tf.errors.OpError as error:
+            raise OSError(
+                f"The export could not be written to {path}: {error.message} "
+                "Nothing was left there."
+            ) from error
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+            if old.exists() and not path.exists():
+                old.rename(path)
+            shutil.rmtree(old, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _held(folder: pathlib.Path) -> Iterator[None]:
+    """Locks a folder that is being filled, by a file beside it.
+
+    The lock ends with the process: a folder without one is a leftover. Windows
+    renames no folder in which a file is open, hence beside.
+
+    Raises:
+        BlockingIOError: another process holds it.
+    """
+    path = folder.with_suffix(".lock")
+    with open(path, "ab") as file:
+        portability.lock(file)
+        try:
+            yield
+        finally:
+            if os.name != "nt":
+                path.unlink(missing_ok=True)
+    path.unlink(missing_ok=True)
 
 
 def _clear_leftovers(path: pathlib.Path) -> None:
@@ -72,19 +89,17 @@ def _clear_leftovers(path: pathlib.Path) -> None:
     A folder that was to be overwritten comes back if nothing took its place.
     """
     name = glob.escape(path.name)
-    for folder in path.parent.glob(f".{name}.????????.tmp"):
-        lock = os.open(folder, os.O_RDONLY)
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    marked = {
+        left.with_suffix(".tmp")
+        for left in path.parent.glob(f".{name}.????????.*")
+        if left.suffix in (".tmp", ".old", ".lock")
+    }
+    for folder in marked:
+        # Where it is held, another export is at it.
+        with contextlib.suppress(BlockingIOError), _held(folder):
             shutil.rmtree(folder, ignore_errors=True)
-        except BlockingIOError:
-            pass  # Another export is at it.
-        finally:
-            os.close(lock)
-    for old in path.parent.glob(f".{name}.????????.old"):
-        if old.with_suffix(".tmp").exists():
-            continue
-        if path.exists():
-            shutil.rmtree(old, ignore_errors=True)
-        else:
-            old.rename(path)
+            old = folder.with_suffix(".old")
+            if path.exists():
+                shutil.rmtree(old, ignore_errors=True)
+            elif old.exists():
+                old.rename(path)
