@@ -220,6 +220,15 @@ def _dataset() -> str:
     return "digits" if FLAGS.dataset is None else FLAGS.dataset
 
 
+def _preset():
+    """The settings of (model, training) where no flag says otherwise."""
+    labels = None
+    # Networks of other names have settings of their own.
+    if data.is_own(_dataset()) and FLAGS.model is None:
+        labels = data.count_labels(_dataset())
+    return presets.preset(_dataset(), labels)
+
+
 def data_config() -> configs.DataConfig:
     """The data that the flags ask for."""
     is_own = data.is_own(_dataset())
@@ -241,7 +250,7 @@ def data_config() -> configs.DataConfig:
 
 def model_config(dropout: str | None = None) -> configs.ModelConfig:
     """The network that the flags ask for; `dropout` if no flag decides it."""
-    preset, _ = presets.preset(_dataset())
+    preset, _ = _preset()
     skip = ("seed",) if dropout is None else ("seed", "dropout")
     given = {} if dropout is None else {"dropout": dropout}
     return read(
@@ -254,7 +263,7 @@ def model_config(dropout: str | None = None) -> configs.ModelConfig:
 
 def train_config() -> configs.TrainConfig:
     """The training that the flags ask for."""
-    _, preset = presets.preset(_dataset())
+    _, preset = _preset()
     config = read(
         configs.TrainConfig, skip=("seed",), **{**preset, "seed": FLAGS.seed}
     )

@@ -1,8 +1,9 @@
 import dataclasses
 
+import numpy as np
 import pytest
 
-from tfmemloc import configs
+from tfmemloc import configs, data, presets
 from tfmemloc.configs import DataConfig, ModelConfig, TrainConfig
 
 
@@ -75,3 +76,22 @@ def test_differences_name_field_and_both_values():
         "TrainConfig.epochs: 50 there, 3 here"
     ]
     assert configs.differences(old, new, ignore=("epochs",)) == []
+
+
+def test_settings_for_data_of_ones_own_go_by_their_number(tmp_path):
+    width = {}
+    for count in (3_000, 20_000, 60_000):
+        path = tmp_path / f"{count}.npz"
+        np.savez(path, y_train=np.zeros(count, int))
+        assert data.count_labels(str(path)) == count
+        model, training = presets.preset(str(path), count)
+        width[count] = ModelConfig(**model).width
+        assert training["batch_size"] == 128
+    assert width == {3_000: 0.25, 20_000: 0.5, 60_000: 1.0}
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    assert data.count_labels(str(folder)) is None
+    np.save(folder / "y_train.npy", np.zeros(7, int))
+    assert data.count_labels(str(folder)) == 7
+    (tmp_path / "broken.npz").write_bytes(b"PK")
+    assert data.count_labels(str(tmp_path / "broken.npz")) is None

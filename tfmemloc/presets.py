@@ -32,6 +32,15 @@ PRESETS: Mapping[str, tuple[Mapping[str, Any], Mapping[str, Any]]] = {
         },
     ),
 }
+# The same for pictures of one's own: (up to so many labels, settings). They
+# train in minutes, on 2 CPU cores and up to 5,000 pictures of 32 x 32 pixels,
+# and leave a small network enough steps.
+OWN = (
+    (5_000, ({"width": 0.25}, {"epochs": 30})),
+    (50_000, ({"width": 0.5}, {"epochs": 30})),
+    (float("inf"), ({}, {})),
+)
+_OWN_TRAINING = {"batch_size": 128, "learning_rate": 0.05}
 # The same for the data of text, any of which is trained on as `stdlib` is.
 TEXT_DATA = {
     "train_examples": 3000,
@@ -46,7 +55,19 @@ def is_text(dataset: str) -> bool:
     return dataset == "stdlib" or dataset.endswith(".txt")
 
 
-def preset(dataset: str) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
-    """What the programs use for a data set where no flag says otherwise."""
+def preset(
+    dataset: str, labels: int | None = None
+) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+    """What the programs use for a data set where no flag says otherwise.
+
+    Args:
+        dataset: a name, or a path.
+        labels: of data of one's own, how many there are to train on.
+    """
+    if labels is not None:
+        model, training = next(
+            settings for most, settings in OWN if labels <= most
+        )
+        return model, {**_OWN_TRAINING, **training}
     name = "stdlib" if is_text(dataset) else dataset
     return PRESETS.get(name, ({}, {}))

@@ -25,4 +25,4 @@ from tfmemloc.data.labels import (
     set_labels,
     split_by_score,
 )
-from tfmemloc.data.sources import count_train, is_own, load
+from tfmemloc.data.sources import count_labels, count_train, is_own, load
