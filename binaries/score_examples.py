@@ -6,9 +6,11 @@ takes about half a minute on 2 CPU cores for the digits demo. Writes into
 --out_dir (the run's folder) review.html (a page to decide on, by keys),
 example_scores.npz and .json, suspects.csv (all training examples, the most
 suspicious first), suspects.html (the first 100 suspects, as pictures, texts or
-rows) and suspects.json (how well each score finds the labels that are known to
-be wrong). Expect an area under the ROC curve above 0.99 for 10 % wrong labels
-of the digits.
+rows), suspects.json (how well each score finds the labels that are known to be
+wrong), issues.csv (the columns of cleanlab's issue tables, which FiftyOne reads
+as well) and duplicates.json (examples that come twice, with different labels or
+in training and test). Expect an area under the ROC curve above 0.99 for 10 %
+wrong labels of the digits.
 
 Any other trained network will do, too: of a run without tied dropout, or a
 .keras file with its training data. Its memory is taken out of a copy
@@ -58,6 +60,7 @@ from tfmemloc import (
     SearchConfig,
     apply_decisions,
     find_critical_units,
+    find_duplicates,
     find_label_errors,
     graph,
     report,
@@ -68,7 +71,7 @@ from tfmemloc import (
 from tfmemloc.data import Examples, input_kinds, read_pairs
 from tfmemloc.fields import hints
 from tfmemloc.labels.review import REVIEW
-from tfmemloc.scores.suspects import PAGE, TABLE
+from tfmemloc.scores.suspects import ISSUES, PAGE, TABLE
 
 FLAGS = flags.FLAGS
 sources.define(
@@ -126,12 +129,10 @@ def main() -> None:
     else:
         _refuse_tied_flags()
         source, examples, _ = sources.read()
-        _show(
-            find_label_errors(
-                source, examples, directory, shown=FLAGS.shown, progress=True
-            ),
-            directory,
+        found = find_label_errors(
+            source, examples, directory, shown=FLAGS.shown, progress=True
         )
+        _show(found, examples, directory)
 
 
 def _correct(runs: list[Run], directory: pathlib.Path) -> None:
@@ -214,12 +215,18 @@ def _score_tied(runs: list[Run], directory: pathlib.Path) -> None:
         shown=FLAGS.shown,
         extra_scores=_extra_scores(run, examples, directory),
     )
-    _show(found, directory)
+    _show(found, examples, directory)
 
 
-def _show(found: ExampleScores, directory: pathlib.Path) -> None:
+def _show(
+    found: ExampleScores, examples: Examples, directory: pathlib.Path
+) -> None:
     output.print_section(report.section_of(found))
+    twice = find_duplicates(examples)
+    twice.save(directory / "duplicates")
+    print(f"duplicates: {twice.sentence()}")
     print(f"table: {directory / TABLE}")
+    print(f"for cleanlab and FiftyOne: {directory / ISSUES}")
     print(f"page: {directory / PAGE}")
     print(f"decide on: {directory / REVIEW}")
 

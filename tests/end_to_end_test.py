@@ -326,6 +326,8 @@ def test_export_and_scores_of_a_finished_run(localized, tmp_path):
     )
     assert "training labels are suspected" in scored.stdout
     assert "tracin" in scored.stdout
+    assert "duplicates: " in scored.stdout
+    assert (tmp_path / "scores" / "duplicates.json").exists()
 
 
 def test_a_report_of_one_and_of_many(localized, tmp_path):

@@ -18,7 +18,7 @@ from tfmemloc.labels import (
 )
 from tfmemloc.labels.review import REVIEW, write_review
 from tfmemloc.removal.curvature import CurvatureConfig
-from tfmemloc.scores import ScoreConfig, scores_of_logits
+from tfmemloc.scores import ScoreConfig, scores_of_logits, suspects
 
 HEADER = "example_id,label,decision,new_label"
 QUICK = CurvatureConfig(keep=0.9, rounds=1, refit_epochs=1)
@@ -38,6 +38,21 @@ def scored(small_digits, rng_of_module):
     logits[::5] = rng_of_module.normal(size=logits[::5].shape)
     logits[::5, 7] += 9
     return scores_of_logits(train, dropped=logits, prior="labels")
+
+
+def test_issues_have_the_columns_of_others(scored, small_digits):
+    rows = suspects.issues(scored, small_digits)
+    assert [row["example_id"] for row in rows] == scored.example_id.tolist()
+    scores = np.array([row["label_score"] for row in rows])
+    order = np.argsort(scores, kind="stable")
+    assert scored.example_id[order][0] == scored.rows()[0]["example_id"]
+    issue = np.array([row["is_label_issue"] for row in rows])
+    assert scores[issue].mean() < scores[~issue].mean()
+    names = {small_digits.class_name(k) for k in range(10)}
+    assert {row["given_label"] for row in rows} <= names
+    for row, n in zip(rows, range(len(rows)), strict=True):
+        is_same = row["given_label"] == row["predicted_label"]
+        assert row["is_label_issue"] == (not is_same), n
 
 
 @pytest.fixture(scope="module")

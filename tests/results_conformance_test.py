@@ -10,7 +10,7 @@ import pytest
 
 import tfmemloc
 from tests import toys
-from tfmemloc import report
+from tfmemloc import data, report
 from tfmemloc.probes.own_units import OwnUnits
 from tfmemloc.report.seeds import SeedSummary
 from tfmemloc.result import Figure, Result, Table, is_result
@@ -166,6 +166,9 @@ MAKERS = {
         chance=np.array([0.2, 0.3]),
         own_flips=np.array([True, False]),
         control_flips=np.array([False, False]),
+    ),
+    "Duplicates": lambda run, e, d: tfmemloc.find_duplicates(
+        data.from_arrays(np.array([[1.0], [2.0], [1.0]]), [0, 1, 1])
     ),
     "ExampleScores": lambda run, e, d: tfmemloc.scores_of_logits(
         e.train, dropped=4 * np.eye(e.classes)[e.train.true_label]

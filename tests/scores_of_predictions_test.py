@@ -1,6 +1,7 @@
 """Scores of predictions that somebody made, and measures of scores."""
 
 import dataclasses
+import warnings
 
 import numpy as np
 import pytest
@@ -153,6 +154,23 @@ def test_predictions_may_be_probabilities_lists_and_tensors(small_digits, rng):
         np.testing.assert_allclose(found.values, expected.values)
     chance[3] = np.eye(10)[part.label[3]]  # An exact zero.
     assert np.isfinite(scores_of_logits(part, dropped=chance).values).all()
+
+
+def test_predictions_that_repeat_the_labels_are_warned_of(digits, rng):
+    part = digits.train
+    repeats = 6 * np.eye(10)[part.label] + rng.normal(size=(len(part), 10)) / 9
+    with pytest.warns(UserWarning, match="agrees with 100.0% of the"):
+        scores_of_logits(part, dropped=repeats)
+    # A network that is as right on labels that it did not see.
+    others = (repeats[:200], part.label[:200])
+    knows = 6 * np.eye(10)[part.true_label]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        scores_of_logits(part, dropped=repeats, held_out=others)
+        scores_of_logits(part, dropped=knows)
+    wrong = repeats[:200], (part.label[:200] + (np.arange(200) % 2)) % 10
+    with pytest.warns(UserWarning, match="50.0% of the held-out ones"):
+        scores_of_logits(part, dropped=repeats, held_out=wrong)
 
 
 def test_signed_entropy_is_its_slow_twin(small_digits, rng):

@@ -148,7 +148,10 @@ from tfmemloc.scores import (
 
 # Wrong labels: found by any network, decided about, corrected.
 from tfmemloc.labels import (
+    DuplicateConfig,
+    Duplicates,
     apply_decisions,
+    find_duplicates,
     find_label_errors,
     score_by_removal,
 )
@@ -199,6 +202,8 @@ __all__ = [
     "DataConfig",
     "Deletion",
     "DeletionConfig",
+    "DuplicateConfig",
+    "Duplicates",
     "Durability",
     "DurabilityConfig",
     "DurableConfig",
@@ -278,6 +283,7 @@ __all__ = [
     "example_mask_numpy",
     "export_saved_model",
     "find_critical_units",
+    "find_duplicates",
     "find_label_errors",
     "find_own_units",
     "find_planted",

@@ -23,7 +23,7 @@ from tfmemloc.labels.review import write_review
 from tfmemloc.removal.curvature import CurvatureConfig, remove_memory
 from tfmemloc.runs import Run
 from tfmemloc.scores.example_scores import ExampleScores
-from tfmemloc.scores.of_predictions import scores_of_logits
+from tfmemloc.scores.of_predictions import scores_of_judges
 from tfmemloc.scores.of_runs import ScoreConfig, score_examples
 from tfmemloc.scores.suspects import check_examples, write_suspects
 from tfmemloc.snapshots import Source, model_of
@@ -177,7 +177,7 @@ def scores_of_edited(
     held_out = None
     if len(others):
         held_out = predict_logits(after, others), others.label
-    return scores_of_logits(
+    return scores_of_judges(
         train,
         dropped=predict_logits(after, train),
         tied=predict_logits(before, train),

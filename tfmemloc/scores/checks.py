@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 
 import numpy as np
 
@@ -12,6 +13,8 @@ from tfmemloc.scores.example_scores import ExampleScores
 
 # Keeps the logarithm of a probability of 0 finite.
 TINY = 1e-12
+# From this agreement on, predictions of so many labels may be in-sample.
+_REPEATS, _FEW = 0.995, 50
 
 
 def check_classes(examples: Examples) -> None:
@@ -91,6 +94,38 @@ def checked_held_out(held_out, examples: Examples, dropped: np.ndarray):
         )
     judges = math.prod(dropped.shape[:-2])
     return _normalized(value).reshape(judges, *expected[-2:]), label
+
+
+def warn_of_in_sample(judges, label, held_out) -> None:
+    """Warns of predictions that look as if they repeat what was learned.
+
+    A network that was trained on labels and remembers them agrees with all of
+    them, the wrong ones among them, and more often than with other labels.
+
+    Args:
+        judges: [J, N, classes] log-probabilities.
+        label: [N] as given.
+        held_out: ([J, M, classes], [M]), or None.
+    """
+    agrees = (judges[-1].argmax(axis=1) == label).mean()
+    if len(label) < _FEW or agrees < _REPEATS:
+        return
+    others = ""
+    if held_out is not None and len(held_out[1]) >= _FEW:
+        known = (held_out[0][-1].argmax(axis=1) == held_out[1]).mean()
+        error = math.sqrt(max(known * (1 - known), 1e-4) / len(held_out[1]))
+        if known + 3 * error >= agrees:
+            return
+        others = f", and with {known:.1%} of the held-out ones"
+    warnings.warn(
+        f"`dropped` agrees with {agrees:.1%} of the {len(label)} labels"
+        f"{others}: as a network does that was trained on them and remembers "
+        "the wrong ones, too. Expected predictions of networks that were not "
+        "trained on these labels (cross-validation), or of one without its "
+        "memory (tied dropout dropped; `find_label_errors(model, examples)` "
+        "takes it out).",
+        stacklevel=4,
+    )
 
 
 def checked_score(name: str, value, examples: Examples, taken) -> np.ndarray:

@@ -19,6 +19,7 @@ from tfmemloc.scores.quality import calibration_error, suggestions_right
 
 PAGE = "suspects.html"
 TABLE = "suspects.csv"
+ISSUES = "issues.csv"
 EVALUATION = "suspects.json"
 _SHOWN = 100
 # How many numbers or tokens are shown of an input that is not a picture.
@@ -43,6 +44,7 @@ def write_suspects(
     directory = pathlib.Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     storage.write_text(directory / TABLE, _csv(scores.rows()))
+    storage.write_text(directory / ISSUES, _csv(issues(scores, examples)))
     storage.write_json(directory / EVALUATION, _evaluation(scores))
     _write_page(directory / PAGE, scores, examples, shown)
     # The scores are saved last: if they exist, the page exists, too.
@@ -62,6 +64,27 @@ def check_examples(scores: ExampleScores, examples: Examples) -> None:
             f"The scores are of other {' and '.join(wrong)} than those of "
             f"{examples.name}. Expected the examples that were scored."
         )
+
+
+def issues(scores: ExampleScores, examples: Examples) -> list[dict[str, Any]]:
+    """The ranking as cleanlab's and FiftyOne's users know it, in data order.
+
+    Returns:
+        A row for each training example: `is_label_issue`; `label_score` in
+        [0, 1], the lower the worse; `given_label` and `predicted_label`, the
+        names of classes.
+    """
+    score = 1 - scores.of("combined")
+    return [
+        {
+            "example_id": int(scores.example_id[n]),
+            "is_label_issue": bool(scores.is_suspect[n]),
+            "label_score": round(float(score[n]), 6),
+            "given_label": examples.class_name(int(scores.label[n])),
+            "predicted_label": examples.class_name(int(scores.suggested[n])),
+        }
+        for n in range(len(scores.label))
+    ]
 
 
 def _evaluation(scores: ExampleScores) -> dict[str, Any]:
