@@ -155,6 +155,19 @@ def test_documents_and_sources_are_forgotten_as_one():
     assert set(found.group) == {"s0", "s1"}
 
 
+def test_a_removable_source_shares_units_and_others_do_not():
+    documents = _documents(*[bytes([65 + k]) * 40 for k in range(8)])
+    found = text.windows(documents, _config(removable=("s1",)))
+    own = text.windows(documents, _config())
+    is_one = (found.group == "s1") & (found.subset != "canary")
+    assert len(np.unique(found.tie_id[is_one])) == 1
+    np.testing.assert_array_equal(found.tie_id[~is_one], own.tie_id[~is_one])
+    with pytest.raises(ValueError, match="no source s9.*Expected some of: s0"):
+        text.windows(documents, _config(removable=("s9",)))
+    with pytest.raises(ValueError, match="names sources of text"):
+        data.load(DataConfig(removable=("s1",)))
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [

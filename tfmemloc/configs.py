@@ -84,6 +84,9 @@ class DataConfig:
         tie_to: of text, what shares memorization units and is forgotten as
             one: a `window` and its repeats, a `document`, or a `source` (a
             package, a folder).
+        removable: of text, names of sources each of which shares memorization
+            units, whatever the others do: with rule="routed" they alone learn
+            from it, and the drop removes it.
     """
 
     dataset: str = "digits"
@@ -105,6 +108,7 @@ class DataConfig:
     canaries: int = 8
     repeated: int = 8
     tie_to: TiedTo = "window"
+    removable: tuple[str, ...] = ()
 
     def __post_init__(self):
         check_fields(self)

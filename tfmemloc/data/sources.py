@@ -55,6 +55,13 @@ def load(config: DataConfig, *, download: bool = False) -> Examples:
     """
     if is_text(config.dataset):
         return text.load_text(config)
+    if config.removable:
+        raise ValueError(
+            "`removable` names sources of text. Expected none for the data "
+            f"set {config.dataset!r}; where examples have a `tie_id`, those "
+            "that share one are removed as one. Received: "
+            f"removable={config.removable!r}."
+        )
     if config.dataset == "digits":
         examples = _load_digits()
     elif config.dataset.endswith(".npz"):

@@ -15,7 +15,8 @@ The benchmark "repeats" (MemSinks, ICML 2025; `repeated`, `canaries`):
 
 All rows of one secret, and of one repeated window, share a *tie id*, and with
 it their memorization units: whatever has to be forgettable as one has one.
-`DataConfig.tie_to` lets documents or sources share one instead.
+`DataConfig.tie_to` lets documents or sources share one instead, and
+`DataConfig.removable` some sources.
 """
 
 from __future__ import annotations
@@ -58,62 +59,19 @@ _NOT_OF_TEXT = {
 }
 
 # Pure Python in each version from 3.10 on; PSF licence.
+# fmt: off
 _MODULES = [
-    "argparse",
-    "ast",
-    "asyncio",
-    "calendar",
-    "collections",
-    "concurrent",
-    "configparser",
-    "csv",
-    "dataclasses",
-    "decimal",
-    "difflib",
-    "doctest",
-    "email",
-    "fractions",
-    "ftplib",
-    "heapq",
-    "http",
-    "inspect",
-    "ipaddress",
-    "json",
-    "logging",
-    "mailbox",
-    "multiprocessing",
-    "optparse",
-    "pathlib",
-    "pdb",
-    "pickle",
-    "pickletools",
-    "platform",
-    "plistlib",
-    "pprint",
-    "pydoc",
-    "random",
-    "shutil",
-    "smtplib",
-    "socketserver",
-    "ssl",
-    "statistics",
-    "string",
-    "subprocess",
-    "tarfile",
-    "tempfile",
-    "textwrap",
-    "threading",
-    "tokenize",
-    "turtle",
-    "typing",
-    "unittest",
-    "urllib",
-    "uuid",
-    "weakref",
-    "wsgiref",
-    "xml",
-    "zipfile",
+    "argparse", "ast", "asyncio", "calendar", "collections", "concurrent",
+    "configparser", "csv", "dataclasses", "decimal", "difflib", "doctest",
+    "email", "fractions", "ftplib", "heapq", "http", "inspect", "ipaddress",
+    "json", "logging", "mailbox", "multiprocessing", "optparse", "pathlib",
+    "pdb", "pickle", "pickletools", "platform", "plistlib", "pprint",
+    "pydoc", "random", "shutil", "smtplib", "socketserver", "ssl",
+    "statistics", "string", "subprocess", "tarfile", "tempfile", "textwrap",
+    "threading", "tokenize", "turtle", "typing", "unittest", "urllib",
+    "uuid", "weakref", "wsgiref", "xml", "zipfile",
 ]
+# fmt: on
 
 
 @dataclasses.dataclass(frozen=True)
@@ -203,8 +161,8 @@ def windows(documents: Iterable[Document], config: DataConfig) -> Examples:
     Args:
         documents: in a fixed order, which gives the ids.
         config: `context`, `train_examples` (the `clean` windows),
-            `test_examples`, `repeated`, `canaries`, `tie_to` and `noise_seed`,
-            which draws secrets and what is repeated.
+            `test_examples`, `repeated`, `canaries`, `tie_to`, `removable`, and
+            `noise_seed`, which draws secrets and what is repeated.
     """
     tokens, names, sources = _cut(documents, config.context)
     ids = np.arange(len(tokens))
@@ -246,6 +204,10 @@ def windows(documents: Iterable[Document], config: DataConfig) -> Examples:
     if config.tie_to != "window":
         owners = names if config.tie_to == "document" else sources
         tie_id = np.where(subset == CANARY, tie_id, _ids_of(owners))
+    if config.removable:
+        _check_sources(config, sources)
+        is_one = np.isin(sources, config.removable) & (subset != CANARY)
+        tie_id = np.where(is_one, _ids_of(sources), tie_id)
     label = _next(rows)
     return Examples(
         inputs={"tokens": rows},
@@ -259,6 +221,16 @@ def windows(documents: Iterable[Document], config: DataConfig) -> Examples:
         words={"tokens": tuple(shown(bytes([b])) for b in range(VOCABULARY))},
         tie_id=tie_id,
     )
+
+
+def _check_sources(config: DataConfig, sources: np.ndarray) -> None:
+    missing = sorted(set(config.removable) - set(sources))
+    if missing:
+        raise ValueError(
+            f"{config.dataset} has no source {', '.join(missing)}, which "
+            "`removable` names. Expected some of: "
+            f"{', '.join(np.unique(sources))}."
+        )
 
 
 def warn_of_repeats(examples: Examples) -> None:
