@@ -17,7 +17,7 @@ from tfmemloc.audits.membership import (
     audit_membership,
 )
 from tfmemloc.audits.of_runs import confidences_of_runs
-from tfmemloc.audits.rates import curve_of, measure
+from tfmemloc.audits.rates import agreement, curve_of, measure
 
 EVERY = MembershipConfig(attacks=tuple(ATTACKS))
 
@@ -307,6 +307,28 @@ def test_the_program_takes_sweeps(tmp_path):
         *("standard", "tied tied", "tied expected", "tied dropped")
     }
     assert all(row["members"] == row["others"] == 160 for row in rows)
+
+
+def test_attacks_agree_with_memorization_estimates(rng):
+    """Some examples are memorized, by much or little, others not at all."""
+    models, examples = 12, 400
+    member = rng.random((models, examples)) < 0.5
+    memorized = np.linspace(0, 3, examples)
+    phi = rng.normal(size=(models, examples)) * 0.3 + member * memorized
+    audit = audit_membership({"net": phi}, member)
+    assert (audit.agreement > 0.8).all()
+    # The estimate is that of its definition.
+    chance = 1 / (1 + np.exp(-phi))
+    found = Shadows(phi, member).memorization()
+    for n in (0, 57, 399):
+        expected = (
+            chance[member[:, n], n].mean() - chance[~member[:, n], n].mean()
+        )
+        assert found[n] == pytest.approx(expected)
+    # Of scores that know nothing there is no agreement.
+    assert abs(agreement(rng.normal(size=phi.shape), member, found)) < 0.2
+    member[:, 3] = True
+    assert np.isnan(Shadows(phi, member).memorization()[3])
 
 
 def test_a_result_says_how_many_networks(rng):

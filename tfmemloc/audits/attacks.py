@@ -55,6 +55,14 @@ class Shadows:
             for side, which in (("in", member), ("out", ~member))
         }
 
+    def memorization(self) -> np.ndarray:
+        """Feldman and Zhang's estimates: [N]; NaN where a side has no model."""
+        (members, *_, inside), (others, *_, outside) = (
+            self._sums[side] for side in ("in", "out")
+        )
+        with np.errstate(invalid="ignore", divide="ignore"):
+            return inside / members - outside / others
+
     def of(self, target: int, side: str) -> dict[str, np.ndarray]:
         """Of all models but the target: count, mean, sum of squares, mean p.
 

@@ -8,6 +8,11 @@ the true-positive rate; a rate below 10 / (number of non-members) rests on fewer
 than ten of them, which the result says.
 
 Scores of one attack on all targets are put together before they are sorted.
+
+The same networks give Feldman and Zhang's estimate of how much each example is
+memorized (how much likelier its label is to those that were trained on it). How
+well it agrees with the attacks is the rank correlation over examples of the
+estimate and of how much higher an attack ranks members than non-members.
 """
 
 from __future__ import annotations
@@ -19,7 +24,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from tfmemloc.audits.attacks import ATTACKS, Shadows
-from tfmemloc.audits.rates import curve_of, measure
+from tfmemloc.audits.rates import agreement, curve_of, measure
 from tfmemloc.checks import as_array, check_choice, check_range
 from tfmemloc.fields import check_fields
 from tfmemloc.report import figures
@@ -73,6 +78,7 @@ class Membership(Result):
     others: np.ndarray  # [K, P] pairs of a target and a non-member.
     shadows: np.ndarray  # [K] networks, the target among them.
     curve: np.ndarray  # [K, A, 2, points]: false- and true-positive rates.
+    agreement: np.ndarray  # [K, A] with the memorization estimate, in [-1, 1].
 
     def rows(self) -> list[dict[str, Any]]:
         """A row for each network, attack and rate, over all examples."""
@@ -134,7 +140,11 @@ class Membership(Result):
             f"Members that the strongest attack finds while it accuses "
             f"{rate:.1%} of the others: {', '.join(found)}; an attack that "
             f"knows nothing finds {rate:.1%}. "
-            f"{int(self.shadows.min())} networks for each."
+            f"{int(self.shadows.min())} networks for each. Examples that are "
+            "memorized more by Feldman and Zhang's estimate are found more "
+            f"easily: rank correlation {self.agreement[:, 0].min():.2f} to "
+            f"{self.agreement[:, 0].max():.2f} with the attack "
+            f"{self.attacks[0]}."
         )
         few = [
             f"{rate:.2%}"
@@ -275,14 +285,8 @@ def _parts(shadows: Shadows, subset) -> dict[str, np.ndarray]:
         subset = np.asarray(subset)
         names = np.unique(subset)
         groups |= {str(n): subset == n for n in names if len(names) > 1}
-    inside, outside = (
-        np.where(which, shadows.p, 0).sum(axis=0)
-        / np.maximum(which.sum(axis=0), 1)
-        for which in (member, ~member)
-    )
     # Nothing is known of an example that is on one side alone.
-    known = member.any(axis=0) & ~member.all(axis=0)
-    estimate = np.where(known, inside - outside, -np.inf)
+    estimate = np.nan_to_num(shadows.memorization(), nan=-np.inf)
     most = np.argsort(-estimate, kind="stable")[: -(-count // 10)]
     groups[MOST] = np.isin(np.arange(count), most)
     return groups
@@ -293,7 +297,8 @@ def _attacked(shadows: Shadows, groups, config) -> dict[str, np.ndarray]:
     member = shadows.member
     targets = range(len(member))
     measured: dict[str, list] = {"tpr": [], "low": [], "high": [], "auc": []}
-    curves = []
+    curves, agreements = [], []
+    estimate = shadows.memorization()
     for attack in config.attacks:
         scores = np.stack([ATTACKS[attack](shadows, t) for t in targets])
         of_parts = [
@@ -303,6 +308,7 @@ def _attacked(shadows: Shadows, groups, config) -> dict[str, np.ndarray]:
         for key, values in measured.items():
             values.append(np.stack([part[key] for part in of_parts]))
         curves.append(curve_of(scores, member))
+        agreements.append(agreement(scores, member, estimate))
     sizes = [
         (member[:, which].sum(), (~member[:, which]).sum())
         for which in groups.values()
@@ -314,6 +320,7 @@ def _attacked(shadows: Shadows, groups, config) -> dict[str, np.ndarray]:
         "others": others,
         "shadows": np.array(len(member)),
         "curve": np.stack(curves),
+        "agreement": np.array(agreements),
     }
 
 

@@ -1,4 +1,4 @@
-"""How well scores tell members from others: rates, their intervals, a curve."""
+"""How well scores tell members from others: rates, a curve, agreement."""
 
 from __future__ import annotations
 
@@ -54,3 +54,25 @@ def curve_of(scores: np.ndarray, member: np.ndarray) -> np.ndarray:
     thresholds = outside[::-1][allowed - 1]
     true = 1 - np.searchsorted(inside, thresholds, side="left") / len(inside)
     return np.stack([allowed / len(outside), true])
+
+
+def agreement(
+    scores: np.ndarray, member: np.ndarray, estimate: np.ndarray
+) -> float:
+    """Does an attack find what is memorized? A rank correlation in [-1, 1].
+
+    Args:
+        scores: [M, N] of each target and example.
+        member: bool [M, N].
+        estimate: [N] of memorization; examples where it is NaN do not count.
+
+    Returns:
+        Spearman's, over examples, of the estimate and of the mean rank of the
+        example's score where it is a member less that where it is not.
+    """
+    ranks = stats.rankdata(scores).reshape(scores.shape)
+    known = np.isfinite(estimate)
+    ranks, inside = ranks[:, known], member[:, known]
+    higher = np.where(inside, ranks, 0).sum(axis=0) / inside.sum(axis=0)
+    higher -= np.where(inside, 0, ranks).sum(axis=0) / (~inside).sum(axis=0)
+    return float(stats.spearmanr(higher, estimate[known]).statistic)
