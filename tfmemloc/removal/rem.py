@@ -90,10 +90,9 @@ def forget_and_learn_again(
             place that can be expanded.
 
     Example:
+        >>> run = Run.open("runs/demo/standard")
         >>> ids = examples.of_subset("noisy").example_id
-        >>> _, result = forget_and_learn_again(
-        ...     overfitted, examples, forget=ids
-        ... )
+        >>> _, result = forget_and_learn_again(run, examples, forget=ids)
         >>> result.method
         'REM'
     """
