@@ -127,7 +127,8 @@ def tie_dropout(
     Returns:
         A new functional model for ordinary `compile`, `fit` and `save`. It
         shares all weights with `model`: training either trains both. Its
-        inputs are those of `model` and `example_id`, int64 [batch]: a list
+        inputs are those of `model` and `example_id`, int64 [batch] (Keras casts
+        what else it is fed, and float32 ids above 2**24 are not apart): a list
         gets it as its last, a dict as `"example_id"`, and a single input
         becomes the dict `{<its name>: ..., "example_id": ...}`. The tied
         layers are in `drop` behaviour, so that ids are read in training only.
