@@ -29,6 +29,7 @@ from tfmemloc.units import (
     drawn,
 )
 from tfmemloc.units import search as searching
+from tfmemloc.units.population import CachedTerm
 
 
 def _find(model, examples, *, ids=None, layers=None, search=None, **options):
@@ -47,7 +48,7 @@ def _gated(model, examples, **fields):
 
 
 @pytest.mark.parametrize("place", ["unit", "weights"])
-@pytest.mark.parametrize("term", ["frozen", "exact"])
+@pytest.mark.parametrize("term", ["frozen", "cached", "exact"])
 def test_a_planted_memory_is_found(tmp_path, term, place):
     run, examples = toys.memory_run(tmp_path)
     noisy = examples.of_subset("noisy")
@@ -195,6 +196,64 @@ def test_the_same_units_as_one_example_at_a_time(
         )
         same.append(mine == removed and flipped == result.flipped[n])
     assert np.mean(same) >= 0.99
+
+
+def test_the_cached_term_is_its_slow_twin(small_network, small_digits):
+    """Of random sets of units, against gradients that are added up."""
+    gated = _gated(
+        small_network, small_digits, population_term="exact", population=40
+    )
+    rng = np.random.default_rng(0)
+    calls = []
+
+    def exact(gate):
+        calls.append(len(gate))
+        return gated.population_term(gate, np.arange(len(gate)))
+
+    units = gated.gates.units
+    cached = CachedTerm(exact, units, correct_every=3)
+
+    def gradient(removed):
+        gate = gated.open_gates(1)
+        gate[0, list(removed)] = 0
+        return gated.population_term(gate, np.zeros(1))[0].astype(np.float64)
+
+    start = gradient([])
+    orders = [rng.permutation(units)[:5] for _ in range(3)]
+    for step in range(6):
+        gate = gated.open_gates(3)
+        for row, order in zip(gate, orders, strict=True):
+            row[order[:step]] = 0
+        found = cached.of(gate, np.array([11, 12, 13]))
+        for row, order in zip(found, orders, strict=True):
+            known = 0 if step < 3 else 3
+            expected = gradient(order[:known])
+            for unit in order[known:step]:
+                expected += gradient([unit]) - start
+            np.testing.assert_allclose(row, expected, rtol=1e-4, atol=1e-6)
+    # The open gates, three sets of three, and each unit that was removed once.
+    assert sum(calls) == 1 + 3 + len(np.unique(np.concatenate(orders)))
+
+
+def test_the_cached_term_nearly_finds_what_the_exact_one_does(
+    small_network, small_digits
+):
+    ids = choose_ids(small_digits, count=8)
+    found = [
+        _find(
+            small_network,
+            small_digits,
+            ids=ids,
+            search={"population_term": term, "population": 40, "limit": 12},
+        )
+        for term in ("cached", "exact", "frozen")
+    ]
+    sets = [[set(row[row >= 0]) for row in each.units] for each in found]
+    same = [
+        np.mean([a == b for a, b in zip(s, sets[1], strict=True)]) for s in sets
+    ]
+    assert same[0] >= 0.75 and same[0] >= same[2]
+    np.testing.assert_array_equal(found[0].units[:, 0], found[1].units[:, 0])
 
 
 def _flips(gated, part, units):

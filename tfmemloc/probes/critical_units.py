@@ -72,7 +72,7 @@ class CriticalUnits(OfSubsets, Result):
     subsets: tuple[str, ...]  # S names.
     place: str  # Where units were gated: unit, block or weights.
     objective: str  # zero or step.
-    population_term: str  # exact, frozen or none.
+    population_term: str  # exact, cached, frozen or none.
     limit: int  # No more units than this were removed.
     sizes: np.ndarray  # [L] units of each layer.
     example_id: np.ndarray  # [N] examples that were searched.

@@ -26,6 +26,7 @@ from tfmemloc.units.draws import draw_bystanders, drawn
 from tfmemloc.units.gates import UnitGates
 from tfmemloc.units.outgoing import OutgoingWeights
 from tfmemloc.units.perturbation import check_perturbable, perturbed
+from tfmemloc.units.population import term_of
 
 _LARGEST_CHUNK = 256
 
@@ -93,7 +94,11 @@ class GatedModel:
             ),
         }
         self._fill = self._population_means()
-        self._frozen = self._frozen_term()
+        self._term = term_of(
+            config,
+            lambda gate: self._functions["population"](gate).numpy(),
+            gates.units,
+        )
 
     def trace_count(self) -> int:
         """How often any of the functions was traced."""
@@ -146,11 +151,11 @@ class GatedModel:
         predicted, own = self._in_chunks("own_gradient", examples, gate)
         return predicted, own
 
-    def population_term(self, gate: np.ndarray) -> np.ndarray:
+    def population_term(
+        self, gate: np.ndarray, example_id: np.ndarray
+    ) -> np.ndarray:
         """d mean_j l_j / d gate under each row of gates: [B, U] or [1, U]."""
-        if self.config.population_term == "exact":
-            return self._functions["population"](gate).numpy()
-        return self._frozen
+        return self._term(gate, example_id)
 
     @functools.cached_property
     def population_squares(self) -> np.ndarray:
@@ -367,15 +372,6 @@ class GatedModel:
             fn_output_signature=tf.float32,
             parallel_iterations=1,
         )
-
-    def _frozen_term(self) -> np.ndarray:
-        is_used = (
-            self.config.population_term == "frozen"
-            and self.config.ranking == "first_order"
-        )
-        if not is_used:
-            return np.zeros((1, self.gates.units), np.float32)
-        return self._functions["population"](self.open_gates(1)).numpy()
 
     def _population_means(self) -> tf.Tensor | None:
         """[U] what a removed unit gives; None is 0."""

@@ -30,7 +30,8 @@ def rank(gated: GatedModel, examples: Examples, gate: np.ndarray) -> Ranked:
     here = np.flatnonzero(is_right(predicted, examples.label))
     gradient = np.zeros_like(own)
     if len(here):
-        gradient[here] = gated.population_term(gate[here]) - own[here]
+        of_others = gated.population_term(gate[here], examples.example_id[here])
+        gradient[here] = of_others - own[here]
     if gated.config.objective == "zero":
         return Ranked(gradient, None, predicted)
     value = np.where(gradient <= 0, 2.0, 0.0)

@@ -1,0 +1,115 @@
+"""The population's side of the search: d mean_j l_j / d m under gates.
+
+`exact` takes it anew under each example's own gates, at each step: a pass over
+the population for each example and step, which is nearly all of the search's
+time. `frozen` takes it once, with all units on. `cached` is in between:
+
+    G(S)  ~  G(B) + sum over u in S - B of  [ G({u}) - G({}) ]
+
+S are the removed units, and G({u}), the gradient with one unit removed, is the
+same for all examples: it is taken once for each unit that any example removes.
+B is the largest set of the example for which G was taken exactly: the empty one
+at first, and then every `correct_every` removals the current one. So it is
+exact for the first removal.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from tfmemloc.units.config import SearchConfig
+
+# Gates [B, U] -> G [B, U], exactly.
+Exact = Callable[[np.ndarray], np.ndarray]
+# Gates [B, U] and the ids [B] of their examples -> [B, U] or [1, U].
+Term = Callable[[np.ndarray, np.ndarray], np.ndarray]
+_AT_ONCE = 64  # Rows of gates.
+
+
+def term_of(config: SearchConfig, exact: Exact, units: int) -> Term:
+    """The term that a search asks for."""
+    if config.ranking != "first_order" or config.population_term == "none":
+        nothing = np.zeros((1, units), np.float32)
+        return lambda gate, example_id: nothing
+    if config.population_term == "exact":
+        return lambda gate, example_id: exact(gate)
+    if config.population_term == "cached":
+        return CachedTerm(exact, units, config.correct_every).of
+    frozen = exact(np.ones((1, units), np.float32))
+    return lambda gate, example_id: frozen
+
+
+class CachedTerm:
+    """The term `cached` of one search.
+
+    Args:
+        exact: gives G.
+        units: U.
+        correct_every: removals after which G is taken exactly again.
+    """
+
+    def __init__(
+        self,
+        exact: Exact,
+        units: int,
+        correct_every: int,
+    ):
+        self._exact_of = exact
+        self._every = correct_every
+        self._open = np.ones((1, units), np.float32)
+        self._start = self._exact(self._open)[0]
+        # (unit, its gate) -> what the change of it alone changes.
+        self._changes: dict[tuple[int, float], np.ndarray] = {}
+        # id -> (gates B, G there).
+        self._bases: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+
+    def of(self, gate: np.ndarray, example_id: np.ndarray) -> np.ndarray:
+        """G under each row of gates [B, U], of these examples."""
+        moved = gate != 1
+        counts = moved.sum(axis=1)
+        due = (counts > 1) & (counts % self._every == 0)
+        if due.any():
+            found = self._exact(gate[due])
+            for row, base in zip(np.flatnonzero(due), found, strict=True):
+                self._bases[int(example_id[row])] = gate[row].copy(), base
+        self._take_changes(gate)
+        return np.stack(
+            [
+                self._summed(row, int(i))
+                for row, i in zip(gate, example_id, strict=True)
+            ]
+        )
+
+    def _summed(self, row: np.ndarray, example_id: int) -> np.ndarray:
+        base, start = self._bases.get(example_id, (self._open[0], self._start))
+        if not np.array_equal(np.where(base != 1, row, 1), base):
+            base, start = self._open[0], self._start  # Of another search.
+        total = start.copy()
+        for unit in np.flatnonzero(row != base):
+            total += self._changes[int(unit), float(row[unit])]
+        return total
+
+    def _take_changes(self, gate: np.ndarray) -> None:
+        """Takes the changes that these gates ask for and nobody did before."""
+        keys = {
+            (int(unit), float(gate[row, unit]))
+            for row, unit in zip(*np.nonzero(gate != 1), strict=True)
+        }
+        new = sorted(keys - self._changes.keys())
+        if not new:
+            return
+        rows = np.repeat(self._open, len(new), axis=0)
+        for row, (unit, value) in zip(rows, new, strict=True):
+            row[unit] = value
+        for key, found in zip(new, self._exact(rows), strict=True):
+            self._changes[key] = found - self._start
+
+    def _exact(self, gate: np.ndarray) -> np.ndarray:
+        return np.concatenate(
+            [
+                self._exact_of(gate[start : start + _AT_ONCE])
+                for start in range(0, len(gate), _AT_ONCE)
+            ]
+        )
