@@ -208,31 +208,36 @@ def test_the_cached_term_is_its_slow_twin(small_network, small_digits):
 
     def exact(gate):
         calls.append(len(gate))
-        return gated.population_term(gate, np.arange(len(gate)))
+        return gated.population_term(gate, None, None)
 
     units = gated.gates.units
-    cached = CachedTerm(exact, units, correct_every=3)
+    cached = CachedTerm(exact, units, "zero", sureness=0.0)
 
     def gradient(removed):
         gate = gated.open_gates(1)
         gate[0, list(removed)] = 0
-        return gated.population_term(gate, np.zeros(1))[0].astype(np.float64)
+        return gated.population_term(gate, None, None)[0].astype(np.float64)
 
     start = gradient([])
     orders = [rng.permutation(units)[:5] for _ in range(3)]
+    ids, own = np.array([11, 12, 13]), np.zeros((3, units))
     for step in range(6):
         gate = gated.open_gates(3)
         for row, order in zip(gate, orders, strict=True):
             row[order[:step]] = 0
-        found = cached.of(gate, np.array([11, 12, 13]))
+        found = cached.of(gate, ids, own)
         for row, order in zip(found, orders, strict=True):
-            known = 0 if step < 3 else 3
-            expected = gradient(order[:known])
-            for unit in order[known:step]:
+            expected = start.copy()
+            for unit in order[:step]:
                 expected += gradient([unit]) - start
             np.testing.assert_allclose(row, expected, rtol=1e-4, atol=1e-6)
-    # The open gates, three sets of three, and each unit that was removed once.
-    assert sum(calls) == 1 + 3 + len(np.unique(np.concatenate(orders)))
+    # The open gates, and each unit that was removed once.
+    assert sum(calls) == 1 + len(np.unique(np.concatenate(orders)))
+    # One that is never sure is exact.
+    doubtful = CachedTerm(exact, units, "zero", sureness=1e9)
+    np.testing.assert_array_equal(
+        doubtful.of(gate, ids, own), gated.population_term(gate, None, None)
+    )
 
 
 def test_the_cached_term_nearly_finds_what_the_exact_one_does(

@@ -42,10 +42,11 @@ class SearchConfig:
         population_term: for the ranking first_order: how the gradient of the
             population's mean loss is taken: `exact` (again under each example's
             own gates, at every step; slow), `cached` (once for each unit alone,
-            added up; see `tfmemloc.units.population`), `frozen` (once, with all
-            units on) or `none` (not at all).
-        correct_every: for the term `cached`: removals after which it is taken
-            exactly again.
+            added up, and exact where that decides; see
+            `tfmemloc.units.population`), `frozen` (once, with all units on) or
+            `none` (not at all).
+        sureness: for the term `cached`: how many times the mean error the lead
+            of a unit must be; 0 never takes the term exactly again.
         population: number of training examples, drawn by `seed`, over which
             that mean is taken.
         perturbations: number of perturbed copies of the input over which the
@@ -70,7 +71,7 @@ class SearchConfig:
     ranking: str = "first_order"
     objective: Literal["zero", "step"] = "zero"
     population_term: Literal["frozen", "cached", "exact", "none"] = "frozen"
-    correct_every: int = 8
+    sureness: float = 2.0
     population: int = 512
     perturbations: int = 0
     perturbation_norm: float = 0.01
@@ -84,12 +85,8 @@ class SearchConfig:
     def __post_init__(self):
         check_fields(self)
         rankings.named(self.ranking)
-        for name in (
-            "correct_every",
-            "population",
-            "limit",
-            "memory_budget_mib",
-        ):
+        configs.check_range("sureness", self.sureness, 0.0, None)
+        for name in ("population", "limit", "memory_budget_mib"):
             configs.check_range(name, getattr(self, name), 1, None)
         configs.check_range("perturbations", self.perturbations, 0, None)
         configs.check_range(

@@ -152,10 +152,16 @@ class GatedModel:
         return predicted, own
 
     def population_term(
-        self, gate: np.ndarray, example_id: np.ndarray
+        self, gate: np.ndarray, example_id: np.ndarray, own: np.ndarray
     ) -> np.ndarray:
-        """d mean_j l_j / d gate under each row of gates: [B, U] or [1, U]."""
-        return self._term(gate, example_id)
+        """d mean_j l_j / d gate under each row of gates: [B, U] or [1, U].
+
+        Args:
+            gate: [B, U].
+            example_id: [B] whose they are.
+            own: [B, U] the gradients of their own losses.
+        """
+        return self._term(gate, example_id, own)
 
     @functools.cached_property
     def population_squares(self) -> np.ndarray:

@@ -9,8 +9,10 @@ time. `frozen` takes it once, with all units on. `cached` is in between:
 S are the removed units, and G({u}), the gradient with one unit removed, is the
 same for all examples: it is taken once for each unit that any example removes.
 B is the largest set of the example for which G was taken exactly: the empty one
-at first, and then every `correct_every` removals the current one. So it is
-exact for the first removal.
+at first. G is taken exactly, and B is the current set, where it matters: where
+the lead of the first unit over the second is less than `sureness` times the
+mean error that was found where G was taken so far. After one removal it is
+exact.
 """
 
 from __future__ import annotations
@@ -23,8 +25,9 @@ from tfmemloc.units.config import SearchConfig
 
 # Gates [B, U] -> G [B, U], exactly.
 Exact = Callable[[np.ndarray], np.ndarray]
-# Gates [B, U] and the ids [B] of their examples -> [B, U] or [1, U].
-Term = Callable[[np.ndarray, np.ndarray], np.ndarray]
+# Gates [B, U], the ids [B] and the gradients [B, U] of their examples ->
+# [B, U] or [1, U].
+Term = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
 _AT_ONCE = 64  # Rows of gates.
 
 
@@ -32,13 +35,13 @@ def term_of(config: SearchConfig, exact: Exact, units: int) -> Term:
     """The term that a search asks for."""
     if config.ranking != "first_order" or config.population_term == "none":
         nothing = np.zeros((1, units), np.float32)
-        return lambda gate, example_id: nothing
+        return lambda gate, example_id, own: nothing
     if config.population_term == "exact":
-        return lambda gate, example_id: exact(gate)
+        return lambda gate, example_id, own: exact(gate)
     if config.population_term == "cached":
-        return CachedTerm(exact, units, config.correct_every).of
+        return CachedTerm(exact, units, config.objective, config.sureness).of
     frozen = exact(np.ones((1, units), np.float32))
-    return lambda gate, example_id: frozen
+    return lambda gate, example_id, own: frozen
 
 
 class CachedTerm:
@@ -47,40 +50,68 @@ class CachedTerm:
     Args:
         exact: gives G.
         units: U.
-        correct_every: removals after which G is taken exactly again.
+        objective: of the search, `zero` or `step`: how units are ranked.
+        sureness: how many times its usual error a lead must be.
     """
 
     def __init__(
-        self,
-        exact: Exact,
-        units: int,
-        correct_every: int,
+        self, exact: Exact, units: int, objective: str, sureness: float
     ):
         self._exact_of = exact
-        self._every = correct_every
+        self._objective = objective
+        self._sureness = sureness
         self._open = np.ones((1, units), np.float32)
         self._start = self._exact(self._open)[0]
         # (unit, its gate) -> what the change of it alone changes.
         self._changes: dict[tuple[int, float], np.ndarray] = {}
         # id -> (gates B, G there).
         self._bases: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+        self._errors: list[float] = []
 
-    def of(self, gate: np.ndarray, example_id: np.ndarray) -> np.ndarray:
-        """G under each row of gates [B, U], of these examples."""
-        moved = gate != 1
-        counts = moved.sum(axis=1)
-        due = (counts > 1) & (counts % self._every == 0)
-        if due.any():
-            found = self._exact(gate[due])
-            for row, base in zip(np.flatnonzero(due), found, strict=True):
-                self._bases[int(example_id[row])] = gate[row].copy(), base
+    def of(
+        self, gate: np.ndarray, example_id: np.ndarray, own: np.ndarray
+    ) -> np.ndarray:
+        """G under each row of gates [B, U], of examples with gradients `own`.
+
+        Where one unit does not surely lead, G is taken exactly.
+        """
         self._take_changes(gate)
-        return np.stack(
+        found = np.stack(
             [
                 self._summed(row, int(i))
                 for row, i in zip(gate, example_id, strict=True)
             ]
         )
+        doubted = np.flatnonzero(self._is_doubted(gate, found - own))
+        if not len(doubted):
+            return found
+        taken = self._exact(gate[doubted])
+        for row, base in zip(doubted, taken, strict=True):
+            first = self._leaders(gate[row], found[row] - own[row])
+            self._errors.append(np.abs(found[row] - base)[first].max())
+            self._bases[int(example_id[row])] = gate[row].copy(), base
+        found[doubted] = taken
+        return found
+
+    def _is_doubted(self, gate: np.ndarray, gradient: np.ndarray) -> np.ndarray:
+        """[B] whether the first unit's lead is within the usual error."""
+        counts = (gate != 1).sum(axis=1)
+        error = np.mean(self._errors) if self._errors else np.inf
+        lead = np.zeros(len(gate))
+        for n, row in enumerate(gradient):
+            score = self._score(row)
+            first, second = self._leaders(gate[n], row)[:2]
+            lead[n] = score[first] - score[second]
+        # G of one unit is exact.
+        return (counts > 1) & (lead < self._sureness * error)
+
+    def _leaders(self, gate: np.ndarray, gradient: np.ndarray) -> np.ndarray:
+        """The units that come first, of those that have not moved."""
+        score = np.where(gate == 1, self._score(gradient), -np.inf)
+        return np.argsort(-score, kind="stable")[:2]
+
+    def _score(self, gradient: np.ndarray) -> np.ndarray:
+        return np.abs(gradient) if self._objective == "step" else gradient
 
     def _summed(self, row: np.ndarray, example_id: int) -> np.ndarray:
         base, start = self._bases.get(example_id, (self._open[0], self._start))

@@ -30,7 +30,9 @@ def rank(gated: GatedModel, examples: Examples, gate: np.ndarray) -> Ranked:
     here = np.flatnonzero(is_right(predicted, examples.label))
     gradient = np.zeros_like(own)
     if len(here):
-        of_others = gated.population_term(gate[here], examples.example_id[here])
+        of_others = gated.population_term(
+            gate[here], examples.example_id[here], own[here]
+        )
         gradient[here] = of_others - own[here]
     if gated.config.objective == "zero":
         return Ranked(gradient, None, predicted)
