@@ -37,17 +37,22 @@ from tfmemloc import (
     GradientAscentConfig,
     ModelConfig,
     NPOConfig,
+    OutputEditConfig,
+    REMConfig,
     Removal,
     Run,
     SearchConfig,
+    SecondOrderConfig,
     SubnetConfig,
     TrainConfig,
     ascend_gradient,
     audit_durability,
     compare_with_critical_units,
     dampen_weights,
+    edit_outputs,
     find_critical_units,
     fine_tune,
+    forget_and_learn_again,
     load,
     mask_weights,
     optimize_negative_preference,
@@ -62,6 +67,7 @@ from tfmemloc import (
     train,
     with_inference,
     zero_critical_units,
+    zero_held_weights,
     zero_weights,
 )
 from tfmemloc.removal.outcome import measures
@@ -330,6 +336,23 @@ def _methods(
             told,
             lambda ids=ids: retrain_without(run, examples, forget=ids()),
         )
+        yield (
+            "output editing",
+            told,
+            lambda ids=ids: edit_outputs(
+                run,
+                examples,
+                OutputEditConfig(learning_rate=3e-3),
+                forget=ids(),
+            ),
+        )
+        yield (
+            "REM",
+            told,
+            lambda ids=ids: forget_and_learn_again(
+                run, examples, REMConfig(learning_rate=1e-3), forget=ids()
+            ),
+        )
     yield (
         "SCRUB",
         "true",
@@ -359,6 +382,16 @@ def _methods(
         "true",
         lambda: zero_weights(
             run, examples, DurableConfig(share=0.0005), forget=true
+        ),
+    )
+    yield (
+        "second order",
+        "true",
+        lambda: zero_held_weights(
+            run,
+            examples,
+            SecondOrderConfig(share=3e-4, damping=1e-3),
+            forget=true,
         ),
     )
     yield (
