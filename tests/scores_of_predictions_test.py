@@ -8,7 +8,8 @@ import pytest
 import tensorflow as tf
 from sklearn import metrics
 
-from tfmemloc import data
+from tfmemloc import data, losses
+from tfmemloc.scores import ranking
 from tfmemloc.scores.calibration import fit_temperature
 from tfmemloc.scores.of_predictions import scores_of_logits
 from tfmemloc.scores.quality import (
@@ -220,6 +221,31 @@ def test_which_shares_of_the_classes_are_the_true_ones(rng):
     assert share["equal"] > 0.3
     with pytest.raises(ValueError, match="`prior` must be one of 'auto'"):
         scores_of_logits(examples, dropped=logits, prior="even")
+
+
+def test_sure_judges_tell_the_shares_of_the_classes(rng):
+    """Four classes, the largest twice the smallest; half of one is wrong."""
+    true = rng.choice(4, 4000, p=[0.4, 0.2, 0.2, 0.2])
+    label = true.copy()
+    wrong = (true == 0) & (rng.random(4000) < 0.5)
+    label[wrong] = 1 + rng.integers(0, 3, wrong.sum())
+    judges = 8 * np.eye(4)[true] + rng.normal(size=(2, 4000, 4)) * 2
+    judges = losses.log_softmax(judges)
+    found = ranking.true_shares(judges, label, "auto")
+    np.testing.assert_allclose(found, np.bincount(true) / 4000, atol=0.02)
+    # The labels' shares are nearly equal, which the old rule would take.
+    assert np.bincount(label).max() < 1.5 * np.bincount(label).min()
+    # Judges that are not sure leave it at that.
+    unsure = losses.log_softmax(judges / 8)
+    np.testing.assert_allclose(
+        ranking.true_shares(unsure, label, "auto"), np.full(4, 0.25)
+    )
+    # Nearly equal estimates are equal shares.
+    same = np.arange(4000) % 4
+    judges = losses.log_softmax(8 * np.eye(4)[same][np.newaxis])
+    np.testing.assert_allclose(
+        ranking.true_shares(judges, same, "auto"), np.full(4, 0.25)
+    )
 
 
 def test_bad_predictions_are_refused(digits):

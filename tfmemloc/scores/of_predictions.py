@@ -49,9 +49,9 @@ def scores_of_logits(
             [M] their labels), to which the temperature is fitted. None, or
             fewer than 50, leave it at 1.
         prior: true shares of the classes: `"equal"`; `"labels"`, those of the
-            labels; `"auto"`, the latter where the most frequent label is over
-            three times as frequent as the rarest, else the former; or
-            [classes] numbers.
+            labels; `"auto"`, estimated where the predictions are sure, else
+            those of the labels where the most frequent is over three times as
+            frequent as the rarest, else equal; or [classes] numbers.
         extra_scores: further scores by name, [N] each, more is more suspicious.
 
     Returns:

@@ -101,8 +101,9 @@ class ScoreConfig:
             per-example gradients over the training data for each saved epoch;
             the ranking does not use them.
         prior: true shares of the classes: `equal`; `labels`, those of the
-            given labels; `auto`, the latter where the most frequent label is
-            over three times as frequent as the rarest, else equal.
+            given labels; `auto`, estimated where the predictions are sure,
+            else those of the labels where the most frequent is over three
+            times as frequent as the rarest, else equal.
         batch_size: how many examples go through the network at once.
     """
 

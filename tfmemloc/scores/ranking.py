@@ -13,8 +13,12 @@ from tfmemloc.scores.example_scores import ExampleScores
 from tfmemloc.scores.of_training import margins
 from tfmemloc.statistics import shared_ranks
 
-# Classes whose labels differ less in number are taken to be equally frequent.
-_BALANCED = 3.0
+# Classes whose labels differ less in number are taken to be equally frequent;
+# and so are those whose estimated shares differ less.
+_BALANCED, _NEARLY_EQUAL = 3.0, 1.5
+# Judges that are this sure on the mean tell the shares.
+_SHARP = 0.8
+_SAME_SHARE, _MOST_ESTIMATES = 1e-4, 30
 
 PRIORS = ("auto", "equal", "labels")
 
@@ -35,6 +39,7 @@ def ranked(
     checked: dict[str, np.ndarray] = {}
     for name, value in [*values.items(), *(extra_scores or {}).items()]:
         checked[name] = checked_score(name, value, examples, checked)
+    prior = true_shares(judges, label, prior)
     judged, judged_held_out = _judged(judges, label, prior, held_out)
     temperature = 1.0
     if held_out is not None and len(held_out[1]) >= _FEWEST_HELD_OUT:
@@ -55,7 +60,7 @@ def ranked(
     )
 
 
-def _judged(judges, label, prior, held_out):
+def _judged(judges, label, prior: np.ndarray, held_out):
     """The judges' mean, adjusted to the prior: log-probabilities.
 
     [N, classes] of the training examples, [M, classes] of the held-out ones.
@@ -68,26 +73,37 @@ def _judged(judges, label, prior, held_out):
     return judged[: len(label)], judged[len(label) :]
 
 
-def _adjusted(log_p, label, prior) -> np.ndarray:
+def _adjusted(log_p, label, prior: np.ndarray) -> np.ndarray:
     """Log-probabilities whose class shares are those of the prior.
 
     The shares are means over the training examples, which come first.
     """
     share = np.exp(log_p[: len(label)]).mean(axis=0)
-    wanted = _shares(label, log_p.shape[1], prior)
     tiny = 1e-6
-    shift = np.log(np.maximum(share, tiny)) - np.log(np.maximum(wanted, tiny))
+    shift = np.log(np.maximum(share, tiny)) - np.log(np.maximum(prior, tiny))
     return losses.log_softmax(log_p - shift)
 
 
-def _shares(label, classes: int, prior: str | np.ndarray) -> np.ndarray:
-    """The true shares of the classes, [classes], that add up to 1."""
+def true_shares(judges, label, prior: str | np.ndarray) -> np.ndarray:
+    """The true shares of the classes, [classes], that add up to 1.
+
+    `auto`: judges that are sure of their predictions tell the shares, which
+    labels that are wrong in some classes alone do not; where these estimates
+    are nearly equal, equal shares. Judges that are not sure leave the labels'
+    shares, or equal ones where the labels differ little in number.
+    """
+    classes = judges.shape[2]
     if isinstance(prior, str):
         check_choice("prior", prior, PRIORS)
         count = np.bincount(label, minlength=classes)
-        is_balanced = count.max() <= _BALANCED * count.min()
-        is_equal = prior == "equal" or (prior == "auto" and is_balanced)
-        prior = np.ones(classes) if is_equal else count
+        equal = np.ones(classes)
+        prior = {"equal": equal, "labels": count}.get(prior)
+        if prior is None and _sureness(judges) >= _SHARP:
+            found = _estimated_shares(judges, label, count)
+            is_equal = found.max() <= _NEARLY_EQUAL * found.min()
+            prior = equal if is_equal else found
+        if prior is None:
+            prior = equal if count.max() <= _BALANCED * count.min() else count
     prior = np.asarray(prior, float)
     if prior.shape != (classes,) or not (prior >= 0).all() or not prior.any():
         raise ValueError(
@@ -95,6 +111,29 @@ def _shares(label, classes: int, prior: str | np.ndarray) -> np.ndarray:
             f"for each class. Received: {prior.tolist()}."
         )
     return prior / prior.sum()
+
+
+def _sureness(judges) -> float:
+    """The mean largest probability: 0 where all classes are alike, at most 1."""
+    chance = 1 / judges.shape[2]
+    return float((np.exp(judges).max(axis=2).mean() - chance) / (1 - chance))
+
+
+def _estimated_shares(judges, label, count: np.ndarray) -> np.ndarray:
+    """The shares of the true classes, as judges and labels together tell.
+
+    Alternates between the shares and the true classes that follow from them.
+    """
+    shares = (count + 1) / (count + 1).sum()
+    for _ in range(_MOST_ESTIMATES):
+        judged, _ = _judged(judges, label, shares, None)
+        before, shares = (
+            shares,
+            _true_classes(np.exp(judged), label).mean(axis=0),
+        )
+        if np.abs(shares - before).max() < _SAME_SHARE:
+            break
+    return shares
 
 
 def _true_classes(chance: np.ndarray, label: np.ndarray) -> np.ndarray:
