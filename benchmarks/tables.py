@@ -346,6 +346,9 @@ BLOCKS: Mapping[str, Callable[[], str]] = {
         _read("tied_mechanism")["rows"]
     ),
     "text": lambda: audit_tables.text(_read("text")["rows"]),
+    "sources": lambda: _fenced(
+        report.text_table(_read("sources")["rows"], percent=False)
+    ),
     "injection": lambda: audit_tables.injection(_read("injection")["rows"]),
     "membership": lambda: audit_tables.membership(_read("membership")),
     "lost_units": lambda: _fenced(

@@ -114,7 +114,7 @@ def true_shares(judges, label, prior: str | np.ndarray) -> np.ndarray:
 
 
 def _sureness(judges) -> float:
-    """The mean largest probability: 0 where all classes are alike, at most 1."""
+    """The mean largest probability, from 0 (all classes alike) to 1."""
     chance = 1 / judges.shape[2]
     return float((np.exp(judges).max(axis=2).mean() - chance) / (1 - chance))
 
