@@ -347,7 +347,7 @@ BLOCKS: Mapping[str, Callable[[], str]] = {
     ),
     "text": lambda: audit_tables.text(_read("text")["rows"]),
     "sources": lambda: _fenced(
-        report.text_table(_read("sources")["rows"], percent=False)
+        report.text_table(Table(_read("sources")["rows"], default=".3f"))
     ),
     "injection": lambda: audit_tables.injection(_read("injection")["rows"]),
     "membership": lambda: audit_tables.membership(_read("membership")),
