@@ -370,6 +370,7 @@ class Cell:
                 **row,
                 "suggestion_right": right,
                 "calibration_error": scores.calibration_error(found),
+                "suspicion_sum": float(found.suspicion.sum() / wrong.sum()),
                 "over_half": int(likely.sum()),
                 "over_half_wrong": int((likely & wrong).sum()),
                 "cost": costs[row["score"]] / training,
@@ -400,7 +401,6 @@ def _table(rows: list[dict]) -> list[dict]:
             mine = [r for r in rows if (r["noise"], r["score"]) == (kind, name)]
             if not mine:
                 continue
-            is_ranking = name.startswith("combined")
             table.append(
                 {"noise": kind, "score": name}
                 | {
@@ -410,14 +410,18 @@ def _table(rows: list[dict]) -> list[dict]:
                 | {
                     # Of the ranking that makes suggestions, and of no other.
                     key: f"{np.mean([row[key] for row in mine]):.1%}"
-                    if is_ranking
+                    if name.startswith("combined") and key in mine[0]
                     else ""
-                    for key in ("suggestion_right", "calibration_error")
+                    for key in (
+                        "suggestion_right",
+                        "calibration_error",
+                        "suspicion_sum",
+                    )
                 }
                 | {
                     "over_half": f"{_total('over_half_wrong', mine)} of "
                     f"{_total('over_half', mine)}"
-                    if is_ranking
+                    if name.startswith("combined") and "over_half" in mine[0]
                     else "",
                     "cost": f"{np.median([row['cost'] for row in mine]):.2f}",
                     "seeds": str(len(mine)),

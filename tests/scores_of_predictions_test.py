@@ -223,6 +223,31 @@ def test_which_shares_of_the_classes_are_the_true_ones(rng):
         scores_of_logits(examples, dropped=logits, prior="even")
 
 
+def test_a_lean_to_labels_is_taken_out(rng):
+    """Judges add a half to the label that they were trained on."""
+    true = rng.integers(0, 4, 3000)
+    logits = 2.5 * np.eye(4)[true] + rng.normal(size=(3000, 4))
+    label = true.copy()
+    wrong = rng.random(3000) < 0.15
+    label[wrong] = (true[wrong] + rng.integers(1, 4, wrong.sum())) % 4
+    learned = logits + 1.5 * np.eye(4)[label]
+    train, others = slice(0, 2000), slice(2000, None)
+    found = {}
+    for name, judged in (("leans", learned), ("does not", logits)):
+        found[name] = ranking._suspicion(
+            losses.log_softmax(judged[train]),
+            label[train],
+            (losses.log_softmax(logits[others]), true[others]),
+        ).sum()
+    temperature = fit_temperature(logits[others], true[others])
+    chance = np.exp(losses.log_softmax(learned[train] / temperature))
+    trusting = 1 - ranking._true_classes(chance, label[train])
+    count = wrong[train].sum()
+    assert trusting[np.arange(2000), label[train]].sum() < 0.6 * count
+    assert found["leans"] == pytest.approx(count, rel=0.15)
+    assert found["does not"] == pytest.approx(count, rel=0.15)
+
+
 def test_sure_judges_tell_the_shares_of_the_classes(rng):
     """Four classes, the largest twice the smallest; half of one is wrong."""
     true = rng.choice(4, 4000, p=[0.4, 0.2, 0.2, 0.2])

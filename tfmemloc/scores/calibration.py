@@ -14,6 +14,12 @@ is also what a few confident mistakes of the network look like. So even the
 lower end of the 95 % interval of e has to reach 5 % (of 70 labels, 8 look
 wrong then), and the network has to agree with 80 % of the labels: one that is
 often wrong is not believed.
+
+A network without its memory still leans to the labels that it was trained on,
+if only a little, and would trust wrong ones too much. By how much is seen where
+it was not trained: the lead of the label over the best other class is larger,
+by `lean`, among the right labels of the training examples than among those of
+others.
 """
 
 from __future__ import annotations
@@ -29,6 +35,8 @@ _RATES = np.linspace(0, 0.6, 61)
 # From this rate on labels are taken for dirty.
 _DIRTY = 0.05
 _KNOWS = 0.8
+# Where leads are compared.
+_QUANTILES = (0.25, 0.5, 0.75)
 _TINY = 1e-30
 
 
@@ -61,7 +69,7 @@ def fit_temperature(logits: np.ndarray, label: np.ndarray) -> float:
         ]
     )
     rate, place = np.unravel_index(explained.argmax(), explained.shape)
-    knows = (logits.argmax(axis=1) == label).mean() >= _KNOWS
+    knows = knows_the_task(logits, label)
     if not _surely_dirty(_RATES[rate], len(label)) or not knows:
         return float(_TEMPERATURES[np.argmax(explained[0])])
     warnings.warn(
@@ -73,6 +81,29 @@ def fit_temperature(logits: np.ndarray, label: np.ndarray) -> float:
         stacklevel=3,
     )
     return float(_TEMPERATURES[place])
+
+
+def knows_the_task(logits: np.ndarray, label: np.ndarray) -> bool:
+    """Whether a network agrees with most labels that it did not see."""
+    return bool((logits.argmax(axis=1) == label).mean() >= _KNOWS)
+
+
+def lean(lead: np.ndarray, lead_of_others: np.ndarray, wrong: float) -> float:
+    """How much further the label leads where it was trained on; at least 0.
+
+    Args:
+        lead: [N] log-probability of the label less the best other one, of the
+            training examples.
+        lead_of_others: [M] the same of examples that were not trained on.
+        wrong: share of the training labels that are wrong, whose leads are
+            taken to be the smallest.
+    """
+    gaps = [
+        np.quantile(lead, wrong + (1 - wrong) * q)
+        - np.quantile(lead_of_others, q)
+        for q in _QUANTILES
+    ]
+    return max(0.0, float(np.mean(gaps)))
 
 
 def _surely_dirty(rate: float, labels: int) -> bool:

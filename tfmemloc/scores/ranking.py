@@ -7,7 +7,11 @@ import numpy as np
 from tfmemloc import losses
 from tfmemloc.checks import check_choice
 from tfmemloc.data.examples import Examples
-from tfmemloc.scores.calibration import fit_temperature
+from tfmemloc.scores.calibration import (
+    fit_temperature,
+    knows_the_task,
+    lean,
+)
 from tfmemloc.scores.checks import TINY, checked_score
 from tfmemloc.scores.example_scores import ExampleScores
 from tfmemloc.scores.of_training import margins
@@ -29,6 +33,9 @@ _FEWEST_HELD_OUT = 50
 # rounds.
 _SAME_RATE, _MOST_ROUNDS = 1e-6, 1000
 
+# How often the lean to labels and the share of wrong ones are taken in turn.
+_LEANS = 3
+
 
 def ranked(
     examples: Examples, judges, held_out, prior, values, extra_scores
@@ -41,10 +48,9 @@ def ranked(
         checked[name] = checked_score(name, value, examples, checked)
     prior = true_shares(judges, label, prior)
     judged, judged_held_out = _judged(judges, label, prior, held_out)
-    temperature = 1.0
+    others = None
     if held_out is not None and len(held_out[1]) >= _FEWEST_HELD_OUT:
-        temperature = fit_temperature(judged_held_out, held_out[1])
-    chance = np.exp(losses.log_softmax(judged / temperature))
+        others = judged_held_out, held_out[1]
     combined = shared_ranks(-margins(judged, label))
     combined += shared_ranks(-judged[own])
     return ExampleScores(
@@ -55,9 +61,38 @@ def ranked(
         true_label=examples.true_label,
         suggested=judged.argmax(axis=1),
         values=np.stack([combined / 2, *checked.values()], axis=1),
-        suspicion=1 - _true_classes(chance, label)[own],
+        suspicion=_suspicion(judged, label, others),
         inputs_digest=examples.inputs_digest(),
     )
+
+
+def _suspicion(judged, label, others) -> np.ndarray:
+    """The probability that each label is wrong: [N].
+
+    Args:
+        judged: [N, classes] log-probabilities.
+        label: [N].
+        others: the same of 50 examples or more that were not trained on, to
+            calibrate by; or None.
+    """
+    own = np.arange(len(label)), label
+
+    def of(judged, temperature):
+        chance = np.exp(losses.log_softmax(judged / temperature))
+        return 1 - _true_classes(chance, label)[own]
+
+    if others is None:
+        return of(judged, 1.0)
+    temperature = fit_temperature(*others)
+    suspicion = of(judged, temperature)
+    if not knows_the_task(*others):
+        return suspicion
+    lead, lead_of_others = margins(judged, label), margins(*others)
+    for _ in range(_LEANS):
+        leaning = judged.copy()
+        leaning[own] -= lean(lead, lead_of_others, float(suspicion.mean()))
+        suspicion = of(losses.log_softmax(leaning), temperature)
+    return suspicion
 
 
 def _judged(judges, label, prior: np.ndarray, held_out):
