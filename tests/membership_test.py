@@ -325,6 +325,8 @@ def test_attacks_agree_with_memorization_estimates(rng):
             chance[member[:, n], n].mean() - chance[~member[:, n], n].mean()
         )
         assert found[n] == pytest.approx(expected)
+    # Where all are alike, nothing can be said.
+    assert np.isnan(agreement(np.zeros(phi.shape), member, found))
     # Of scores that know nothing there is no agreement.
     assert abs(agreement(rng.normal(size=phi.shape), member, found)) < 0.2
     member[:, 3] = True

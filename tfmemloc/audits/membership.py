@@ -140,12 +140,16 @@ class Membership(Result):
             f"Members that the strongest attack finds while it accuses "
             f"{rate:.1%} of the others: {', '.join(found)}; an attack that "
             f"knows nothing finds {rate:.1%}. "
-            f"{int(self.shadows.min())} networks for each. Examples that are "
-            "memorized more by Feldman and Zhang's estimate are found more "
-            f"easily: rank correlation {self.agreement[:, 0].min():.2f} to "
-            f"{self.agreement[:, 0].max():.2f} with the attack "
-            f"{self.attacks[0]}."
+            f"{int(self.shadows.min())} networks for each."
         )
+        agreement = self.agreement[np.isfinite(self.agreement)]
+        if len(agreement):
+            text += (
+                " How well an example is found goes with how much it is "
+                "memorized by Feldman and Zhang's estimate: rank correlation "
+                f"{agreement.min():.2f} to {agreement.max():.2f}, by network "
+                "and attack."
+            )
         few = [
             f"{rate:.2%}"
             for rate in self.rates

@@ -68,11 +68,14 @@ def agreement(
 
     Returns:
         Spearman's, over examples, of the estimate and of the mean rank of the
-        example's score where it is a member less that where it is not.
+        example's score where it is a member less that where it is not. NaN
+        where all examples are alike in one of them.
     """
     ranks = stats.rankdata(scores).reshape(scores.shape)
     known = np.isfinite(estimate)
     ranks, inside = ranks[:, known], member[:, known]
     higher = np.where(inside, ranks, 0).sum(axis=0) / inside.sum(axis=0)
     higher -= np.where(inside, 0, ranks).sum(axis=0) / (~inside).sum(axis=0)
+    if not len(higher) or not np.ptp(higher) or not np.ptp(estimate[known]):
+        return float("nan")
     return float(stats.spearmanr(higher, estimate[known]).statistic)
