@@ -3,8 +3,10 @@
 Of two equal pictures with different labels one label is wrong; and a test set
 of which a part was trained on measures memory. Pictures are also found where
 they are nearly equal (saved anew, scaled back): their pixels differ by no more
-than a little on the mean. Anything else is a duplicate where all its numbers
-are the same.
+than a little on the mean, and they are much nearer to each other than to
+others: two ones in one hand differ little, and are no duplicates (of the
+simplest pictures some are found all the same). Anything else is a duplicate
+where all its numbers are the same.
 
 Equal ones are found by their digests; nearly equal ones by a k-d tree of the
 sums of 4 x 4 cells, and then looked at.
@@ -29,6 +31,9 @@ from tfmemloc.subsets import NOT_TRAINED_ON
 
 _GRID = 4
 _BLOCK = 1024  # Rows that are read at once.
+# A duplicate is among so many nearest ones, and differs less than the last of
+# so many neighbours by this factor.
+_ASKED, _NEIGHBOURS, _MUCH_NEARER = 3, 10, 1 / 3
 # Kinds of pairs, the worst first.
 KINDS = ("different labels", "in training and test", "same label")
 
@@ -43,7 +48,7 @@ class DuplicateConfig:
             numbers); 0 takes equal ones alone.
     """
 
-    difference: float = 0.04
+    difference: float = 0.03
 
     def __post_init__(self):
         check_fields(self)
@@ -210,8 +215,8 @@ def _near(
 ) -> list[tuple[int, int, float]]:
     """(later, first, difference) of pictures that are nearly the same.
 
-    The sums of cells differ by no more than their pixels do: no pair is missed
-    by looking at the sums first.
+    The sums of cells differ by no more than their pixels do, so that the
+    nearest ones by these sums are the ones to look at.
     """
     sums = np.concatenate(
         [
@@ -220,31 +225,47 @@ def _near(
         ]
     )
     tree = spatial.cKDTree(sums / len(examples.inputs))
-    candidates = tree.query_pairs(most, p=1, output_type="ndarray")
+    asked = min(_ASKED + 1, len(places))
+    distance, neighbour = tree.query(
+        tree.data, k=asked, p=1, distance_upper_bound=most, workers=-1
+    )
+    row, column = np.nonzero(np.isfinite(distance))
+    pairs = np.stack([row, neighbour[row, column]], axis=1)
+    pairs = np.unique(np.sort(pairs[row != pairs[:, 1]], axis=1), axis=0)
     # Those with the first ones first.
-    order = np.lexsort((candidates[:, 0], candidates[:, 1]))
+    pairs = pairs[np.lexsort((pairs[:, 0], pairs[:, 1]))]
     found: dict[int, tuple[int, int, float]] = {}
-    for start in range(0, len(order), _BLOCK):
-        first, later = places[candidates[order[start : start + _BLOCK]]].T
-        differences = np.mean(
-            [
-                _differences(_scaled(a), _scaled(b))
-                for a, b in zip(
-                    next(_blocks(examples, first)),
-                    next(_blocks(examples, later)),
-                    strict=True,
-                )
-            ],
-            axis=0,
-        )
-        for n in np.flatnonzero(differences <= most):
-            pair = int(later[n]), int(first[n]), float(differences[n])
-            found.setdefault(pair[0], pair)
-    return list(found.values())
+    for start in range(0, len(pairs), _BLOCK):
+        first, later = pairs[start : start + _BLOCK].T
+        differences = _differences(examples, places[later], places[first])
+        limit = np.full(len(later), most)
+        if len(places) > _NEIGHBOURS:
+            _, others = tree.query(
+                tree.data[later], k=[_NEIGHBOURS + 1], p=1, workers=-1
+            )
+            usual = _differences(examples, places[later], places[others[:, 0]])
+            limit = np.minimum(limit, _MUCH_NEARER * usual)
+        for n in np.flatnonzero(differences <= limit):
+            pair = places[later[n]], places[first[n]], differences[n]
+            found.setdefault(int(later[n]), pair)
+    return [(int(a), int(b), float(d)) for a, b, d in found.values()]
 
 
-def _differences(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    return np.abs(a - b).mean(axis=tuple(range(1, a.ndim)))
+def _differences(
+    examples: Examples, some: np.ndarray, others: np.ndarray
+) -> np.ndarray:
+    """Mean absolute differences of pictures, one by one."""
+    return np.mean(
+        [
+            np.abs(_scaled(a) - _scaled(b)).mean(axis=tuple(range(1, a.ndim)))
+            for a, b in zip(
+                next(_blocks(examples, some)),
+                next(_blocks(examples, others)),
+                strict=True,
+            )
+        ],
+        axis=0,
+    )
 
 
 def _scaled(pictures: np.ndarray) -> np.ndarray:
