@@ -269,20 +269,35 @@ class Cell:
 
         part, fold = self.examples.train, self.fold()
         chance = np.zeros((len(part), part.classes))
-        runs = []
-        for k in range(label_rivals.FOLDS):
-            kept = self.examples.trained_on(part.example_id[fold != k])
-            runs.append(self.train(f"fold{k}", kept, self.plain))
+        for k, run in enumerate(self.fold_runs("cleanlab")):
             logits = evaluation.predict_logits(
-                runs[k].model(), part.take(fold == k)
+                run.model(), part.take(fold == k)
             )
             chance[fold == k] = np.exp(evaluation.log_softmax(logits))
-        self.note("cleanlab", runs)
         return 1 - get_label_quality_scores(part.label, chance)
 
     def fold(self) -> np.ndarray:
         """[N] to which fold each training example belongs."""
         return label_rivals.folds(self.examples.train.example_id)
+
+    def fold_runs(self, name: str) -> list[Run]:
+        """The network without tied layers on all folds but one; all epochs.
+
+        Args:
+            name: under which their seconds are noted.
+        """
+        part, fold = self.examples.train, self.fold()
+        runs = [
+            self.train(
+                f"fold{k}",
+                self.examples.trained_on(part.example_id[fold != k]),
+                self.plain,
+                save_every=1,
+            )
+            for k in range(label_rivals.FOLDS)
+        ]
+        self.note(name, runs)
+        return runs
 
     def classical_rows(self) -> list[dict]:
         """Confident learning on ordinary classifiers of pixels."""
@@ -311,13 +326,8 @@ class Cell:
 
     def network_rows(self) -> list[dict]:
         """Confident learning on networks that were kept from memorizing."""
-        part, fold = self.examples.train, self.fold()
-        runs = []
-        for k in range(label_rivals.FOLDS):
-            kept = self.examples.trained_on(part.example_id[fold != k])
-            runs.append(self.train(f"each{k}", kept, self.plain, save_every=1))
-        self.note("networks", runs)
-        found = label_rivals.networks(runs, part, fold)
+        runs = self.fold_runs("networks")
+        found = label_rivals.networks(runs, self.examples.train, self.fold())
         seconds = self.seconds["networks"]
         return self.rival_rows(
             {name: (value, seconds) for name, value in found.items()}
