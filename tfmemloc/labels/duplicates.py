@@ -24,13 +24,14 @@ from scipy import spatial
 
 from tfmemloc.checks import check_range
 from tfmemloc.data import input_kinds
+from tfmemloc.data import rows as rows_
 from tfmemloc.data.examples import Examples, require_examples
 from tfmemloc.fields import check_fields
 from tfmemloc.result import Result, Table
 from tfmemloc.subsets import NOT_TRAINED_ON
 
 _GRID = 4
-_BLOCK = 1024  # Rows that are read at once.
+_PAIRS = 256  # That are looked at at once.
 # A duplicate is among so many nearest ones, and differs less than the last of
 # so many neighbours by this factor.
 _ASKED, _NEIGHBOURS, _MUCH_NEARER = 3, 10, 1 / 3
@@ -185,29 +186,21 @@ def find_duplicates(
 
 def _equal(examples: Examples) -> list[tuple[int, int, float]]:
     """(later, first, 0) of examples whose inputs are the same."""
-    firsts: dict[bytes, int] = {}
+    firsts: dict[tuple[bytes, ...], int] = {}
     pairs = []
-    for place, key in enumerate(_digests(examples)):
+    digests = (_digests(rows) for rows in examples.inputs.values())
+    for place, key in enumerate(zip(*digests, strict=True)):
         first = firsts.setdefault(key, place)
         if first != place:
             pairs.append((place, first, 0.0))
     return pairs
 
 
-def _digests(examples: Examples) -> Iterator[bytes]:
-    for values in _blocks(examples, np.arange(len(examples))):
-        for n in range(len(values[0])):
-            digest = hashlib.sha256()
-            for value in values:
-                digest.update(np.ascontiguousarray(value[n]).tobytes())
-            yield digest.digest()
-
-
-def _blocks(examples: Examples, places: np.ndarray) -> Iterator[list]:
-    """The inputs of some examples, a block of rows at a time."""
-    for start in range(0, len(places), _BLOCK):
-        block = places[start : start + _BLOCK]
-        yield [np.asarray(rows[block]) for rows in examples.inputs.values()]
+def _digests(rows: rows_.Rows) -> Iterator[bytes]:
+    """Of each row."""
+    for block in rows_.blocks(rows, np.arange(rows.shape[0])):
+        for row in block:
+            yield hashlib.sha256(row.tobytes()).digest()
 
 
 def _near(
@@ -220,9 +213,12 @@ def _near(
     """
     sums = np.concatenate(
         [
-            np.concatenate([_cells(_scaled(v)) for v in values], axis=1)
-            for values in _blocks(examples, places)
-        ]
+            np.concatenate(
+                [_cells(_scaled(b)) for b in rows_.blocks(rows, places)]
+            )
+            for rows in examples.inputs.values()
+        ],
+        axis=1,
     )
     tree = spatial.cKDTree(sums / len(examples.inputs))
     asked = min(_ASKED + 1, len(places))
@@ -235,8 +231,8 @@ def _near(
     # Those with the first ones first.
     pairs = pairs[np.lexsort((pairs[:, 0], pairs[:, 1]))]
     found: dict[int, tuple[int, int, float]] = {}
-    for start in range(0, len(pairs), _BLOCK):
-        first, later = pairs[start : start + _BLOCK].T
+    for start in range(0, len(pairs), _PAIRS):
+        first, later = pairs[start : start + _PAIRS].T
         differences = _differences(examples, places[later], places[first])
         limit = np.full(len(later), most)
         if len(places) > _NEIGHBOURS:
@@ -255,17 +251,11 @@ def _differences(
     examples: Examples, some: np.ndarray, others: np.ndarray
 ) -> np.ndarray:
     """Mean absolute differences of pictures, one by one."""
-    return np.mean(
-        [
-            np.abs(_scaled(a) - _scaled(b)).mean(axis=tuple(range(1, a.ndim)))
-            for a, b in zip(
-                next(_blocks(examples, some)),
-                next(_blocks(examples, others)),
-                strict=True,
-            )
-        ],
-        axis=0,
-    )
+    found = []
+    for rows in examples.inputs.values():
+        a, b = (_scaled(rows_.read(rows, side)) for side in (some, others))
+        found.append(np.abs(a - b).mean(axis=tuple(range(1, a.ndim))))
+    return np.mean(found, axis=0)
 
 
 def _scaled(pictures: np.ndarray) -> np.ndarray:
