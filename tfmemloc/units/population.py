@@ -82,33 +82,30 @@ class CachedTerm:
                 for row, i in zip(gate, example_id, strict=True)
             ]
         )
-        doubted = np.flatnonzero(self._is_doubted(gate, found - own))
+        leaders, lead = self._leaders(gate, found - own)
+        error = np.mean(self._errors) if self._errors else np.inf
+        # G of one unit is exact.
+        is_exact = (gate != 1).sum(axis=1) <= 1
+        doubted = np.flatnonzero(~is_exact & (lead < self._sureness * error))
         if not len(doubted):
             return found
         taken = self._exact(gate[doubted])
         for row, base in zip(doubted, taken, strict=True):
-            first = self._leaders(gate[row], found[row] - own[row])
-            self._errors.append(np.abs(found[row] - base)[first].max())
+            error = np.abs(found[row] - base)[leaders[row]].max()
+            self._errors.append(error)
             self._bases[int(example_id[row])] = gate[row].copy(), base
         found[doubted] = taken
         return found
 
-    def _is_doubted(self, gate: np.ndarray, gradient: np.ndarray) -> np.ndarray:
-        """[B] whether the first unit's lead is within the usual error."""
-        counts = (gate != 1).sum(axis=1)
-        error = np.mean(self._errors) if self._errors else np.inf
-        lead = np.zeros(len(gate))
-        for n, row in enumerate(gradient):
-            score = self._score(row)
-            first, second = self._leaders(gate[n], row)[:2]
-            lead[n] = score[first] - score[second]
-        # G of one unit is exact.
-        return (counts > 1) & (lead < self._sureness * error)
-
-    def _leaders(self, gate: np.ndarray, gradient: np.ndarray) -> np.ndarray:
-        """The units that come first, of those that have not moved."""
-        score = np.where(gate == 1, self._score(gradient), -np.inf)
-        return np.argsort(-score, kind="stable")[:2]
+    def _leaders(
+        self, gate: np.ndarray, gradient: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """The first two units that have not moved [B, 2], and the lead [B]."""
+        score = self._score(gradient)
+        left = np.where(gate == 1, score, -np.inf)
+        leaders = np.argsort(-left, axis=1, kind="stable")[:, :2]
+        best = np.take_along_axis(score, leaders, axis=1)
+        return leaders, best[:, 0] - best[:, -1]
 
     def _score(self, gradient: np.ndarray) -> np.ndarray:
         return np.abs(gradient) if self._objective == "step" else gradient
