@@ -256,9 +256,10 @@ def audit_membership(
         )
         _check(name, phi, inside, subset)
         shadows = Shadows(phi, inside)
-        groups = _parts(shadows, subset)
+        estimate = shadows.memorization()
+        groups = _parts(estimate, subset)
         parts = tuple(groups)
-        found.append(_attacked(shadows, groups, config))
+        found.append(_attacked(shadows, groups, estimate, config))
     if not found:
         raise ValueError("Expected confidences of a network. Received: none.")
     return Membership(
@@ -280,29 +281,29 @@ def _numbers(name: str, phi: Any) -> np.ndarray:
     return array.astype(np.float64)
 
 
-def _parts(shadows: Shadows, subset) -> dict[str, np.ndarray]:
+def _parts(estimate: np.ndarray, subset) -> dict[str, np.ndarray]:
     """Name -> bool [N]: all examples, each subset, the most memorized."""
-    member = shadows.member
-    count = member.shape[1]
+    count = len(estimate)
     groups = {ALL: np.ones(count, bool)}
     if subset is not None:
         subset = np.asarray(subset)
         names = np.unique(subset)
         groups |= {str(n): subset == n for n in names if len(names) > 1}
     # Nothing is known of an example that is on one side alone.
-    estimate = np.nan_to_num(shadows.memorization(), nan=-np.inf)
-    most = np.argsort(-estimate, kind="stable")[: -(-count // 10)]
+    known = np.nan_to_num(estimate, nan=-np.inf)
+    most = np.argsort(-known, kind="stable")[: -(-count // 10)]
     groups[MOST] = np.isin(np.arange(count), most)
     return groups
 
 
-def _attacked(shadows: Shadows, groups, config) -> dict[str, np.ndarray]:
+def _attacked(
+    shadows: Shadows, groups, estimate: np.ndarray, config
+) -> dict[str, np.ndarray]:
     """All attacks on one kind of network."""
     member = shadows.member
     targets = range(len(member))
     measured: dict[str, list] = {"tpr": [], "low": [], "high": [], "auc": []}
     curves, agreements = [], []
-    estimate = shadows.memorization()
     for attack in config.attacks:
         scores = np.stack([ATTACKS[attack](shadows, t) for t in targets])
         of_parts = [

@@ -131,14 +131,10 @@ def true_shares(judges, label, prior: str | np.ndarray) -> np.ndarray:
     if isinstance(prior, str):
         check_choice("prior", prior, PRIORS)
         count = np.bincount(label, minlength=classes)
-        equal = np.ones(classes)
-        prior = {"equal": equal, "labels": count}.get(prior)
-        if prior is None and _sureness(judges) >= _SHARP:
-            found = _estimated_shares(judges, label, count)
-            is_equal = found.max() <= _NEARLY_EQUAL * found.min()
-            prior = equal if is_equal else found
-        if prior is None:
-            prior = equal if count.max() <= _BALANCED * count.min() else count
+        if prior == "auto":
+            prior = _auto_shares(judges, label, count)
+        else:
+            prior = np.ones(classes) if prior == "equal" else count
     prior = np.asarray(prior, float)
     if prior.shape != (classes,) or not (prior >= 0).all() or not prior.any():
         raise ValueError(
@@ -146,6 +142,16 @@ def true_shares(judges, label, prior: str | np.ndarray) -> np.ndarray:
             f"for each class. Received: {prior.tolist()}."
         )
     return prior / prior.sum()
+
+
+def _auto_shares(judges, label, count: np.ndarray) -> np.ndarray:
+    """The shares of `auto`, or numbers that are proportional to them."""
+    found, balanced = count, _BALANCED
+    if _sureness(judges) >= _SHARP:
+        found = _estimated_shares(judges, label, count)
+        balanced = _NEARLY_EQUAL
+    is_equal = found.max() <= balanced * found.min()
+    return np.ones(len(count)) if is_equal else found
 
 
 def _sureness(judges) -> float:
