@@ -30,8 +30,10 @@ tf.config.set_logical_device_configuration(
 import keras
 
 from tfmemloc import data, models
-from tfmemloc.configs import DataConfig, ModelConfig
+from tfmemloc.configs import DataConfig, ModelConfig, TrainConfig
 from tfmemloc.data.kinds import scale_pixels
+from tfmemloc.runs import Run
+from tfmemloc.training.loop import train
 
 # For its error messages TensorFlow notes the Python stack of every operation
 # that is traced, which is deep under pytest: a tenth of the time.
@@ -113,6 +115,24 @@ def overfitted(held_out_digits):
     pixels = data.as_arrays(train)["image"]
     model.fit(pixels, train.label, batch_size=40, epochs=40, verbose=0)
     return model
+
+
+@pytest.fixture(scope="session")
+def tied_run(tmp_path_factory):
+    """A run of a network that tells the wrong labels of `digits` apart."""
+
+    def make(folder):
+        train(
+            folder,
+            data=DataConfig(),
+            model=ModelConfig(width=0.25, p_gen=0.25),
+            training=TrainConfig(
+                epochs=15, batch_size=128, learning_rate=0.1, save_every=3
+            ),
+            progress=False,
+        )
+
+    return Run.open(shared_folder(tmp_path_factory, "tied_digits", make))
 
 
 @pytest.fixture(scope="session")

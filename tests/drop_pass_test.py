@@ -163,7 +163,7 @@ def _late_run(directory, epochs, **changes):
     return train(
         directory,
         data=DataConfig(train_examples=80, test_examples=40),
-        model=ModelConfig(width=0.125, expand=0.5),
+        model=ModelConfig("lenet", width=0.5, expand=0.5),
         training=TrainConfig(
             epochs=epochs,
             batch_size=80,
@@ -204,7 +204,7 @@ def test_late_tying_needs_variables_of_memory_and_sgd(tmp_path):
     with pytest.raises(ValueError, match="Expected a network made with Model"):
         train(
             tmp_path / "carved",
-            model=ModelConfig(width=0.25),
+            model=ModelConfig("lenet"),
             training=TrainConfig(epochs=1, rule="late_tying"),
             progress=False,
         )
@@ -218,7 +218,7 @@ def test_a_rule_that_refuses_leaves_no_run_behind(name, tmp_path):
     with pytest.raises(ValueError):
         train(
             tmp_path,
-            model=ModelConfig(width=0.25),
+            model=ModelConfig("lenet"),
             training=TrainConfig(epochs=1, rule=name),
             progress=False,
         )

@@ -23,27 +23,14 @@ from tfmemloc import (
     graph,
     serving,
 )
-from tfmemloc.configs import DataConfig, ModelConfig, TrainConfig
+from tfmemloc.configs import ModelConfig
 from tfmemloc.data.kinds import scale_pixels
 from tfmemloc.graph.tying import tie_dropout
 from tfmemloc.models import build
 from tfmemloc.serving.endpoint import ExportError
 from tfmemloc.serving.export import export_saved_model
-from tfmemloc.training.loop import train
 
 HAS_LITERT = Version(keras.__version__) >= Version("3.13")
-
-
-@pytest.fixture(scope="module")
-def tied_run(tmp_path_factory):
-    """A tied run of the demo's data, shorter than the demo's."""
-    return train(
-        tmp_path_factory.mktemp("export") / "run",
-        data=DataConfig(),
-        model=ModelConfig(width=0.25, p_gen=0.25),
-        training=TrainConfig(epochs=12, batch_size=128, learning_rate=0.1),
-        progress=False,
-    )
 
 
 @pytest.fixture(scope="module")

@@ -268,7 +268,7 @@ def test_reused_prefixes_change_nothing(tmp_path, dropout):
     run = training.train(
         tmp_path / "run",
         data=DataConfig(train_examples=60, test_examples=20, noise_rate=0.2),
-        model=ModelConfig(width=0.125, dropout=dropout),
+        model=ModelConfig("lenet", dropout=dropout),
         training=TrainConfig(epochs=1, batch_size=32),
         progress=False,
     )
@@ -280,7 +280,7 @@ def test_reused_prefixes_change_nothing(tmp_path, dropout):
             examples,
             dataclasses.replace(
                 SHORT,
-                groups=("conv1", "res2a"),
+                groups=("conv2", "dense1"),
                 inference=inference,
                 memory_budget_mib=budget,
             ),

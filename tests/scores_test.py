@@ -36,19 +36,6 @@ ALL = ScoreConfig(gradient_scores=True)
 
 
 @pytest.fixture(scope="module")
-def tied_run(tmp_path_factory):
-    return train(
-        tmp_path_factory.mktemp("scores") / "run",
-        data=DataConfig(),
-        model=ModelConfig(width=0.25, p_gen=0.25),
-        training=TrainConfig(
-            epochs=15, batch_size=128, learning_rate=0.1, save_every=3
-        ),
-        progress=False,
-    )
-
-
-@pytest.fixture(scope="module")
 def scored(tied_run, digits):
     return score_examples(tied_run, digits, ALL, progress=False)
 
@@ -282,7 +269,7 @@ def test_a_softmax_at_the_end_changes_no_score(tmp_path, small_digits):
 def test_a_recording_beside_anybodys_run_is_used(tmp_path, small_digits):
     """`RecordRun` notes an epoch 0 that no recording has."""
     part = small_digits.train
-    model = models.build(ModelConfig(width=0.125, p_gen=0.5), (8, 8, 1), 10)
+    model = models.build(ModelConfig("lenet", p_gen=0.5), (8, 8, 1), 10)
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     model.compile(keras.optimizers.SGD(0.125), loss)
     inputs = {
@@ -362,7 +349,7 @@ def test_rates_are_those_of_the_steps_that_were_taken(tmp_path, small_digits):
         tmp_path / "run",
         data=DataConfig(),
         examples=small_digits,
-        model=ModelConfig(width=0.125),
+        model=ModelConfig("lenet"),
         training=TrainConfig(
             epochs=5, batch_size=64, schedule="triangle", save_every=5
         ),
@@ -432,7 +419,8 @@ def test_runs_that_cannot_be_scored(tmp_path, digits, tied_run):
     run = train(
         tmp_path / "plain",
         data=DataConfig(),
-        model=ModelConfig(width=0.125, dropout="none"),
+        examples=digits,
+        model=ModelConfig("lenet", dropout="none"),
         training=TrainConfig(epochs=1),
         progress=False,
     )

@@ -41,7 +41,7 @@ SMALL = DataConfig(
     canaries=1,
     repeated=1,
 )
-DECODER = ModelConfig("transformer", width=0.125, expand=0.5, depth=2)
+DECODER = ModelConfig("transformer", width=0.125, expand=0.5, depth=1)
 
 
 @pytest.fixture(scope="module")

@@ -248,7 +248,8 @@ def audit_extraction(
 
     Example:
         >>> text = load(DataConfig(
-        ...     "stdlib", train_examples=100, canaries=1, repeated=0
+        ...     "stdlib", train_examples=100, test_examples=20,
+        ...     canaries=1, repeated=0,
         ... ))
         >>> small = ModelConfig("transformer", width=0.25, depth=1)
         >>> network = build(small, (128,), 256)

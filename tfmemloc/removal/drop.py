@@ -70,7 +70,7 @@ def train_networks(
         ...     "runs/four",
         ...     load(data),
         ...     data=data,
-        ...     model=ModelConfig(width=0.125),
+        ...     model=ModelConfig("lenet"),
         ...     training=TrainConfig(epochs=1, batch_size=20),
         ...     progress=False,
         ... )
