@@ -48,7 +48,7 @@ REFUSED = {
     ),
     "rows of different lengths": (
         lambda: from_arrays([[1, 2], [3]], [0, 1]),
-        "rows of one shape. Received: rows of different lengths",
+        "one shape and kind. Received: rows of different lengths",
     ),
     "complex numbers": (
         lambda: from_arrays(X.astype(complex), Y),

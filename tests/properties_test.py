@@ -113,7 +113,7 @@ def test_ids_of_anything(pair):
     y = np.arange(len(x)) % CLASSES
     found = _outcome(tfmemloc.from_arrays, x, y, ids=ids)
     if found is not None and ids is not None:
-        np.testing.assert_array_equal(found.example_id, np.asarray(ids))
+        np.testing.assert_array_equal(found.example_id, np.ravel(ids))
         assert found.example_id.min() >= 0
 
 

@@ -19,14 +19,30 @@ def is_integer(value: Any) -> bool:
 
 
 def as_array(value: Any) -> np.ndarray:
-    """The value as an array; of text where rows have different lengths.
+    """The value as an array; of text where it cannot be one.
 
-    No check for numbers lets text pass, and each says what it wanted.
+    So rows of different lengths, or of text and bytes that is not ASCII. No
+    check for numbers lets text pass, and each says what it wanted.
     """
     try:
         return np.asarray(value)
     except ValueError:
-        return np.asarray("rows of different lengths")
+        return np.asarray("rows of different lengths or kinds")
+
+
+def as_names(value: Any) -> np.ndarray | None:
+    """Names as an array of text, or None where some are no names.
+
+    Names are text (a table's column of objects too), bytes in UTF-8, whole
+    numbers or truth values; other bytes become \\x.. codes.
+    """
+    array = as_array(value)
+    if array.dtype.kind == "O":
+        is_text = all(isinstance(name, str) for name in array.ravel())
+        return array.astype(str) if is_text else None
+    if array.dtype.kind == "S":
+        return np.char.decode(array, "utf-8", "backslashreplace")
+    return array.astype(str) if array.dtype.kind in "Uiub" else None
 
 
 def few(values: Any) -> str:

@@ -286,7 +286,7 @@ def _parts(estimate: np.ndarray, subset) -> dict[str, np.ndarray]:
     count = len(estimate)
     groups = {ALL: np.ones(count, bool)}
     if subset is not None:
-        subset = np.asarray(subset)
+        subset = as_array(subset)
         names = np.unique(subset)
         groups |= {str(n): subset == n for n in names if len(names) > 1}
     # Nothing is known of an example that is on one side alone.

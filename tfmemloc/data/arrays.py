@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from tfmemloc.checks import few
+from tfmemloc.checks import as_array, as_names, few
 from tfmemloc.data import rows as rows_
 from tfmemloc.data.examples import Examples
 from tfmemloc.data.kinds import (
@@ -152,7 +152,7 @@ def _labels(y: Any, inputs: Mapping, what: str, name: str) -> np.ndarray:
     first = next(iter(inputs.values()))
     if y is None:
         return _next_tokens(inputs, what, name)
-    y = np.asarray(y)
+    y = as_array(y)
     count = first.shape[0]
     is_tokens = any(
         y.shape == rows.shape and y.ndim == 2 and kind_of(rows) == TOKENS
@@ -213,18 +213,22 @@ def _subsets(subset, label, true, name: str) -> np.ndarray:
         wrong = label != true
         wrong = wrong if wrong.ndim == 1 else wrong.any(axis=1)
         return np.where(wrong, "noisy", "clean")
-    subset = np.asarray(subset)
-    is_named = subset.dtype.kind in "US" and (subset != "").all()
-    if subset.shape != (len(label),) or not is_named:
+    given = as_array(subset)
+    found = as_names(given) if given.dtype.kind in "USO" else None
+    if (
+        found is None
+        or found.shape != (len(label),)
+        or not np.char.str_len(found).all()
+    ):
         raise ValueError(
             f"{name}: subset expected {len(label)} names, one for each row of "
-            f"x. Received: shape {subset.shape}, dtype {subset.dtype}."
+            f"x. Received: shape {given.shape}, dtype {given.dtype}."
         )
-    return subset.astype(str)
+    return found
 
 
 def _ids(ids, count: int, name: str) -> np.ndarray:
-    ids = np.asarray(list(ids) if isinstance(ids, range) else ids)
+    ids = as_array(list(ids) if isinstance(ids, range) else ids)
     if ids.shape == (count, 1):
         ids = ids[:, 0]
     if ids.shape != (count,) or ids.dtype.kind not in "iu":

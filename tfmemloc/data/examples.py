@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from tfmemloc import subsets
-from tfmemloc.checks import as_ids, few
+from tfmemloc.checks import as_array, as_ids, as_names, few
 from tfmemloc.data import rows as rows_
 from tfmemloc.data.kinds import kind_of
 from tfmemloc.subsets import OfSubsets
@@ -318,7 +318,7 @@ def require_examples(value: Any) -> None:
 
 
 def _integers(examples: Examples, field: str, count: int) -> np.ndarray:
-    array = np.asarray(getattr(examples, field))
+    array = as_array(getattr(examples, field))
     is_label = field not in ("example_id", "tie_id")
     fits = array.shape == (count,) or (
         is_label and array.ndim == 2 and len(array) == count
@@ -339,13 +339,14 @@ def _integers(examples: Examples, field: str, count: int) -> np.ndarray:
 
 
 def _names(examples: Examples, field: str, count: int) -> np.ndarray:
-    array = np.asarray(getattr(examples, field))
-    if array.shape != (count,):
+    given = as_array(getattr(examples, field))
+    array = as_names(given)
+    if array is None or array.shape != (count,):
         raise ValueError(
-            f"{examples.name}: expected {field} of shape ({count},), one for "
-            f"each example. Received: shape {array.shape}."
+            f"{examples.name}: expected {field} of shape ({count},), a name "
+            f"for each example. Received: shape {given.shape}, dtype "
+            f"{given.dtype}."
         )
-    array = array.astype(str)
     array.flags.writeable = False
     return array
 

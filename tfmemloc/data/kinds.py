@@ -99,10 +99,11 @@ def _as_rows(name: str, values: Any, of: str) -> rows_.Rows:
         return values
     try:
         return np.asarray(values)
-    except ValueError:  # Rows of different lengths.
+    except ValueError:
         raise ValueError(
-            f"{of}: {name} expected rows of one shape. Received: rows of "
-            "different lengths. Pad or cut them to one length."
+            f"{of}: {name} expected rows of one shape and kind. Received: rows "
+            "of different lengths, or of text and bytes. Pad or cut them to "
+            "one length."
         ) from None
 
 

@@ -8,7 +8,7 @@ import numpy as np
 from tqdm import auto as tqdm
 
 from tfmemloc import storage
-from tfmemloc.checks import check_range
+from tfmemloc.checks import as_array, check_range
 from tfmemloc.data.examples import Examples
 from tfmemloc.units import GatedModel, SearchConfig, drawn, rankings
 from tfmemloc.units import search as searching
@@ -57,7 +57,7 @@ def choose_ids(
 
 def checked_examples(examples: Examples, ids) -> Examples:
     """The examples with these ids; each once, and at least one."""
-    ids = np.asarray(ids)
+    ids = as_array(ids)
     if ids.ndim != 1 or not ids.size:
         raise ValueError(
             "`ids` expected a list of at least one example id. Received: "

@@ -8,6 +8,7 @@ import warnings
 import numpy as np
 
 from tfmemloc import losses
+from tfmemloc.checks import as_array
 from tfmemloc.data.examples import Examples
 from tfmemloc.scores.example_scores import ExampleScores
 
@@ -38,7 +39,7 @@ def check_classes(examples: Examples) -> None:
 
 def log_probabilities(name, value, examples: Examples, ranks) -> np.ndarray:
     """Predictions of the examples as log-probabilities: [(J,) N, classes]."""
-    value = np.asarray(value)
+    value = as_array(value)
     expected = (len(examples), examples.classes)
     if (
         value.ndim not in ranks
@@ -74,7 +75,7 @@ def _normalized(value: np.ndarray) -> np.ndarray:
 
 def checked_held_out(held_out, examples: Examples, dropped: np.ndarray):
     """Log-probabilities [J, M, classes] and labels [M]."""
-    value, label = (np.asarray(part) for part in held_out)
+    value, label = (as_array(part) for part in held_out)
     expected = (*dropped.shape[:-2], len(label), examples.classes)
     if value.shape != expected or label.ndim != 1:
         raise ValueError(

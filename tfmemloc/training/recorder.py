@@ -11,6 +11,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfmemloc import storage
+from tfmemloc.checks import as_array
 from tfmemloc.data.examples import Examples
 from tfmemloc.layers.tied_dropout import MEMORY_OFF
 from tfmemloc.losses import Array
@@ -64,7 +65,7 @@ class ExampleRecorder:
                 "images": examples.inputs_digest(),
             }
             examples = examples.train.example_id
-        ids = np.asarray(examples)
+        ids = as_array(examples)
         if ids.ndim != 1 or not len(ids) or ids.dtype.kind not in "iu":
             raise ValueError(
                 "Example ids: expected a list of integers, one for each "
