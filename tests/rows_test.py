@@ -225,7 +225,7 @@ def test_labels_known_to_be_wrong_are_noisy():
         ({"ids": [0.0, 1.0, 2.0, 3.0]}, "stable_ids"),
         ({"ids": np.array([0, 1, 2, 2**63], np.uint64)}, "below 2"),
         ({"subset": [1, 2, 3, 4]}, "subset expected 4 names"),
-        ({"x": np.full((4, 2), np.nan)}, "NaN or infinity in 4 rows"),
+        ({"x": np.full((4, 2), np.nan)}, "in 4 rows"),
         ({"x": np.zeros((4, 2), complex)}, "dtype complex128"),
         ({"x": np.zeros((4, 8, 8, 1), int)}, "expected pictures of uint8"),
         ({"x": {"a": np.zeros((4, 2)), "b": np.zeros(3)}}, "'b': 3"),

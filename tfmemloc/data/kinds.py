@@ -19,6 +19,8 @@ from tfmemloc.data import rows as rows_
 PICTURE, TOKENS, FEATURES = "picture", "tokens", "features"
 # The name of the one input that was given without a name.
 DEFAULT_NAMES = {PICTURE: "image", TOKENS: "tokens", FEATURES: "features"}
+# Networks take float32, in which larger numbers are infinite.
+_LARGEST = float(np.finfo(np.float32).max)
 
 
 def kind_of(rows: rows_.Rows) -> str:
@@ -111,7 +113,7 @@ def check_values(name: str, values: rows_.Rows, of: str) -> None:
     """Refuses numbers that are not finite; warns of odd ranges of pixels.
 
     Raises:
-        ValueError: a number is NaN or infinite; says of which rows.
+        ValueError: a number is NaN or infinite in float32; says of which rows.
     """
     if not np.issubdtype(values.dtype, np.floating):
         return
@@ -119,15 +121,16 @@ def check_values(name: str, values: rows_.Rows, of: str) -> None:
     everything = np.arange(values.shape[0])
     for block in rows_.blocks(values, everything):
         flat = block.reshape(len(block), -1)
-        low, high = flat.min(axis=1), flat.max(axis=1)
-        bad = np.flatnonzero(~np.isfinite(low + high))
+        size = np.maximum(-flat.min(axis=1), flat.max(axis=1)).astype(float)
+        bad = np.flatnonzero(~(size <= _LARGEST))
         if len(bad):
             places = ", ".join(str(start + place) for place in bad[:5])
             raise ValueError(
-                f"{of}: {name} expected finite numbers. Received: NaN or "
-                f"infinity in {len(bad)} rows, for instance {places}."
+                f"{of}: {name} expected finite numbers. Received: NaN, "
+                f"infinity or more than float32 holds in {len(bad)} rows, for "
+                f"instance {places}."
             )
-        largest = max(largest, -float(low.min()), float(high.max()))
+        largest = max(largest, float(size.max()))
         start += len(block)
     if kind_of(values) == PICTURE and largest > 10:
         warnings.warn(
