@@ -14,7 +14,7 @@ from . import start  # noqa: F401  First: it starts TensorFlow quietly.
 import tensorflow as tf
 from absl import app, flags, logging
 
-from tfmemloc import serving, storage, sweeps
+from tfmemloc import Run, serving, storage, sweeps, write_live_page
 
 FLAGS = flags.FLAGS
 # The flags belong to the program that asks for them, so that --help of each
@@ -49,6 +49,12 @@ def define_training_options() -> None:
         "Make GPU kernels repeat bit for bit; slower. CPU runs repeat anyway.",
     )
     flags.DEFINE_bool("tensorboard", False, "Write TensorBoard logs.")
+    flags.DEFINE_bool(
+        "live",
+        False,
+        "Write live.html into the folder of each run: its curves, while it "
+        "trains. Open it in a browser; it reloads itself.",
+    )
     define_download()
 
 
@@ -80,6 +86,18 @@ def strategy() -> tf.distribute.Strategy:
     if FLAGS.mirrored:
         return tf.distribute.MirroredStrategy()
     return tf.distribute.get_strategy()
+
+
+def after_each_epoch() -> Callable[[Run, int], None] | None:
+    """What --live does after each epoch of a training."""
+    return write_live_page if FLAGS.live else None
+
+
+def show_the_end(run: Run) -> Run:
+    """What --live does once a training has ended; gives the run back."""
+    if FLAGS.live and run.history:
+        write_live_page(run)
+    return run
 
 
 def run_directory() -> pathlib.Path:

@@ -119,7 +119,10 @@ def main() -> None:
             training=training,
             strategy=flags.strategy(),
             tensorboard=FLAGS.tensorboard,
+            on_epoch_end=flags.after_each_epoch(),
         )
+        for run in runs.values():
+            flags.show_the_end(run)
         runs |= {EDITED: _edited(directory / EDITED, runs, examples, data)}
         result = output.reuse(
             gathering.main_path(directory),

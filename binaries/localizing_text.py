@@ -105,7 +105,7 @@ def _trained(path, name, examples, data, model, training) -> Run:
     """One of the networks; only the tied one has memory, and its rule."""
     if name != TIED:
         training = dataclasses.replace(training, rule="cross_entropy")
-    return train(
+    run = train(
         path,
         data=data,
         examples=examples,
@@ -113,7 +113,9 @@ def _trained(path, name, examples, data, model, training) -> Run:
         training=training,
         strategy=flags.strategy(),
         tensorboard=flags.FLAGS.tensorboard,
+        on_epoch_end=flags.after_each_epoch(),
     )
+    return flags.show_the_end(run)
 
 
 def _first_of_each(examples: Examples):

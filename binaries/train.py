@@ -23,8 +23,10 @@ def main() -> None:
         training=config_flags.train_config(),
         strategy=flags.strategy(),
         tensorboard=flags.FLAGS.tensorboard,
+        on_epoch_end=flags.after_each_epoch(),
         download=flags.FLAGS.download,
     )
+    flags.show_the_end(run)
     last = run.history[-1]
     rows = [
         {"inference": inference, **accuracy}

@@ -12,6 +12,7 @@ from tests import oracles, programs
 from tfmemloc import data, evaluation, models, storage, training
 from tfmemloc.configs import DataConfig, ModelConfig, TrainConfig
 from tfmemloc.runs import Run
+from tfmemloc.training.live import curves, write_live_page
 
 DATA = DataConfig(train_examples=80, test_examples=40, noise_rate=0.2)
 # Quickly traced; where BatchNorm matters, the other one.
@@ -401,6 +402,46 @@ def test_one_class_is_nothing_to_learn(tmp_path, small_digits):
 def test_tensorboard_logs(tmp_path):
     _train(tmp_path / "run", tensorboard=True)
     assert list((tmp_path / "run" / "tensorboard").glob("events*"))
+
+
+def test_a_live_page_follows_the_training(tmp_path):
+    pages = []
+
+    def watch(run, epoch):
+        write_live_page(run, epoch)
+        pages.append((run.directory / "live.html").read_text())
+
+    config = dataclasses.replace(TRAIN, epochs=3, evaluate_every=2)
+    run = _train(tmp_path / "<run>", training=config, on_epoch_end=watch)
+    first, second, last = pages
+    assert "No accuracy was measured yet" in first
+    assert "Epoch 1 of 3, loss" in first and " to go." in first
+    assert "&lt;run&gt;" in first and "<run>" not in first
+    for page in (first, second):
+        assert 'http-equiv="refresh"' in page
+    assert 'http-equiv="refresh"' not in last and "has ended" in last
+    # A curve, and a line of the table, for each subset with memory on and off.
+    found = curves(run.history, 3)
+    assert [curve.name for curve in found] == [
+        f"{subset}, {behaviour}"
+        for behaviour in ("tied", "dropped")
+        for subset in run.history[-1]["accuracy"]["tied"]
+    ]
+    assert last.count("<polyline") == 2 * len(found)
+    ends = run.history[1], run.history[2]
+    expected = [
+        (720 * line["epoch"] / 3, 320 * (1 - line["accuracy"]["tied"]["noisy"]))
+        for line in ends
+    ]
+    (noisy,) = (curve for curve in found if curve.name == "noisy, tied")
+    points = [tuple(map(float, p.split(","))) for p in noisy.points.split()]
+    np.testing.assert_allclose(points, expected, atol=0.06)
+    # One that was stopped before its last epoch has ended as well.
+    run.save_history(run.history[:2])
+    write_live_page(run)
+    stopped = (run.directory / "live.html").read_text()
+    assert "Epoch 2 of 3" in stopped and "refresh" not in stopped
+    assert noisy.last == f"{ends[1]['accuracy']['tied']['noisy']:.1%}"
 
 
 def test_tensorboard_that_is_not_there_is_said(tmp_path, monkeypatch):

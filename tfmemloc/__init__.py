@@ -47,6 +47,7 @@ from tfmemloc.training import (
     RecordRun,
     TrainingHistory,
     train,
+    write_live_page,
 )
 from tfmemloc.runs import Run
 from tfmemloc.snapshots import Snapshots
@@ -327,6 +328,7 @@ __all__ = [
     "train_networks",
     "untie",
     "with_inference",
+    "write_live_page",
     "zero_critical_units",
     "zero_held_weights",
     "zero_weights",

@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 import numpy as np
@@ -48,6 +48,7 @@ def train_networks(
     strategy: tf.distribute.Strategy | None = None,
     tensorboard: bool = False,
     progress: bool = True,
+    on_epoch_end: Callable[[Run, int], None] | None = None,
 ) -> dict[str, Run]:
     """Trains the four networks, each in its own folder of `directory`.
 
@@ -63,6 +64,7 @@ def train_networks(
         strategy: see `train`.
         tensorboard: see `train`.
         progress: show a progress bar for each network.
+        on_epoch_end: see `train`.
 
     Example:
         >>> data = DataConfig(train_examples=40, test_examples=20)
@@ -87,6 +89,7 @@ def train_networks(
             strategy=strategy,
             tensorboard=tensorboard,
             progress=progress,
+            on_epoch_end=on_epoch_end,
         )
         for name, dropout in NETWORKS.items()
     }
