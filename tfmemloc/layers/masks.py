@@ -158,6 +158,7 @@ def fold_seed(seed: int, *salts: int | str) -> int:
 
     Raises:
         TypeError: the seed is no integer, or a salt neither that nor a string.
+        ValueError: a salt is too large.
 
     Example:
         >>> fold_seed(0, "order") == fold_seed(0, "order")
@@ -175,6 +176,11 @@ def fold_seed(seed: int, *salts: int | str) -> int:
             raise TypeError(
                 "Expected salts that are integers or strings. Received: "
                 f"{salt!r} of type {type(salt).__name__}."
+            )
+        if is_integer(salt) and not -(2**63) <= salt < 2**63:
+            raise ValueError(
+                "Expected salts that 64 bits hold, -2**63 to 2**63 - 1. "
+                f"Received: {salt!r}."
             )
         if isinstance(salt, str):
             digest = hashlib.sha256(salt.encode("utf-8")).digest()
