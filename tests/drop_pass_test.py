@@ -227,7 +227,9 @@ def test_a_rule_that_refuses_leaves_no_run_behind(name, tmp_path):
 
 @pytest.mark.parametrize("name", STATEFUL)
 def test_a_killed_training_resumes_to_the_same_bytes(name, tmp_path):
-    arguments = _small(epochs=3, batch_size=32, rule=name, memory_off=0.5)
+    arguments = _small(
+        epochs=3, batch_size=32, rule=name, memory_off=0.5, evaluate_every=3
+    )
     whole = train(tmp_path / "whole", **arguments)
 
     class Killed(Exception):

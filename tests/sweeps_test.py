@@ -1,14 +1,13 @@
 """Sweeps: real commands in processes of their own, killed and gone on with."""
 
 import signal
-import subprocess
-import sys
 import threading
 import time
 
 import numpy as np
 import pytest
 
+from tests import programs
 from tests.conftest import ROOT
 from tfmemloc import report, storage, sweeps
 from tfmemloc.runs import Run
@@ -88,26 +87,21 @@ def _stamps(directory):
 def test_a_killed_sweep_repeats_nothing(tmp_path):
     """Killed after its first cell, with the second one under way."""
     command = [
-        sys.executable,
-        "-m",
         "binaries.sweep",
         "--grid=seed=0..1",
         f"--base={' '.join(BASE)}",
         f"--run_dir={tmp_path}",
     ]
-    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL)
+    process = programs.launcher().start(*command)
     deadline = time.monotonic() + 180
     while not (tmp_path / "seed=1" / "config.json").exists():
-        assert time.monotonic() < deadline and process.poll() is None
+        assert time.monotonic() < deadline
         time.sleep(0.05)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    process.kill()
+    assert process.wait().returncode == -signal.SIGKILL
     first = _stamps(tmp_path)
     assert [path.parent.name for path in first] == ["seed=0"]
-    done = subprocess.run(
-        command, cwd=ROOT, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
+    done = programs.launcher().run(*command)
     assert first.items() <= _stamps(tmp_path).items()
     assert "2 runs; mean and standard deviation over 2 seeds" in done.stdout
     assert (tmp_path / "report.html").exists()

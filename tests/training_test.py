@@ -200,7 +200,9 @@ class _StoppedError(Exception):
 def test_resumed_equals_uninterrupted(tmp_path, dropout, augment):
     changes = {
         "model": dataclasses.replace(MODEL, dropout=dropout),
-        "training": dataclasses.replace(TRAIN, augment=augment),
+        "training": dataclasses.replace(
+            TRAIN, augment=augment, evaluate_every=4
+        ),
     }
     whole = _train(tmp_path / "whole", **changes)
 
