@@ -139,7 +139,7 @@ def main() -> None:
                 **_details(result),
             },
         )
-        suspects = removing.rank_labels(out, examples)
+        suspects = removing.rank_labels(out, source, examples)
     section = report.section_of(result)
     page = output.write_report(
         out, f"What was taken out? {examples.name}", [section], facts

@@ -20,7 +20,7 @@ from tfmemloc import (
     remove_memory,
     storage,
 )
-from tfmemloc.labels.finding import scores_of_edited
+from tfmemloc.labels.finding import course_of, scores_of_edited
 from tfmemloc.result import Result, is_result
 
 RESULT, MODEL, WORK = "removal", "model.keras", "work"
@@ -90,8 +90,15 @@ def keep_removal(
     return result
 
 
-def rank_labels(out: pathlib.Path, examples: Examples) -> int | None:
+def rank_labels(
+    out: pathlib.Path, source: Run | keras.Model, examples: Examples
+) -> int | None:
     """Ranks the labels by an edited network, in its folder.
+
+    Args:
+        out: of the edited network.
+        source: the network as it was trained, perhaps with its recording.
+        examples: those it was trained on.
 
     Returns:
         How many it does not believe; None where each position has a label.
@@ -99,7 +106,9 @@ def rank_labels(out: pathlib.Path, examples: Examples) -> int | None:
     if examples.label.ndim > 1:
         return None
     run = Run.open(out)
-    scores = scores_of_edited(run.model(0), run.model(1), examples)
+    scores = scores_of_edited(
+        run.model(0), run.model(1), examples, course_of(source, examples)
+    )
     return len(find_label_errors(scores, examples, out).suspects())
 
 

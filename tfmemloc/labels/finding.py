@@ -11,10 +11,11 @@ from __future__ import annotations
 
 import os
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import keras
+import numpy as np
 
 from tfmemloc import graph
 from tfmemloc.data.examples import Examples
@@ -24,9 +25,15 @@ from tfmemloc.removal.curvature import CurvatureConfig, remove_memory
 from tfmemloc.runs import Run
 from tfmemloc.scores.example_scores import ExampleScores
 from tfmemloc.scores.of_predictions import scores_of_judges
-from tfmemloc.scores.of_runs import ScoreConfig, score_examples
+from tfmemloc.scores.of_runs import (
+    ScoreConfig,
+    recorded_scores,
+    score_examples,
+)
+from tfmemloc.scores.of_training import scores_of_recording
 from tfmemloc.scores.suspects import check_examples, write_suspects
 from tfmemloc.snapshots import Source, model_of
+from tfmemloc.training.recording import Recording
 
 
 def find_label_errors(
@@ -135,9 +142,15 @@ def score_by_removal(
     config: CurvatureConfig = CurvatureConfig(),
     *,
     directory: str | os.PathLike | None = None,
+    recording: Recording | None = None,
     progress: bool = False,
 ) -> ExampleScores:
     """Scores the labels by a copy of a network without its memory.
+
+    Where the course of the training is known, it has its say: labels that were
+    learned late, or never, are suspected by the sum of their losses over the
+    epochs (`csl`), which counts as much as the edited network. Both together
+    rank better than each of them.
 
     Args:
         source: a run, or any functional classifier; it is not changed.
@@ -145,6 +158,8 @@ def score_by_removal(
             are, choose how much is taken out and calibrate the suspicion.
         config: of the removal.
         directory: keeps factors and refits, so that a killed job goes on.
+        recording: of the training of a model, by `RecordExamples`. That of a
+            run is found in its folder.
         progress: show progress bars.
 
     Returns:
@@ -154,24 +169,52 @@ def score_by_removal(
 
     Raises:
         ValueError: the model has no kernel to edit, or labels are next tokens;
-            see `remove_memory`.
+            see `remove_memory`. The recording is of other examples or labels,
+            or of a part of the training.
 
     Example:
         >>> scores = score_by_removal(model, examples)
         >>> scores.names[:3]
         ('combined', 'dropped_margin', 'disagreement')
     """
+    # Before the removal, which takes longer: it may refuse a recording.
+    recorded = course_of(source, examples, recording)
     before = model_of(source, examples)
     after, _ = remove_memory(
         source, examples, config, directory=directory, progress=progress
     )
-    return scores_of_edited(before, after, examples)
+    return scores_of_edited(before, after, examples, recorded)
+
+
+def course_of(
+    source: Source, examples: Examples, recording: Recording | None = None
+) -> dict[str, np.ndarray]:
+    """The scores of the course of a training, as far as it is known.
+
+    A network with tied dropout has memory for each example from the first
+    epochs on: it learns wrong labels about as early as right ones.
+    """
+    if recording is not None:
+        return scores_of_recording(recording, examples.train)
+    if isinstance(source, Run) and _is_without_ties(source):
+        return recorded_scores(source, examples)
+    return {}
 
 
 def scores_of_edited(
-    before: keras.Model, after: keras.Model, examples: Examples
+    before: keras.Model,
+    after: keras.Model,
+    examples: Examples,
+    recorded: Mapping[str, np.ndarray] | None = None,
 ) -> ExampleScores:
-    """Scores from a network as trained and the same without its memory."""
+    """Scores from a network as trained and the same without its memory.
+
+    Args:
+        before: as it was trained.
+        after: without its memory.
+        examples: those it was trained on, and others.
+        recorded: scores of the course of its training; see `course_of`.
+    """
     train = examples.train
     others = examples.take(~examples.is_trained_on)
     held_out = None
@@ -182,4 +225,5 @@ def scores_of_edited(
         dropped=predict_logits(after, train),
         tied=predict_logits(before, train),
         held_out=held_out,
+        recorded=recorded,
     )

@@ -165,7 +165,7 @@ def score_examples(
     judges, held_out, values = [], [], []
     for run in runs:
         model = check_scorable(run)
-        found = _recorded_scores(run, examples)
+        found = recorded_scores(run, examples)
         if config.gradient_scores:
             found |= _gradient_scores(run, model, train, progress)
         on, off, other = _predictions(
@@ -282,8 +282,12 @@ def _judging_epochs(saved: Sequence[int]) -> list[int]:
     return [late[place] for place in places[::-1]]
 
 
-def _recorded_scores(run: Run, examples: Examples) -> dict[str, np.ndarray]:
-    """The scores of the run's recording; none where there is none."""
+def recorded_scores(run: Run, examples: Examples) -> dict[str, np.ndarray]:
+    """The scores of the run's recording; none where there is none.
+
+    Raises:
+        ValueError: the recording is of another training, or of a part of it.
+    """
     folder = run.directory / "recording"
     recorded = recorded_epochs(folder)
     if not recorded:

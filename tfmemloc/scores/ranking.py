@@ -38,9 +38,26 @@ _LEANS = 3
 
 
 def ranked(
-    examples: Examples, judges, held_out, prior, values, extra_scores
+    examples: Examples,
+    judges,
+    held_out,
+    prior,
+    values,
+    extra_scores,
+    course: np.ndarray | None = None,
 ) -> ExampleScores:
-    """The scores, and the ranking that the judges make."""
+    """The scores, and the ranking that the judges make.
+
+    Args:
+        examples: N training examples.
+        judges: [J, N, classes] log-probabilities.
+        held_out: the same of others, and their labels; or None.
+        prior: see `true_shares`.
+        values: name -> [N].
+        extra_scores: further ones.
+        course: [N] a score of the course of the training, which then counts
+            as much as the judges.
+    """
     label = examples.label
     own = np.arange(len(label)), label
     checked: dict[str, np.ndarray] = {}
@@ -52,7 +69,9 @@ def ranked(
     if held_out is not None and len(held_out[1]) >= _FEWEST_HELD_OUT:
         others = judged_held_out, held_out[1]
     combined = shared_ranks(-margins(judged, label))
-    combined += shared_ranks(-judged[own])
+    combined = (combined + shared_ranks(-judged[own])) / 2
+    if course is not None:
+        combined = (combined + shared_ranks(course)) / 2
     return ExampleScores(
         names=("combined", *checked),
         example_id=examples.example_id,
@@ -60,7 +79,7 @@ def ranked(
         label=label,
         true_label=examples.true_label,
         suggested=judged.argmax(axis=1),
-        values=np.stack([combined / 2, *checked.values()], axis=1),
+        values=np.stack([combined, *checked.values()], axis=1),
         suspicion=_suspicion(judged, label, others),
         inputs_digest=examples.inputs_digest(),
     )
