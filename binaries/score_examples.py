@@ -14,7 +14,8 @@ wrong labels of the digits.
 
 Any other trained network will do, too: of a run without tied dropout, or a
 .keras file with its training data. Its memory is taken out of a copy
-(binaries.remove), and the copy judges:
+(binaries.remove), and the copy judges; so does the course of the training,
+which a run has recorded (--recording for a .keras file):
 
   python -m binaries.score_examples --model=my.keras --dataset=mine.npz \\
     --out_dir=labels
@@ -55,6 +56,7 @@ import numpy as np
 
 from tfmemloc import (
     ExampleScores,
+    Recording,
     Run,
     ScoreConfig,
     SearchConfig,
@@ -88,6 +90,13 @@ flags.flags.DEFINE_string(
     None,
     "A table that review.html saved: writes corrected labels and scores "
     "nothing.",
+)
+flags.flags.DEFINE_string(
+    "recording",
+    None,
+    "With --model: the folder that tfmemloc.RecordExamples wrote while it was "
+    "trained. How late each label was learned then joins the ranking, as it "
+    "does for a run.",
 )
 config_flags.define(ScoreConfig)
 flags.flags.DEFINE_bool(
@@ -130,9 +139,26 @@ def main() -> None:
         _refuse_tied_flags()
         source, examples, _ = sources.read()
         found = find_label_errors(
-            source, examples, directory, shown=FLAGS.shown, progress=True
+            source,
+            examples,
+            directory,
+            shown=FLAGS.shown,
+            progress=True,
+            recording=_recording(),
         )
         _show(found, examples, directory)
+
+
+def _recording() -> Recording | None:
+    """The recording of --model; that of a run is found in its folder."""
+    if FLAGS.recording is None:
+        return None
+    if FLAGS.model is None:
+        raise ValueError(
+            "--recording expected a --model. Received: a run, whose own "
+            "recording is used."
+        )
+    return Recording.open(FLAGS.recording)
 
 
 def _correct(runs: list[Run], directory: pathlib.Path) -> None:

@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import dataclasses
 import json
 import re
 import shutil
@@ -10,15 +11,18 @@ import numpy as np
 import pytest
 
 from tfmemloc import data, storage
-from tfmemloc.configs import DataConfig
+from tfmemloc.configs import DataConfig, ModelConfig, TrainConfig
 from tfmemloc.labels import (
     apply_decisions,
     find_label_errors,
     read_decisions,
+    score_by_removal,
 )
+from tfmemloc.labels.finding import course_of
 from tfmemloc.labels.review import REVIEW, write_review
 from tfmemloc.removal.curvature import CurvatureConfig
 from tfmemloc.scores import ScoreConfig, scores_of_logits, suspects
+from tfmemloc.training import Recording, train
 
 HEADER = "example_id,label,decision,new_label"
 QUICK = CurvatureConfig(keep=0.9, rounds=1, refit_epochs=1)
@@ -98,6 +102,63 @@ def test_the_edited_network_judges_and_the_given_one_is_the_gap(
         for model in (small_network, edited)
     )
     np.testing.assert_allclose(found.of("tied_gap"), on - off, atol=1e-4)
+
+
+def _ranks(values):
+    """Shares of the ranks; equal values share the mean of theirs."""
+    values = np.asarray(values, float)
+    return np.array(
+        [
+            np.sum(values < value) + (np.sum(values == value) + 1) / 2
+            for value in values
+        ]
+    ) / len(values)
+
+
+def test_the_course_of_the_training_joins_the_ranking(tmp_path, small_digits):
+    """Its rank counts as much as those of the edited network together."""
+    run = train(
+        tmp_path / "run",
+        data=DataConfig(),
+        examples=small_digits,
+        model=ModelConfig("lenet", dropout="none"),
+        training=TrainConfig(epochs=4, batch_size=40),
+        progress=False,
+    )
+    work = {"config": QUICK, "directory": tmp_path / "work"}
+    found = score_by_removal(run, small_digits, **work)
+    alone = score_by_removal(run.model(), small_digits, **work)
+    assert "csl" not in alone.names
+    recording = Recording.open(run.directory / "recording")
+    recorded = recording.of(small_digits.train)
+    np.testing.assert_allclose(
+        found.of("csl"), recorded.loss.sum(axis=0), rtol=1e-6
+    )
+    expected = (alone.of("combined") + _ranks(recorded.loss.sum(axis=0))) / 2
+    np.testing.assert_allclose(found.of("combined"), expected)
+    # What is suggested, and how surely, is the edited network's word.
+    np.testing.assert_allclose(found.suspicion, alone.suspicion, atol=1e-6)
+    # The same for a model whose `fit` was recorded.
+    given = score_by_removal(
+        run.model(), small_digits, recording=recording, **work
+    )
+    np.testing.assert_allclose(given.of("combined"), found.of("combined"))
+    other = dataclasses.replace(small_digits, label=small_digits.true_label)
+    with pytest.raises(ValueError, match="label"):
+        score_by_removal(run.model(), other, QUICK, recording=recording)
+
+
+def test_how_a_tied_network_learned_has_no_say(tmp_path, small_digits):
+    run = train(
+        tmp_path / "run",
+        data=DataConfig(),
+        examples=small_digits,
+        model=ModelConfig("lenet", p_gen=0.5),
+        training=TrainConfig(epochs=1, batch_size=40),
+        progress=False,
+    )
+    assert (run.directory / "recording").exists()
+    assert course_of(run, small_digits) == {}
 
 
 @pytest.mark.parametrize(
