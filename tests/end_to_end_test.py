@@ -497,6 +497,9 @@ def test_labels_of_any_keras_file_are_ranked_decided_and_corrected(
     refused = _run(*command, "--critical_set", check=False)
     assert refused.returncode == 1
     assert "Expected no --critical_set" in refused.stderr
+    refused = _run(*command, f"--recording={tmp_path}", check=False)
+    assert refused.returncode == 1
+    assert f"{tmp_path} holds no recorded epoch" in refused.stderr
 
 
 @pytest.mark.parametrize(
