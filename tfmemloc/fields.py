@@ -90,7 +90,7 @@ def _of(wanted: Any, value: Any) -> Any:
     if wanted is float and is_number(value) and math.isfinite(value):
         return int(value) if is_integer(value) else float(value)
     if wanted is str and isinstance(value, str | os.PathLike):
-        return os.fspath(value)
+        return str(os.fspath(value))  # Of NumPy's strings too.
     raise TypeError
 
 
