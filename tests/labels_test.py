@@ -116,7 +116,7 @@ def _ranks(values):
 
 
 def test_the_course_of_the_training_joins_the_ranking(tmp_path, small_digits):
-    """Its rank counts as much as those of the edited network together."""
+    """Its rank counts twice as much as those of the edited network."""
     run = train(
         tmp_path / "run",
         data=DataConfig(),
@@ -134,7 +134,8 @@ def test_the_course_of_the_training_joins_the_ranking(tmp_path, small_digits):
     np.testing.assert_allclose(
         found.of("csl"), recorded.loss.sum(axis=0), rtol=1e-6
     )
-    expected = (alone.of("combined") + _ranks(recorded.loss.sum(axis=0))) / 2
+    late = _ranks(recorded.loss.sum(axis=0))
+    expected = (alone.of("combined") + 2 * late) / 3
     np.testing.assert_allclose(found.of("combined"), expected)
     # What is suggested, and how surely, is the edited network's word.
     np.testing.assert_allclose(found.suspicion, alone.suspicion, atol=1e-6)

@@ -149,8 +149,7 @@ def score_by_removal(
 
     Where the course of the training is known, it has its say: labels that were
     learned late, or never, are suspected by the sum of their losses over the
-    epochs (`csl`), which counts as much as the edited network. Both together
-    rank better than each of them.
+    epochs (`csl`), which counts twice as much as the edited network.
 
     Args:
         source: a run, or any functional classifier; it is not changed.

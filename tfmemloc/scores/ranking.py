@@ -33,6 +33,9 @@ _FEWEST_HELD_OUT = 50
 # rounds.
 _SAME_RATE, _MOST_ROUNDS = 1e-6, 1000
 
+# How much the course of a training counts in the ranking, beside the judges.
+_COURSE = 2
+
 # How often the lean to labels and the share of wrong ones are taken in turn.
 _LEANS = 3
 
@@ -56,7 +59,7 @@ def ranked(
         values: name -> [N].
         extra_scores: further ones.
         course: [N] a score of the course of the training, which then counts
-            as much as the judges.
+            twice as much as the judges.
     """
     label = examples.label
     own = np.arange(len(label)), label
@@ -71,7 +74,7 @@ def ranked(
     combined = shared_ranks(-margins(judged, label))
     combined = (combined + shared_ranks(-judged[own])) / 2
     if course is not None:
-        combined = (combined + shared_ranks(course)) / 2
+        combined = (combined + _COURSE * shared_ranks(course)) / (1 + _COURSE)
     return ExampleScores(
         names=("combined", *checked),
         example_id=examples.example_id,
