@@ -443,6 +443,9 @@ def test_a_live_page_follows_the_training(tmp_path):
     write_live_page(run)
     stopped = (run.directory / "live.html").read_text()
     assert "Epoch 2 of 3" in stopped and "refresh" not in stopped
+    run.save_history([])
+    with pytest.raises(ValueError, match="expected a run that `train` has"):
+        write_live_page(run)
     assert noisy.last == f"{ends[1]['accuracy']['tied']['noisy']:.1%}"
 
 

@@ -44,9 +44,12 @@ def write_live_page(run: Run, epoch: int | None = None) -> None:
     """Writes `live.html` into a run's folder; for `train(on_epoch_end=...)`.
 
     Args:
-        run: with a history.
+        run: that `train` trains, after an epoch.
         epoch: the last one that was finished; None where the training has
             ended, be it before the last epoch (`stop_at`).
+
+    Raises:
+        ValueError: the run is of another training, or has no epoch.
 
     Example:
         >>> run = train("runs/watched", on_epoch_end=write_live_page,
@@ -56,6 +59,12 @@ def write_live_page(run: Run, epoch: int | None = None) -> None:
         True
     """
     history = run.history
+    if run.training is None or not history:
+        raise ValueError(
+            f"{run.directory} expected a run that `train` has trained for an "
+            "epoch. Received: one without settings of a training, or without "
+            "an epoch."
+        )
     epochs = run.training.epochs
     last = history[-1]
     is_running = epoch is not None and epoch < epochs
