@@ -20,7 +20,7 @@ from tfmemloc import (
     remove_memory,
     storage,
 )
-from tfmemloc.labels.finding import course_of, scores_of_edited
+from tfmemloc.labels.by_removal import Edited, course_of, scores_of_edited
 from tfmemloc.result import Result, is_result
 
 RESULT, MODEL, WORK = "removal", "model.keras", "work"
@@ -106,9 +106,8 @@ def rank_labels(
     if examples.label.ndim > 1:
         return None
     run = Run.open(out)
-    scores = scores_of_edited(
-        run.model(0), run.model(1), examples, course_of(source, examples)
-    )
+    edited = Edited(run.model(0), run.model(1), course_of(source, examples))
+    scores = scores_of_edited([edited], examples)
     return len(find_label_errors(scores, examples, out).suspects())
 
 

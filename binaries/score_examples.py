@@ -133,11 +133,14 @@ def main() -> None:
     directory = pathlib.Path(FLAGS.out_dir or _folder(runs))
     if FLAGS.decisions:
         _correct(runs, directory)
-    elif len(runs) > 1 or (runs and graph.tied_layers(runs[0].model())):
+    elif runs and graph.tied_layers(runs[0].model()):
         _score_tied(runs, directory)
     else:
         _refuse_tied_flags()
-        source, examples, _ = sources.read()
+        if len(runs) > 1:
+            source, examples = runs, runs[0].examples(download=FLAGS.download)
+        else:
+            source, examples, _ = sources.read()
         found = find_label_errors(
             source,
             examples,

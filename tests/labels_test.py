@@ -12,15 +12,16 @@ import pytest
 
 from tfmemloc import data, storage
 from tfmemloc.configs import DataConfig, ModelConfig, TrainConfig
+from tfmemloc.evaluation import predict_logits
 from tfmemloc.labels import (
     apply_decisions,
     find_label_errors,
     read_decisions,
     score_by_removal,
 )
-from tfmemloc.labels.finding import course_of
+from tfmemloc.labels.by_removal import course_of
 from tfmemloc.labels.review import REVIEW, write_review
-from tfmemloc.removal.curvature import CurvatureConfig
+from tfmemloc.removal.curvature import CurvatureConfig, remove_memory
 from tfmemloc.scores import ScoreConfig, scores_of_logits, suspects
 from tfmemloc.training import Recording, train
 
@@ -90,8 +91,6 @@ def test_any_trained_network_ranks_labels(found, folder):
 def test_the_edited_network_judges_and_the_given_one_is_the_gap(
     found, small_network, small_digits
 ):
-    from tfmemloc import remove_memory
-    from tfmemloc.evaluation import predict_logits
     from tfmemloc.losses import log_softmax
 
     edited, _ = remove_memory(small_network, small_digits, QUICK)
@@ -147,6 +146,47 @@ def test_the_course_of_the_training_joins_the_ranking(tmp_path, small_digits):
     other = dataclasses.replace(small_digits, label=small_digits.true_label)
     with pytest.raises(ValueError, match="label"):
         score_by_removal(run.model(), other, QUICK, recording=recording)
+
+
+def test_several_networks_without_ties_judge_together(tmp_path, small_digits):
+    runs = [
+        train(
+            tmp_path / str(seed),
+            data=DataConfig(),
+            examples=small_digits,
+            model=ModelConfig("lenet", dropout="none", seed=seed),
+            training=TrainConfig(epochs=2, batch_size=40, seed=seed),
+            progress=False,
+        )
+        for seed in (0, 1)
+    ]
+    directory = tmp_path / "out"
+    found = find_label_errors(runs, small_digits, directory, QUICK)
+    part, others = small_digits.train, small_digits.test
+    alone, judges, held_out = [], [], []
+    for place, run in enumerate(runs):
+        # What was kept of the removals makes the same networks.
+        work = directory / "work" / str(place)
+        edited, _ = remove_memory(run, small_digits, QUICK, directory=work)
+        judges.append(predict_logits(edited, part))
+        held_out.append(predict_logits(edited, others))
+        alone.append(score_by_removal(run, small_digits, QUICK, directory=work))
+    for name in found.names[1:]:
+        mean = np.mean([scores.of(name) for scores in alone], axis=0)
+        np.testing.assert_allclose(found.of(name), mean, rtol=1e-4, atol=1e-4)
+    together = scores_of_logits(
+        part,
+        dropped=np.stack(judges),
+        held_out=(np.stack(held_out), others.label),
+    )
+    late = _ranks(found.of("csl"))
+    np.testing.assert_allclose(
+        found.of("combined"), (together.of("combined") + 2 * late) / 3
+    )
+    np.testing.assert_allclose(found.suspicion, together.suspicion, atol=1e-5)
+    shutil.rmtree(runs[1].directory / "recording")
+    with pytest.raises(ValueError, match="only one has the scores"):
+        score_by_removal(runs, small_digits, QUICK)
 
 
 def test_how_a_tied_network_learned_has_no_say(tmp_path, small_digits):

@@ -11,29 +11,19 @@ from __future__ import annotations
 
 import os
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import keras
-import numpy as np
 
-from tfmemloc import graph
 from tfmemloc.data.examples import Examples
-from tfmemloc.evaluation import predict_logits
+from tfmemloc.labels.by_removal import is_without_ties, score_by_removal
 from tfmemloc.labels.review import write_review
-from tfmemloc.removal.curvature import CurvatureConfig, remove_memory
+from tfmemloc.removal.curvature import CurvatureConfig
 from tfmemloc.runs import Run
 from tfmemloc.scores.example_scores import ExampleScores
-from tfmemloc.scores.of_predictions import scores_of_judges
-from tfmemloc.scores.of_runs import (
-    ScoreConfig,
-    recorded_scores,
-    score_examples,
-)
-from tfmemloc.scores.of_training import scores_of_recording
+from tfmemloc.scores.of_runs import ScoreConfig, score_examples
 from tfmemloc.scores.suspects import check_examples, write_suspects
-from tfmemloc.snapshots import Source, model_of
-from tfmemloc.training.recording import Recording
 
 
 def find_label_errors(
@@ -48,10 +38,10 @@ def find_label_errors(
     """Ranks the training examples by how suspicious their labels are.
 
     Args:
-        source: a run with tied dropout, or several of the same data that
-            differ in their seed; a run or a model without it, from which the
-            memory is taken in a copy (`score_by_removal`); or scores that were
-            made before.
+        source: a run, or several of the same data that differ in their seed.
+            With tied dropout their dropped networks judge (`score_examples`);
+            without it, copies from which the memory was taken, as of a model
+            (`score_by_removal`). Or scores that were made before.
         examples: the data of the run, or of the scores.
         directory: where `example_scores.npz` and `.json`, `suspects.csv` (all
             training examples, the most suspicious first), `suspects.html`
@@ -97,7 +87,7 @@ def _scores(source, examples, directory, config, options) -> ExampleScores:
                 f"{sorted(options)}, config {config}."
             )
         return source
-    if _is_without_ties(source):
+    if is_without_ties(source):
         _check_config(source, config, CurvatureConfig)
         return score_by_removal(
             source,
@@ -121,108 +111,9 @@ def _scores(source, examples, directory, config, options) -> ExampleScores:
     )
 
 
-def _is_without_ties(source: Any) -> bool:
-    """Whether it is one network without tied layers."""
-    if isinstance(source, Run):
-        return not graph.tied_layers(source.model())
-    return isinstance(source, keras.Model)
-
-
 def _check_config(source, config, wanted: type) -> None:
     if config is not None and not isinstance(config, wanted):
         raise TypeError(
             f"For this source, a {type(source).__name__}, `config` expected a "
             f"{wanted.__name__}. Received: {type(config).__name__}."
         )
-
-
-def score_by_removal(
-    source: Source,
-    examples: Examples,
-    config: CurvatureConfig = CurvatureConfig(),
-    *,
-    directory: str | os.PathLike | None = None,
-    recording: Recording | None = None,
-    progress: bool = False,
-) -> ExampleScores:
-    """Scores the labels by a copy of a network without its memory.
-
-    Where the course of the training is known, it has its say: labels that were
-    learned late, or never, are suspected by the sum of their losses over the
-    epochs (`csl`), which counts twice as much as the edited network.
-
-    Args:
-        source: a run, or any functional classifier; it is not changed.
-        examples: those it was trained on; held-out ones, with labels as they
-            are, choose how much is taken out and calibrate the suspicion.
-        config: of the removal.
-        directory: keeps factors and refits, so that a killed job goes on.
-        recording: of the training of a model, by `RecordExamples`. That of a
-            run is found in its folder.
-        progress: show progress bars.
-
-    Returns:
-        A row for each training example. The edited network stands for the
-        dropped one, the given network for the tied one: `tied_gap` is how much
-        less it believes the label without its memory.
-
-    Raises:
-        ValueError: the model has no kernel to edit, or labels are next tokens;
-            see `remove_memory`. The recording is of other examples or labels,
-            or of a part of the training.
-
-    Example:
-        >>> scores = score_by_removal(model, examples)
-        >>> scores.names[:3]
-        ('combined', 'dropped_margin', 'disagreement')
-    """
-    # Before the removal, which takes longer: it may refuse a recording.
-    recorded = course_of(source, examples, recording)
-    before = model_of(source, examples)
-    after, _ = remove_memory(
-        source, examples, config, directory=directory, progress=progress
-    )
-    return scores_of_edited(before, after, examples, recorded)
-
-
-def course_of(
-    source: Source, examples: Examples, recording: Recording | None = None
-) -> dict[str, np.ndarray]:
-    """The scores of the course of a training, as far as it is known.
-
-    A network with tied dropout has memory for each example from the first
-    epochs on: it learns wrong labels about as early as right ones.
-    """
-    if recording is not None:
-        return scores_of_recording(recording, examples.train)
-    if isinstance(source, Run) and _is_without_ties(source):
-        return recorded_scores(source, examples)
-    return {}
-
-
-def scores_of_edited(
-    before: keras.Model,
-    after: keras.Model,
-    examples: Examples,
-    recorded: Mapping[str, np.ndarray] | None = None,
-) -> ExampleScores:
-    """Scores from a network as trained and the same without its memory.
-
-    Args:
-        before: as it was trained.
-        after: without its memory.
-        examples: those it was trained on, and others.
-        recorded: scores of the course of its training; see `course_of`.
-    """
-    train = examples.train
-    others = examples.take(~examples.is_trained_on)
-    held_out = None
-    if len(others):
-        held_out = predict_logits(after, others), others.label
-    return scores_of_judges(
-        train,
-        dropped=predict_logits(after, train),
-        tied=predict_logits(before, train),
-        held_out=held_out,
-        recorded=recorded,
-    )

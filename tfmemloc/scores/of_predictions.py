@@ -99,16 +99,9 @@ def scores_of_judges(
     held_out=None,
     prior="auto",
     extra_scores=None,
-    recorded: Mapping[str, np.ndarray] | None = None,
     doubted: bool = False,
 ) -> ExampleScores:
-    """See `scores_of_logits`.
-
-    Args:
-        recorded: the scores of the course of a training whose network had no
-            memory of its own for each example; its `csl` joins the ranking.
-        doubted: warn of in-sample predictions.
-    """
+    """See `scores_of_logits`; `doubted` warns of in-sample predictions."""
     check_classes(examples)
     label = examples.label
     dropped = log_probabilities("dropped", dropped, examples, (2, 3))
@@ -119,7 +112,7 @@ def scores_of_judges(
         warn_of_in_sample(judges, label, held_out)
     if tied is not None:
         tied = log_probabilities("tied", tied, examples, (2,))
-    values = values_of(label, judges, tied=tied) | dict(recorded or {})
+    values = values_of(label, judges, tied=tied)
     if by_epoch is not None:
         by_epoch = log_probabilities("by_epoch", by_epoch, examples, (3,))
         values |= dynamics(
@@ -128,10 +121,7 @@ def scores_of_judges(
             -by_epoch[:, np.arange(len(label)), label],
         )
         values["sei"] = signed_entropy(by_epoch, label)
-    course = values["csl"] if recorded else None
-    return ranked(
-        examples, judges, held_out, prior, values, extra_scores, course
-    )
+    return ranked(examples, judges, held_out, prior, values, extra_scores)
 
 
 def values_of(label, judges, *, tied=None) -> dict[str, np.ndarray]:

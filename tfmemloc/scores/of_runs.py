@@ -174,19 +174,25 @@ def score_examples(
         judges.append(off)
         held_out.append(other)
         values.append(values_of(train.label, off, tied=on) | found)
-    _check_same_scores(runs, values)
-    means = {
-        name: np.mean([each[name] for each in values], axis=0)
-        for name in values[0]
-    }
+    check_same_scores(runs, values)
     return ranked(
         train,
         np.concatenate(judges),
         (np.concatenate(held_out), examples.test.label),
         config.prior if prior is None else prior,
-        means,
+        mean_scores(values),
         extra_scores,
     )
+
+
+def mean_scores(
+    values: Sequence[Mapping[str, np.ndarray]],
+) -> dict[str, np.ndarray]:
+    """The means over networks of scores with the same names: [N] each."""
+    return {
+        name: np.mean([each[name] for each in values], axis=0)
+        for name in values[0]
+    }
 
 
 def _as_runs(source: Run | Sequence[Run]) -> list[Run]:
@@ -239,7 +245,7 @@ def _predictions(run, model, examples: Examples, batch_size, progress):
     return log_probabilities("tied", on, train, (2,)), off, others
 
 
-def _check_same_scores(runs: Sequence[Run], values) -> None:
+def check_same_scores(runs: Sequence[Run], values) -> None:
     """Refuses runs of which some have scores that others have not."""
     for run, found in zip(runs, values, strict=True):
         if found.keys() != values[0].keys():

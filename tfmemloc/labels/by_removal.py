@@ -1,0 +1,175 @@
+"""Labels judged by a network without its memory, and by how it learned them.
+
+Two things are known of an ordinary network, and neither needs example ids or a
+second training. The curvature edit (`tfmemloc.removal.curvature`) takes the
+memory out of a copy, which no longer believes most of the wrong labels. And
+while the network was trained, it learned wrong labels late: the sum of their
+losses over the epochs is large (`csl`). The ranking takes both, the second
+counting twice; the suspicion is the copy's alone.
+"""
+
+from __future__ import annotations
+
+import os
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import keras
+import numpy as np
+
+from tfmemloc import graph
+from tfmemloc.data.examples import Examples
+from tfmemloc.evaluation import predict_logits
+from tfmemloc.removal.curvature import CurvatureConfig, remove_memory
+from tfmemloc.runs import Run
+from tfmemloc.scores.checks import (
+    check_classes,
+    checked_held_out,
+    log_probabilities,
+)
+from tfmemloc.scores.example_scores import ExampleScores
+from tfmemloc.scores.of_predictions import values_of
+from tfmemloc.scores.of_runs import (
+    check_same_scores,
+    mean_scores,
+    recorded_scores,
+)
+from tfmemloc.scores.of_training import scores_of_recording
+from tfmemloc.scores.ranking import ranked
+from tfmemloc.snapshots import Source, model_of
+from tfmemloc.training.recording import Recording
+
+
+class Edited(NamedTuple):
+    """A network as it was trained, without its memory, and how it learned.
+
+    Attributes:
+        before: as it was trained.
+        after: without its memory.
+        recorded: scores of the course of its training; see `course_of`.
+    """
+
+    before: keras.Model
+    after: keras.Model
+    recorded: Mapping[str, np.ndarray]
+
+
+def is_without_ties(source: Any) -> bool:
+    """Whether it is a network without tied layers, or several runs of such."""
+    if isinstance(source, Run):
+        return not graph.tied_layers(source.model())
+    if isinstance(source, list | tuple):
+        return bool(source) and all(map(is_without_ties, source))
+    return isinstance(source, keras.Model)
+
+
+def score_by_removal(
+    source: Source | Sequence[Run],
+    examples: Examples,
+    config: CurvatureConfig = CurvatureConfig(),
+    *,
+    directory: str | os.PathLike | None = None,
+    recording: Recording | None = None,
+    progress: bool = False,
+) -> ExampleScores:
+    """Scores the labels by a copy of a network without its memory.
+
+    Where the course of the training is known, it joins the ranking; see the
+    head of this module.
+
+    Args:
+        source: a run, or any functional classifier; it is not changed. Or
+            several runs of the same data, which differ in their seed and judge
+            together.
+        examples: those it was trained on; held-out ones, with labels as they
+            are, choose how much is taken out and calibrate the suspicion.
+        config: of the removal.
+        directory: keeps factors and refits, so that a killed job goes on.
+        recording: of the training of a model, by `RecordExamples`. That of a
+            run is found in its folder.
+        progress: show progress bars.
+
+    Returns:
+        A row for each training example. The edited network stands for the
+        dropped one, the given network for the tied one: `tied_gap` is how much
+        less it believes the label without its memory.
+
+    Raises:
+        ValueError: the model has no kernel to edit, or labels are next tokens;
+            see `remove_memory`. A recording is of other examples or labels,
+            or of a part of the training; of several runs one has none.
+
+    Example:
+        >>> scores = score_by_removal(model, examples)
+        >>> scores.names[:3]
+        ('combined', 'dropped_margin', 'disagreement')
+    """
+    several = isinstance(source, list | tuple)
+    sources = list(source) if several else [source]
+    # Before the removals, which take longer: they may refuse a recording.
+    courses = [course_of(one, examples, recording) for one in sources]
+    if several:
+        check_same_scores(sources, courses)
+    edited = []
+    for place, (one, recorded) in enumerate(zip(sources, courses, strict=True)):
+        folder = directory
+        if several and directory is not None:
+            folder = pathlib.Path(directory) / str(place)
+        before = model_of(one, examples)
+        after, _ = remove_memory(
+            one, examples, config, directory=folder, progress=progress
+        )
+        edited.append(Edited(before, after, recorded))
+    return scores_of_edited(edited, examples)
+
+
+def course_of(
+    source: Source, examples: Examples, recording: Recording | None = None
+) -> dict[str, np.ndarray]:
+    """The scores of the course of a training, as far as it is known.
+
+    A network with tied dropout has memory for each example from the first
+    epochs on: it learns wrong labels about as early as right ones.
+    """
+    if recording is not None:
+        return scores_of_recording(recording, examples.train)
+    if isinstance(source, Run) and is_without_ties(source):
+        return recorded_scores(source, examples)
+    return {}
+
+
+def scores_of_edited(
+    edited: Sequence[Edited], examples: Examples
+) -> ExampleScores:
+    """Scores from networks as they were trained, and without their memory.
+
+    Args:
+        edited: one, or several that judge together.
+        examples: those they were trained on, and others.
+    """
+    train = examples.train
+    check_classes(train)
+    others = examples.take(~examples.is_trained_on)
+    judges, held_out, values = [], [], []
+    for one in edited:
+        off = log_probabilities(
+            "dropped", predict_logits(one.after, train), train, (2,)
+        )
+        on = log_probabilities(
+            "tied", predict_logits(one.before, train), train, (2,)
+        )
+        judges.append(off)
+        if len(others):
+            held_out.append(predict_logits(one.after, others))
+        values.append(
+            values_of(train.label, off[np.newaxis], tied=on) | one.recorded
+        )
+    judges, means = np.stack(judges), mean_scores(values)
+    known = None
+    if held_out:
+        pair = np.stack(held_out), others.label
+        known = checked_held_out(pair, train, judges)
+    return ranked(
+        train, judges, known, "auto", means, None, course=means.get("csl")
+    )
