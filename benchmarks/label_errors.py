@@ -466,12 +466,12 @@ def main() -> None:
                     continue
                 made = make(cell)
                 names = {row["score"] for row in made}
-                rows = made + [
+                rows = [
                     row
                     for row in rows
                     if (row["noise"], row["seed"]) != (kind, seed)
                     or row["score"] not in names
-                ]
+                ] + made
                 rows.sort(
                     key=lambda row: (KINDS.index(row["noise"]), row["seed"])
                 )
