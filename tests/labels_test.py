@@ -184,6 +184,9 @@ def test_several_networks_without_ties_judge_together(tmp_path, small_digits):
         found.of("combined"), (together.of("combined") + 2 * late) / 3
     )
     np.testing.assert_allclose(found.suspicion, together.suspicion, atol=1e-5)
+    recording = Recording.open(runs[0].directory / "recording")
+    with pytest.raises(ValueError, match="`recording` expected one network"):
+        score_by_removal(runs, small_digits, QUICK, recording=recording)
     shutil.rmtree(runs[1].directory / "recording")
     with pytest.raises(ValueError, match="only one has the scores"):
         score_by_removal(runs, small_digits, QUICK)

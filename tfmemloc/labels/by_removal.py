@@ -107,6 +107,11 @@ def score_by_removal(
     """
     several = isinstance(source, list | tuple)
     sources = list(source) if several else [source]
+    if several and recording is not None:
+        raise ValueError(
+            "`recording` expected one network. Received: several runs, each of "
+            "which has its own in its folder."
+        )
     # Before the removals, which take longer: they may refuse a recording.
     courses = [course_of(one, examples, recording) for one in sources]
     if several:
