@@ -31,6 +31,7 @@ from tfmemloc.scores.checks import (
 from tfmemloc.scores.example_scores import ExampleScores
 from tfmemloc.scores.of_predictions import values_of
 from tfmemloc.scores.of_runs import (
+    as_runs,
     check_same_scores,
     mean_scores,
     recorded_scores,
@@ -106,7 +107,7 @@ def score_by_removal(
         ('combined', 'dropped_margin', 'disagreement')
     """
     several = isinstance(source, list | tuple)
-    sources = list(source) if several else [source]
+    sources = as_runs(source) if several else [source]
     if several and recording is not None:
         raise ValueError(
             "`recording` expected one network. Received: several runs, each of "

@@ -156,7 +156,7 @@ def score_examples(
         >>> scores.names[:3]
         ('combined', 'dropped_margin', 'disagreement')
     """
-    runs = _as_runs(source)
+    runs = as_runs(source)
     require_examples(examples)
     train = examples.train
     check_classes(train)
@@ -195,7 +195,8 @@ def mean_scores(
     }
 
 
-def _as_runs(source: Run | Sequence[Run]) -> list[Run]:
+def as_runs(source: Run | Sequence[Run]) -> list[Run]:
+    """One run, or several, as a list; refuses anything else, and none."""
     runs = [source] if isinstance(source, Run) else source
     is_row = isinstance(runs, list | tuple)
     if not is_row or not all(isinstance(run, Run) for run in runs):
