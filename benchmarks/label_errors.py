@@ -24,6 +24,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import pathlib
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
@@ -319,11 +320,12 @@ class Cell:
         """The edit of the network without tied layers."""
         run = self.train("plain", self.examples, self.plain)
         self.note("plain", [run])
-        work = self.folder / "edit"
-        with self.timed("edit"):
-            found = score_by_removal(run, self.examples, directory=work)
-        # A bare model has no recording: the edited network ranks alone.
-        alone = score_by_removal(run.model(), self.examples, directory=work)
+        # A fresh folder: what was kept of a removal would not be timed.
+        with tempfile.TemporaryDirectory() as work:
+            with self.timed("edit"):
+                found = score_by_removal(run, self.examples, directory=work)
+            # A bare model has no recording: the edited network ranks alone.
+            alone = score_by_removal(run.model(), self.examples, directory=work)
         seconds = self.seconds["plain"] + self.seconds["edit"]
         return self.rival_rows(
             {
