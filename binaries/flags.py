@@ -95,7 +95,7 @@ def after_each_epoch() -> Callable[[Run, int], None] | None:
 
 def show_the_end(run: Run) -> Run:
     """What --live does once a training has ended; gives the run back."""
-    if FLAGS.live and run.history:
+    if FLAGS.live:
         write_live_page(run)
     return run
 

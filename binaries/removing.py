@@ -106,8 +106,9 @@ def rank_labels(
     if examples.label.ndim > 1:
         return None
     run = Run.open(out)
-    edited = Edited(run.model(0), run.model(1), course_of(source, examples))
-    scores = scores_of_edited([edited], examples)
+    before, after = run.model(0), run.model(1)
+    recorded = course_of(source, before, examples)
+    scores = scores_of_edited([Edited(before, after, recorded)], examples)
     return len(find_label_errors(scores, examples, out).suspects())
 
 

@@ -64,7 +64,6 @@ from tfmemloc import (
     find_critical_units,
     find_duplicates,
     find_label_errors,
-    graph,
     report,
     scores,
     second_split_times,
@@ -72,6 +71,7 @@ from tfmemloc import (
 )
 from tfmemloc.data import Examples, input_kinds, read_pairs
 from tfmemloc.fields import hints
+from tfmemloc.labels.by_removal import is_without_ties
 from tfmemloc.labels.review import REVIEW
 from tfmemloc.scores.suspects import ISSUES, PAGE, TABLE
 
@@ -133,7 +133,7 @@ def main() -> None:
     directory = pathlib.Path(FLAGS.out_dir or _folder(runs))
     if FLAGS.decisions:
         _correct(runs, directory)
-    elif runs and graph.tied_layers(runs[0].model()):
+    elif runs and not is_without_ties(runs):
         _score_tied(runs, directory)
     else:
         _refuse_tied_flags()

@@ -202,7 +202,7 @@ def test_how_a_tied_network_learned_has_no_say(tmp_path, small_digits):
         progress=False,
     )
     assert (run.directory / "recording").exists()
-    assert course_of(run, small_digits) == {}
+    assert course_of(run, run.model(), small_digits) == {}
 
 
 @pytest.mark.parametrize(

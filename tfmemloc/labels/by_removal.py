@@ -113,34 +113,46 @@ def score_by_removal(
             "`recording` expected one network. Received: several runs, each of "
             "which has its own in its folder."
         )
+    networks = [model_of(one, examples) for one in sources]
     # Before the removals, which take longer: they may refuse a recording.
-    courses = [course_of(one, examples, recording) for one in sources]
+    courses = [
+        course_of(one, network, examples, recording)
+        for one, network in zip(sources, networks, strict=True)
+    ]
     if several:
         check_same_scores(sources, courses)
     edited = []
-    for place, (one, recorded) in enumerate(zip(sources, courses, strict=True)):
+    for place, one in enumerate(sources):
         folder = directory
         if several and directory is not None:
             folder = pathlib.Path(directory) / str(place)
-        before = model_of(one, examples)
         after, _ = remove_memory(
             one, examples, config, directory=folder, progress=progress
         )
-        edited.append(Edited(before, after, recorded))
+        edited.append(Edited(networks[place], after, courses[place]))
     return scores_of_edited(edited, examples)
 
 
 def course_of(
-    source: Source, examples: Examples, recording: Recording | None = None
+    source: Source,
+    network: keras.Model,
+    examples: Examples,
+    recording: Recording | None = None,
 ) -> dict[str, np.ndarray]:
     """The scores of the course of a training, as far as it is known.
+
+    Args:
+        source: a run, in whose folder the recording is, or a model.
+        network: that of the source.
+        examples: those it was trained on.
+        recording: takes the place of the run's.
 
     A network with tied dropout has memory for each example from the first
     epochs on: it learns wrong labels about as early as right ones.
     """
     if recording is not None:
         return scores_of_recording(recording, examples.train)
-    if isinstance(source, Run) and is_without_ties(source):
+    if isinstance(source, Run) and not graph.tied_layers(network):
         return recorded_scores(source, examples)
     return {}
 

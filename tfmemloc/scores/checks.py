@@ -125,7 +125,7 @@ def warn_of_in_sample(judges, label, held_out) -> None:
         "trained on these labels (cross-validation), or of one without its "
         "memory (tied dropout dropped; `find_label_errors(model, examples)` "
         "takes it out).",
-        stacklevel=4,
+        stacklevel=3,
     )
 
 

@@ -78,38 +78,13 @@ def scores_of_logits(
         >>> [row["example_id"] for row in scores.suspects()]
         [4]
     """
-    return scores_of_judges(
-        examples,
-        dropped=dropped,
-        tied=tied,
-        by_epoch=by_epoch,
-        held_out=held_out,
-        prior=prior,
-        extra_scores=extra_scores,
-        doubted=True,
-    )
-
-
-def scores_of_judges(
-    examples: Examples,
-    *,
-    dropped,
-    tied=None,
-    by_epoch=None,
-    held_out=None,
-    prior="auto",
-    extra_scores=None,
-    doubted: bool = False,
-) -> ExampleScores:
-    """See `scores_of_logits`; `doubted` warns of in-sample predictions."""
     check_classes(examples)
     label = examples.label
     dropped = log_probabilities("dropped", dropped, examples, (2, 3))
     if held_out is not None:
         held_out = checked_held_out(held_out, examples, dropped)
     judges = dropped.reshape(-1, *dropped.shape[-2:])
-    if doubted:
-        warn_of_in_sample(judges, label, held_out)
+    warn_of_in_sample(judges, label, held_out)
     if tied is not None:
         tied = log_probabilities("tied", tied, examples, (2,))
     values = values_of(label, judges, tied=tied)
