@@ -96,7 +96,7 @@ class ExampleRecorder:
             (len(ids) + 3, len(_COLUMNS)), np.nan, np.float32
         )
         self._table = tables.shared_variable(self._nothing)
-        self._seen = tables.shared_variable(np.zeros(len(ids) + 3, np.int32))
+        self._seen = tables.shared_variable(np.zeros(len(ids) + 3, np.int64))
 
     def update(self, example_ids: Array, labels: Array, outputs: Array) -> None:
         """Notes a batch; to be called in the training step, in the graph.
@@ -121,7 +121,7 @@ class ExampleRecorder:
         place = tf.where(ids == MEMORY_OFF, count + 2, place)
         place = place[:, tf.newaxis]
         self._table.scatter_nd_update(place, values)
-        self._seen.scatter_nd_add(place, tf.ones_like(ids, tf.int32))
+        self._seen.scatter_nd_add(place, tf.ones_like(ids))
 
     @property
     def epochs(self) -> tuple[int, ...]:

@@ -12,7 +12,9 @@ def shared_variable(value: np.ndarray) -> tf.Variable:
     """One variable for all replicas, which see different examples.
 
     In a strategy's scope a variable would be one for each; scopes are of the
-    thread, and this one has none.
+    thread, and this one has none. Whole numbers are int64: TensorFlow keeps
+    int32 variables on the host, where a step that XLA has compiled for a GPU
+    cannot reach them.
     """
     with concurrent.futures.ThreadPoolExecutor(1) as outside:
         return outside.submit(tf.Variable, value, trainable=False).result()
