@@ -29,7 +29,7 @@ from tfmemloc.configs import DataConfig
 from tfmemloc.data.examples import Examples
 from tfmemloc.result import Result, Table, or_none
 from tfmemloc.runs import Run
-from tfmemloc.training.loop import may_stop
+from tfmemloc.training.stopping import may_stop
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

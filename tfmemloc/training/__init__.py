@@ -2,7 +2,7 @@
 
 from tfmemloc.training.history import TrainingHistory
 from tfmemloc.training.live import write_live_page
-from tfmemloc.training.loop import TrainingDivergedError, may_stop, train
+from tfmemloc.training.loop import TrainingDivergedError, train
 from tfmemloc.training.optimizer import LearningRate, make_optimizer, make_rate
 from tfmemloc.training.record_examples import RecordExamples
 from tfmemloc.training.record_run import RecordRun

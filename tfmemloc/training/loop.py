@@ -16,7 +16,7 @@ import math
 import os
 import pathlib
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import keras
@@ -24,7 +24,7 @@ import numpy as np
 import tensorflow as tf
 from tqdm import auto as tqdm
 
-from tfmemloc import data, graph, storage, subsets
+from tfmemloc import data, graph, storage
 from tfmemloc.configs import DataConfig, ModelConfig, TrainConfig
 from tfmemloc.data.examples import Examples
 from tfmemloc.data.sources import load
@@ -44,6 +44,7 @@ from tfmemloc.training.progress import (
 from tfmemloc.training.recorder import ExampleRecorder
 from tfmemloc.training.rules import Rule
 from tfmemloc.training.step import make_train_step
+from tfmemloc.training.stopping import may_stop
 
 
 class TrainingDivergedError(FloatingPointError):
@@ -356,34 +357,3 @@ class _Loop:
 
     def _may_stop(self) -> bool:
         return may_stop(self.training, self.history, self.examples)
-
-
-def may_stop(
-    training: TrainConfig,
-    history: Sequence[Mapping[str, Any]],
-    examples: Examples,
-) -> bool:
-    """Whether `stop_at` has been reached for `patience` epochs.
-
-    Args:
-        training: of the run.
-        history: of the run so far.
-        examples: which it was trained on.
-    """
-    recent = history[-training.patience :]
-    if training.stop_at is None or len(recent) < training.patience:
-        return False
-    return all(
-        _train_accuracy(line, examples) >= training.stop_at for line in recent
-    )
-
-
-def _train_accuracy(line: Mapping[str, Any], examples: Examples) -> float:
-    """Accuracy on all training examples, memorization units on."""
-    accuracy = line["accuracy"].get("tied") or line["accuracy"].get("plain")
-    counts = {
-        subset: np.sum(examples.subset == subset)
-        for subset in subsets.training(examples.subsets)
-    }
-    right = sum(accuracy[subset] * count for subset, count in counts.items())
-    return right / sum(counts.values())
