@@ -7,21 +7,30 @@ takes about 25 seconds on 2 CPU cores and ends near 100 % noisy accuracy with
 the memorization units on (tied), below 2 % with them off (drop).
 """
 
-from . import config_flags, flags
+from . import config_flags, flags, workers
 
-from tfmemloc import report
+from tfmemloc import load, report
 from tfmemloc.training.loop import train
 
 
 def main() -> None:
     """Trains and prints the accuracy of each subset."""
-    directory = flags.prepare_directory("config.json")
+    strategy = workers.strategy() if workers.is_one() else flags.strategy()
+    if workers.is_first():
+        directory = flags.prepare_directory("config.json")
+    else:
+        directory = flags.run_directory()
+    if flags.FLAGS.workers > 1 and not workers.is_one():
+        if flags.FLAGS.download:  # Once, before each of them would.
+            load(config_flags.data_config(), download=True)
+        workers.start("train", directory)
+        return
     run = train(
         directory,
         data=config_flags.data_config(),
         model=config_flags.model_config(),
         training=config_flags.train_config(),
-        strategy=flags.strategy(),
+        strategy=strategy,
         tensorboard=flags.FLAGS.tensorboard,
         on_epoch_end=flags.after_each_epoch(),
         download=flags.FLAGS.download,
@@ -40,5 +49,6 @@ def main() -> None:
 if __name__ == "__main__":
     config_flags.define_run_configs(with_dropout=True)
     flags.define_training_options()
+    workers.define_workers()
     flags.define_run_flags("runs/train")
     flags.run(main)

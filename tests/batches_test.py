@@ -51,6 +51,33 @@ def test_an_epoch_holds_every_example_once(batch_size):
         np.testing.assert_array_equal(label, mine.label)
 
 
+@pytest.mark.parametrize("shares", [1, 2, 3])
+def test_the_shares_of_a_batch_are_the_batch(shares):
+    # Two whole batches and one of two examples, fewer than shares.
+    arguments = {"batch_size": 9, "seed": 1, "stop_step": 3}
+    whole = _numpy(data.make_batches(_colour(), **arguments))
+    parts = [
+        _numpy(data.make_batches(_colour(), share=(k, shares), **arguments))
+        for k in range(shares)
+    ]
+    for step, (images, ids, labels) in enumerate(whole):
+        of_step = [part[step] for part in parts]
+        found = np.concatenate([part[1] for part in of_step])
+        order = np.argsort(found)
+        np.testing.assert_array_equal(found[order], np.sort(ids))
+        for k, values in ((0, images), (2, labels)):
+            joined = np.concatenate([part[k] for part in of_step])
+            np.testing.assert_array_equal(
+                joined[order], values[np.argsort(ids)]
+            )
+
+
+@pytest.mark.parametrize("share", [(2, 2), (-1, 2), (0, 0)])
+def test_a_share_that_is_none(share):
+    with pytest.raises(ValueError, match="Expected|must"):
+        data.make_batches(_colour(), 4, seed=0, share=share)
+
+
 @pytest.mark.parametrize("augment", ["none", "standard", "strong"])
 def test_a_batch_is_a_function_of_seed_and_step(augment):
     examples = _colour()

@@ -35,6 +35,7 @@ def make_batches(
     augment: str = "none",
     start_step: int = 0,
     stop_step: int | None = None,
+    share: tuple[int, int] = (0, 1),
 ) -> tf.data.Dataset:
     """Batches for training: ({<inputs by name>, "example_id"}, label).
 
@@ -50,6 +51,8 @@ def make_batches(
             (RandAugment, then `standard`), drawn by (seed, step, id).
         start_step: the first step to give out.
         stop_step: the step before which to end; None never ends.
+        share: (k, n) gives the k-th of n shares of each batch, whose union is
+            the batch. A share of a short batch may be empty.
 
     Returns:
         A dataset of inputs as networks take them (pictures float32 in [-1, 1],
@@ -67,6 +70,8 @@ def make_batches(
     check_count("start_step", start_step, 0)
     if stop_step is not None:
         check_count("stop_step", stop_step, 0)
+    check_count("shares", share[1])
+    check_range("share", share[0], 0, share[1] - 1)
     count = len(examples)
     if count == 0:
         raise ValueError("Expected at least one example. Received: none.")
@@ -76,6 +81,7 @@ def make_batches(
     labels = tf.constant(examples.label)
     order_seed = tf.constant(masks.fold_seed(seed, "order"), tf.int64)
     per_epoch = steps_per_epoch(count, batch_size)
+    first, shares = share
     read_inputs = _reader(examples)
     augmented = _augmented(examples, augment, seed)
 
@@ -84,7 +90,7 @@ def make_batches(
         places = tf.range(position, tf.minimum(position + batch_size, count))
         places = tf.random.experimental.index_shuffle(
             places, tf.stack([order_seed, epoch]), count - 1
-        )
+        )[first::shares]
         of_batch = {name: tf.gather(each, places) for name, each in ids.items()}
         inputs = augmented(read_inputs(places), of_batch[IDS], step)
         return {**inputs, **of_batch}, tf.gather(labels, places)

@@ -62,7 +62,8 @@ class Beliefs:
         seen = tf.nn.softmax(tf.cast(logits, tf.float32))
         after = _KEPT * before + (1 - _KEPT) * tf.stop_gradient(seen)
         after = tf.where(off[:, tf.newaxis], after, before)
-        self.table.scatter_nd_update(
-            row[:, tf.newaxis], tf.cast(after, self.table.dtype)
+        rows, kept = tables.of_all_workers(
+            row, tf.cast(after, self.table.dtype)
         )
+        self.table.scatter_nd_update(rows[:, tf.newaxis], kept)
         return after

@@ -12,6 +12,7 @@ written down, so that a killed run goes on as if nothing had happened.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import os
 import pathlib
@@ -31,7 +32,7 @@ from tfmemloc.data.sources import load
 from tfmemloc.data.text import warn_of_repeats
 from tfmemloc.models import build_network
 from tfmemloc.runs import Run, check_finite, variable_arrays
-from tfmemloc.training import rules
+from tfmemloc.training import rules, workers
 from tfmemloc.training.drop_pass import DropPass
 from tfmemloc.training.optimizer import make_optimizer, make_rate
 from tfmemloc.training.progress import (
@@ -118,8 +119,9 @@ def train(
             f"{examples.name} has {examples.classes} class. Expected two or "
             "more: with one, there is nothing to learn."
         )
-    with storage.lock_directory(directory):
-        strategy = strategy or tf.distribute.get_strategy()
+    strategy = strategy or tf.distribute.get_strategy()
+    workers.check(strategy)
+    with workers.in_turn(strategy, directory) as in_turn:
         with strategy.scope():
             network = (
                 model
@@ -139,13 +141,15 @@ def train(
                     training.rule, network, examples.train, training
                 )
                 _check_statistics(network, rule, training)
-        run = Run.create(
-            directory,
-            network,
-            data=data,
-            model_config=model_config,
-            training=training,
-            examples=examples,
+        run = in_turn(
+            lambda: Run.create(
+                directory,
+                network,
+                data=data,
+                model_config=model_config,
+                training=training,
+                examples=examples,
+            )
         )
         if start_from is not None:
             start_from.load_weights(network)
@@ -192,6 +196,8 @@ class _Loop:
         self.examples = examples
         self.training = training
         self.strategy = strategy
+        # Of several workers one writes and measures.
+        self.is_first = workers.is_first(strategy)
         self.rule = rule
         self.train_examples = examples.train
         self.steps = data.steps_per_epoch(
@@ -207,24 +213,20 @@ class _Loop:
 
     def run_epochs(self, progress, tensorboard, on_epoch_end) -> None:
         """Trains from the saved state to the last epoch."""
-        writer = summary_writer(self.run, tensorboard)
+        writer = summary_writer(self.run, tensorboard and self.is_first)
         epoch = self._restore()
-        if epoch >= self.training.epochs or self._may_stop():
+        if self._is_over(epoch):
             return
         self.recorder = ExampleRecorder(
-            self.run.directory / "recording", self.train_examples
+            self.run.directory / "recording" if self.is_first else None,
+            self.train_examples,
         )
         self.recorder.begin_epoch(epoch + 1)
         predictors = behaviour_predictors(self.network)
-        dataset = data.make_batches(
-            self.train_examples,
-            self.training.batch_size,
-            seed=self.training.seed,
-            augment=self.training.augment,
-            start_step=epoch * self.steps,
-            stop_step=self.training.epochs * self.steps,
+        dataset = workers.share_batches(
+            self.strategy,
+            functools.partial(self._batches, epoch * self.steps),
         )
-        dataset = self.strategy.experimental_distribute_dataset(dataset)
         train_step = make_train_step(
             self.network,
             self.optimizer,
@@ -241,19 +243,41 @@ class _Loop:
             initial=epoch * self.steps,
             unit="step",
             desc=self.run.directory.name,
-            disable=not progress,
+            disable=not (progress and self.is_first),
             mininterval=0.5,
         ) as bar:
-            while epoch < self.training.epochs and not self._may_stop():
+            while not self._is_over(epoch):
                 started = time.perf_counter()
                 loss = self._train_epoch(train_step, iterator, epoch, bar)
                 epoch += 1
+                if not self.is_first:
+                    self.recorder.end_epoch(epoch)
+                    continue
                 line = self._describe(epoch, loss, predictors, started)
                 self._save(epoch, line)
                 write_summary(writer, line)
                 bar.set_postfix_str(progress_words(line))
                 if on_epoch_end is not None:
                     on_epoch_end(self.run, epoch)
+
+    def _batches(self, start: int, share: tuple[int, int]) -> tf.data.Dataset:
+        """A worker's share of the batches from a step on."""
+        return data.make_batches(
+            self.train_examples,
+            self.training.batch_size,
+            seed=self.training.seed,
+            augment=self.training.augment,
+            start_step=start,
+            stop_step=self.training.epochs * self.steps,
+            share=share,
+        )
+
+    def _is_over(self, epoch: int) -> bool:
+        """Whether to stop before the next epoch: as the first worker says."""
+        return workers.first_says(
+            self.strategy,
+            lambda: epoch >= self.training.epochs or self._may_stop(),
+        )
 
     def _train_epoch(self, train_step, iterator, epoch, bar) -> float:
         """Takes the steps of one epoch; returns the mean loss.
@@ -341,7 +365,8 @@ class _Loop:
                 return epoch
         # Nothing, or too little, is there: the same training from the start
         # writes the same files again.
-        self.run.save_weights(self.network, 0)
+        if self.is_first:
+            self.run.save_weights(self.network, 0)
         return 0
 
     def _assign_state(self, path: pathlib.Path, arrays: Mapping) -> None:

@@ -29,7 +29,8 @@ class ExampleRecorder:
 
     Args:
         directory: of the recording; an earlier recording of the same examples
-            is continued.
+            is continued. None writes nothing, as is right for all workers but
+            one.
         examples: the training examples (of a whole data set, its training
             part), so that the recording knows their inputs and labels; or
             their ids alone, [N], in any order.
@@ -52,7 +53,7 @@ class ExampleRecorder:
 
     def __init__(
         self,
-        directory: str | os.PathLike,
+        directory: str | os.PathLike | None,
         examples: Examples | Sequence[int] | np.ndarray,
         *,
         from_logits: bool = True,
@@ -77,7 +78,7 @@ class ExampleRecorder:
             raise ValueError(
                 "Example ids: expected each only once. Received: some twice."
             )
-        self.directory = pathlib.Path(directory)
+        self.directory = None if directory is None else pathlib.Path(directory)
         self._from_logits = from_logits
         self._parts = storage.Parts(
             directory,
@@ -113,8 +114,10 @@ class ExampleRecorder:
             # Log-probabilities are logits up to a constant, which cancels.
             logits = tf.math.log(tf.maximum(logits, _TINY))
         label, is_class = _class_numbers(labels, logits)
-        values = _values(logits, label)
         ids = tf.reshape(tf.cast(example_ids, tf.int64), [-1])
+        ids, is_class, values = tables.of_all_workers(
+            ids, is_class, _values(logits, label)
+        )
         place = tables.row_of(self._ids, ids)
         count = len(self.example_id)
         place = tf.where(is_class, place, count + 1)
@@ -126,7 +129,7 @@ class ExampleRecorder:
     @property
     def epochs(self) -> tuple[int, ...]:
         """The epochs that are written, counted from 1."""
-        return recorded_epochs(self.directory)
+        return () if self.directory is None else recorded_epochs(self.directory)
 
     def begin_epoch(self, epoch: int) -> None:
         """Empties the table, and deletes the written epochs from this one on.
@@ -181,7 +184,7 @@ class ExampleRecorder:
             )
         self._warn_of_repeats(epoch, times)
         self._parts.write(
-            storage.epoch_path(self.directory, epoch).stem,
+            storage.epoch_path(self.directory or "", epoch).stem,
             {
                 "example_id": self.example_id,
                 **{name: values[:-2, k] for k, name in enumerate(_COLUMNS)},

@@ -7,6 +7,8 @@ import concurrent.futures
 import numpy as np
 import tensorflow as tf
 
+from tfmemloc.training import workers
+
 
 def shared_variable(value: np.ndarray) -> tf.Variable:
     """One variable for all replicas, which see different examples.
@@ -18,6 +20,31 @@ def shared_variable(value: np.ndarray) -> tf.Variable:
     """
     with concurrent.futures.ThreadPoolExecutor(1) as outside:
         return outside.submit(tf.Variable, value, trainable=False).result()
+
+
+def of_all_workers(*rows: tf.Tensor) -> tuple[tf.Tensor, ...]:
+    """The rows that all workers saw in this step, for the table that each has.
+
+    Replicas of one process share its table; workers have one each, and every
+    one of them is to be told of the examples of the others.
+
+    Args:
+        *rows: [B, ...] of this replica, to be called in the training step.
+
+    Returns:
+        The same of all workers, [sum of B, ...]; without workers, as given.
+    """
+    if not workers.are_used(tf.distribute.get_strategy()):
+        return rows
+    context = tf.distribute.get_replica_context()
+    return tuple(_gathered(context, each) for each in rows)
+
+
+def _gathered(context, rows: tf.Tensor) -> tf.Tensor:
+    """Gathers rows of any type; collectives take no booleans."""
+    if rows.dtype == tf.bool:
+        return context.all_gather(tf.cast(rows, tf.int32), axis=0) == 1
+    return context.all_gather(rows, axis=0)
 
 
 def row_of(sorted_ids: tf.Tensor, ids: tf.Tensor) -> tf.Tensor:
