@@ -214,6 +214,66 @@ def test_it_takes_out_a_planted_memory(memory):
         assert (result.keep[0, i] < 1) == (name == "memory")
 
 
+def test_what_a_protected_group_alone_uses_is_left(memory, tmp_path):
+    model, examples = memory
+    group = np.where(examples.subset == "noisy", "rare", "ordinary")
+    examples = dataclasses.replace(examples, group=group)
+    config = dataclasses.replace(PLANTED, keep=0.98)
+    for protect, left in (((), 0.2), (("rare",), 1), ((), 0.2)):
+        _, result = remove_memory(
+            model,
+            examples,
+            dataclasses.replace(config, protect=protect),
+            directory=tmp_path,  # What is kept of one is not taken for another.
+        )
+        after = result.rows()[1]
+        assert after["noisy"] == pytest.approx(left) and after["clean"] == 1
+    with pytest.raises(ValueError, match="group or subset rar. Expected `prot"):
+        remove_memory(
+            model, examples, dataclasses.replace(PLANTED, protect=("rar",))
+        )
+
+
+def test_protected_examples_keep_their_share_too(small_network, small_digits):
+    of_all, few = small_digits.train, small_digits.train.take(np.arange(5))
+    found = bases_.kept_bases(
+        small_network, of_all, None, protected=few, scalar="logits", seed=0
+    )
+    for side, name in ((of_all, "curvature"), (few, "protected")):
+        factors = tfmemloc.gradients.curvature_factors(small_network, side)
+        for basis, one in zip(found, factors, strict=True):
+            # The curvature along each pair of directions, one by one.
+            u, v = basis.input_vectors[0], basis.output_vectors[0]
+            expected = np.multiply.outer(
+                [x @ one.inputs[0] @ x for x in u.T],
+                [x @ one.outputs[0] @ x for x in v.T],
+            )
+            expected /= np.trace(one.inputs[0]) * np.trace(one.outputs[0])
+            of_side = getattr(basis, name)[0]
+            np.testing.assert_allclose(of_side, expected, 1e-3, 1e-6)
+            # What is left of the kernel holds the share of either side.
+            cut = basis.kernel.as_matrices(tf.constant(basis.cut(0.7).kernel))
+            kept = np.abs(u.T @ cut.numpy()[0] @ v) > 1e-7
+            assert of_side[kept].sum() >= 0.69 * of_side.sum()
+
+
+def test_protected_examples_are_refitted_in_any_case(
+    small_network, small_digits
+):
+    from tfmemloc.removal.curvature.refit import believed
+
+    ids = small_digits.train.example_id
+    wrong = dataclasses.replace(
+        small_digits,
+        label=(small_digits.label + np.arange(len(small_digits)) % 2) % 10,
+    )
+    few = believed(small_network, wrong, ids[:0]).train.example_id
+    assert 0 < len(few) < len(ids)
+    also = np.setdiff1d(ids, few)[:2]
+    more = believed(small_network, wrong, also).train.example_id
+    np.testing.assert_array_equal(np.sort(more), np.union1d(few, also))
+
+
 def test_without_held_out_examples_nothing_is_chosen(planted):
     run, examples = planted
     config = dataclasses.replace(PLANTED, layers=None, keep=None)

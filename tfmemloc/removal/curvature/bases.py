@@ -60,6 +60,7 @@ class KernelBasis:
         input_vectors: U [groups, I, I].
         output_vectors: V [groups, O, O].
         curvature: P [groups, I, O].
+        protected: that of protected examples in the same directions, or None.
     """
 
     kernel: Kernel
@@ -67,6 +68,7 @@ class KernelBasis:
     input_vectors: np.ndarray
     output_vectors: np.ndarray
     curvature: np.ndarray
+    protected: np.ndarray | None = None
 
     @property
     def name(self) -> str:
@@ -82,25 +84,31 @@ class KernelBasis:
         )
 
     @functools.cached_property
-    def _order(self) -> np.ndarray:
-        """All directions, that of the largest curvature first."""
-        return np.argsort(-self.curvature, axis=None, kind="stable")
-
-    @functools.cached_property
-    def _cumulated(self) -> np.ndarray:
-        return np.cumsum(self.curvature.ravel()[self._order], dtype=np.float64)
+    def _rankings(self) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Of all examples, and of protected ones: all directions, that of the
+        largest curvature first, and the curvature up to each."""
+        found = []
+        for curvature in (self.curvature, self.protected):
+            if curvature is not None:
+                order = np.argsort(-curvature, axis=None, kind="stable")
+                total = np.cumsum(curvature.ravel()[order], dtype=np.float64)
+                found.append((order, total))
+        return found
 
     def cut(self, keep: float) -> Cut:
-        """The kernel with the share `keep` of the curvature; 1 is all of it."""
-        size = self.curvature.size
-        count = size
-        if keep < 1:
-            wanted = keep * self._cumulated[-1]
-            count = min(size, 1 + int(np.searchsorted(self._cumulated, wanted)))
-        if count == size:
+        """The kernel with the share `keep` of the curvature; 1 is all of it.
+
+        Directions stay that hold this share for all examples, and those that
+        hold it for the protected ones.
+        """
+        kept = np.zeros(self.curvature.size, bool)
+        for order, total in self._rankings:
+            count = len(order)
+            if keep < 1:
+                count = 1 + int(np.searchsorted(total, keep * total[-1]))
+            kept[order[:count]] = True
+        if kept.all():
             return Cut(self.value, 1.0)
-        kept = np.zeros(size, bool)
-        kept[self._order[:count]] = True
         left = np.where(
             kept.reshape(self.curvature.shape), self.coefficients, 0
         )
@@ -115,22 +123,62 @@ class KernelBasis:
         return Cut(kernel.numpy()[0], float(energy))
 
 
-def kernel_bases(factors: Sequence[KernelFactors]) -> list[KernelBasis]:
-    """The basis of each kernel, as the model holds it now."""
-    bases = []
-    for one in factors:
+def kernel_bases(
+    factors: Sequence[KernelFactors],
+    protected: Sequence[KernelFactors] | None = None,
+) -> list[KernelBasis]:
+    """The basis of each kernel, as the model holds it now.
+
+    Args:
+        factors: of all examples.
+        protected: of protected ones; then the directions are those of both,
+            which count alike.
+    """
+    return [
+        _basis(*pair)
+        for pair in zip(
+            factors, protected or [None] * len(factors), strict=True
+        )
+    ]
+
+
+def _basis(one: KernelFactors, other: KernelFactors | None) -> KernelBasis:
+    if other is None:
         input_values, input_vectors = _eigen(one.inputs)
         output_values, output_vectors = _eigen(one.outputs)
-        bases.append(
-            KernelBasis(
-                one.kernel,
-                _value(one.kernel),
-                input_vectors,
-                output_vectors,
-                input_values[:, :, np.newaxis] * output_values[:, np.newaxis],
+        curvature = [_products(input_values, output_values)]
+    else:
+        _, input_vectors = _eigen(_unit(one.inputs) + _unit(other.inputs))
+        _, output_vectors = _eigen(_unit(one.outputs) + _unit(other.outputs))
+        curvature = [
+            _products(
+                _along(input_vectors, _unit(side.inputs)),
+                _along(output_vectors, _unit(side.outputs)),
             )
-        )
-    return bases
+            for side in (one, other)
+        ]
+    return KernelBasis(
+        one.kernel,
+        _value(one.kernel),
+        input_vectors,
+        output_vectors,
+        *curvature,
+    )
+
+
+def _products(inputs: np.ndarray, outputs: np.ndarray) -> np.ndarray:
+    return inputs[:, :, np.newaxis] * outputs[:, np.newaxis]
+
+
+def _along(vectors: np.ndarray, matrices: np.ndarray) -> np.ndarray:
+    """u' M u for each column u: float32 [groups, I]."""
+    found = (vectors * (matrices @ vectors)).sum(axis=1)
+    return np.maximum(found, 0).astype(np.float32)
+
+
+def _unit(matrices: np.ndarray) -> np.ndarray:
+    """Factors of trace 1; one of nothing stays so."""
+    return matrices / (np.trace(matrices, axis1=1, axis2=2).sum() or 1.0)
 
 
 def _eigen(matrices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -151,7 +199,16 @@ def _value(kernel: Kernel) -> np.ndarray:
     return kernel.variable.numpy().astype(np.float32)
 
 
-_FIELDS = ("input_vectors", "output_vectors", "curvature")
+def _digests(prefix: str, examples: Examples) -> dict[str, str]:
+    """What tells whether examples are the same."""
+    digest = storage.digest([examples.example_id, examples.label])
+    return {
+        f"{prefix}examples": digest,
+        f"{prefix}inputs": examples.inputs_digest(),
+    }
+
+
+_FIELDS = ("input_vectors", "output_vectors", "curvature", "protected")
 
 
 def kept_bases(
@@ -163,6 +220,7 @@ def kept_bases(
     positions: int | None = None,
     seed: int,
     memory_budget: int = MEMORY_BUDGET,
+    protected: Examples | None = None,
     progress: bool = False,
 ) -> list[KernelBasis]:
     """The basis of each kernel, read from a folder or else kept in it.
@@ -175,17 +233,19 @@ def kept_bases(
         positions: see `curvature_factors`.
         seed: see `curvature_factors`.
         memory_budget: see `curvature_factors`.
+        protected: examples that keep their share of the curvature, too.
         progress: show a progress bar.
 
     Raises:
         ValueError: the folder holds bases of another model or other data.
     """
+    asked = {} if protected is None else _digests("protected_", protected)
     parts = storage.Parts(
         directory,
         {
+            **asked,
             "weights": storage.digest(model.get_weights()),
-            "examples": storage.digest([examples.example_id, examples.label]),
-            "inputs": examples.inputs_digest(),
+            **_digests("", examples),
             "scalar": scalar,
             "positions": positions,
             "seed": seed,
@@ -201,20 +261,22 @@ def kept_bases(
             KernelBasis(
                 kernel,
                 _value(kernel),
-                *(arrays[f"{index:04d}/{field}"] for field in _FIELDS),
+                *(arrays.get(f"{index:04d}/{field}") for field in _FIELDS),
             )
             for index, kernel in enumerate(kernels)
         ]
+    factors_of = functools.partial(
+        curvature_factors,
+        model,
+        scalar=scalar,
+        positions=positions,
+        seed=seed,
+        memory_budget=memory_budget,
+        progress=progress,
+    )
     bases = kernel_bases(
-        curvature_factors(
-            model,
-            examples,
-            scalar=scalar,
-            positions=positions,
-            seed=seed,
-            memory_budget=memory_budget,
-            progress=progress,
-        )
+        factors_of(examples),
+        None if protected is None else factors_of(protected),
     )
     # Names of layers may differ in another process; the order of the weights,
     # whose digest is checked, does not.
@@ -226,6 +288,7 @@ def kept_bases(
             f"{index:04d}/{field}": getattr(basis, field)
             for index, basis in enumerate(bases)
             for field in _FIELDS
+            if getattr(basis, field) is not None
         },
         compressed=False,
     )

@@ -76,6 +76,10 @@ class CurvatureConfig:
         batch_size: examples in a step of these epochs.
         seed: of everything that is drawn.
         memory_budget_mib: MiB for a chunk of examples in the pass over them.
+        protect: names of groups or subsets whose training examples are known
+            to be right, however rare they are: directions that hold the share
+            `keep` of their curvature are kept as well, and the refit takes
+            them in any case.
     """
 
     keep: float | None = None
@@ -88,6 +92,7 @@ class CurvatureConfig:
     batch_size: int = 128
     seed: int = 0
     memory_budget_mib: int = 1024
+    protect: tuple[str, ...] = ()
 
     def __post_init__(self):
         check_fields(self)
@@ -125,8 +130,9 @@ def remove_memory(
         call, without what was read back from the directory.
 
     Raises:
-        ValueError: no kernel can be edited, a layer is not known, there are
-            no training examples, or the directory is of another model.
+        ValueError: no kernel can be edited, a layer or a group to protect is
+            not known, there are no training examples, or the directory is of
+            another model.
 
     Example:
         >>> edited, result = remove_memory(
@@ -137,21 +143,25 @@ def remove_memory(
     """
     original = model_of(source, examples)
     check_examples(original, examples)
+    protected = _protected(examples, config.protect)
+    also = np.zeros(0, int) if protected is None else protected.example_id
     started = time.perf_counter()
     model = own_copy(original)
     rounds = config.rounds if config.refit_epochs else 1
     done: list[EditRound] = []
     trained = examples
     for number in range(rounds):
-        folder = _folder(directory, number, model)
-        model, part = _edited(model, trained, config, folder, progress, number)
+        folder = _folder(directory, number, model, also)
+        model, part = _edited(
+            model, trained, protected, config, folder, progress, number
+        )
         if config.refit_epochs:
-            trained = believed(model, examples)
+            trained = believed(model, examples, also)
             refit(
                 model,
                 trained,
                 _refitting(config, model),
-                _folder(directory, number, model, "refit"),
+                _folder(directory, number, model, also, "refit"),
                 progress=progress,
             )
             part = dataclasses.replace(part, believed=len(trained.train))
@@ -165,15 +175,38 @@ def remove_memory(
     )
 
 
-def _folder(directory, number: int, model, what: str = "factors"):
-    """Where what is computed from these weights is kept; None: nowhere."""
+def _folder(directory, number: int, model, also, what: str = "factors"):
+    """Where what is computed of weights and protected ids; None: nowhere."""
     if directory is None:
         return None
-    weights = storage.digest(model.get_weights())[:12]
-    return pathlib.Path(directory) / f"{what}_{number + 1}_{weights}"
+    of = [*model.get_weights(), *([also] if len(also) else [])]
+    return pathlib.Path(directory) / (
+        f"{what}_{number + 1}_{storage.digest(of)[:12]}"
+    )
 
 
-def _edited(model, examples, config, folder, progress, number):
+def _protected(examples: Examples, names: tuple[str, ...]) -> Examples | None:
+    """The training examples of some groups or subsets; None without names."""
+    if not names:
+        return None
+    trained = examples.train
+    columns = [trained.subset] + (
+        [] if trained.group is None else [trained.group]
+    )
+    known = sorted({str(name) for column in columns for name in column})
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        raise ValueError(
+            f"{examples.name} has no training examples of the group or subset "
+            f"{', '.join(unknown)}. Expected `protect` to name some of: "
+            f"{', '.join(known)}."
+        )
+    return trained.take(
+        np.any([np.isin(column, names) for column in columns], axis=0)
+    )
+
+
+def _edited(model, examples, protected, config, folder, progress, number):
     """The model with its kernels cut and BatchNorm recalibrated."""
     bases = kept_bases(
         model,
@@ -183,6 +216,7 @@ def _edited(model, examples, config, folder, progress, number):
         scalar=config.scalar,
         positions=config.positions,
         seed=config.seed,
+        protected=protected,
         progress=progress,
     )
     _check_layers(model, bases, config.layers)

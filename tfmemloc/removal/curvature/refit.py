@@ -21,10 +21,17 @@ from tfmemloc.evaluation import Predictor
 from tfmemloc.training.loop import train
 
 
-def believed(model: keras.Model, examples: Examples) -> Examples:
+def believed(
+    model: keras.Model, examples: Examples, also: np.ndarray
+) -> Examples:
     """The training examples whose label the model predicts, and all others.
 
     Of next tokens, the positions that it does not predict do not count.
+
+    Args:
+        model: the edited one.
+        examples: all.
+        also: ids of training examples that are believed whatever it predicts.
 
     Raises:
         ValueError: it predicts none.
@@ -43,6 +50,7 @@ def believed(model: keras.Model, examples: Examples) -> Examples:
             f"{examples.name} any more: too much was cut. Expected a larger "
             "`keep`, or fewer layers."
         )
+    is_right[np.isin(train_examples.example_id, also)] = True
     if train_examples.label.ndim == 1:
         return examples.trained_on(train_examples.example_id[is_right])
     label = examples.label.copy()
