@@ -17,8 +17,10 @@ NAMES = {
     "digits": "digits, half ResNet-9",
     "vit": "digits, small ViT",
     "mnist": "MNIST 10,000, quarter ResNet-9",
+    "mobilenet": "MNIST 5,000, MobileNetV3Small",
     "cifar": "CIFAR-10 5,000, quarter ResNet-9",
     "cifar20": "CIFAR-10 20,000, quarter ResNet-9",
+    "cifar50": "CIFAR-10 45,000, ResNet-9",
 }
 # For a first look: what was, our removal, and what else asks for no ids.
 _SHORT = (
@@ -136,6 +138,22 @@ def durability(rows: Rows, setting: str) -> str:
         }
         for (name, method, forget), found in _by_method(rows).items()
         if name == setting
+    ]
+    return fenced(lines)
+
+
+def protect(rows: Rows) -> str:
+    """What an edit costs a rare kind of examples, protected and not."""
+    lines = [
+        {
+            "rare": rare,
+            "network": network,
+            **{
+                measure: interval([row[measure] for row in found])
+                for measure in ("noisy", "test", "rare_train", "rare_test")
+            },
+        }
+        for (rare, network), found in grouped(rows, "rare", "network").items()
     ]
     return fenced(lines)
 

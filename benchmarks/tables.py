@@ -332,6 +332,7 @@ BLOCKS: Mapping[str, Callable[[], str]] = {
         )
         for name in removal_tables.NAMES
     },
+    "protect": lambda: removal_tables.protect(_read("protect")["rows"]),
     "durability_digits": lambda: removal_tables.durability(
         _removals(), "digits"
     ),

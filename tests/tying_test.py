@@ -286,3 +286,53 @@ def test_by_hand_in_a_subclassed_model_and_a_tape_loop(rng):
     }
     history = model.fit(feed, np.zeros((6, 2)), epochs=2, verbose=0)
     assert history.history["loss"][1] < history.history["loss"][0]
+
+
+@pytest.mark.parametrize("behaviour", ["drop", "expected"])
+@pytest.mark.parametrize("make", [_text_classifier, _two_in_two_out])
+def test_no_ids_are_needed_where_they_do_not_count(
+    make, behaviour, rng, tmp_path
+):
+    tied = tie_dropout(make(), "layers", p_gen=0.5)
+    model = graph.with_inference(tied, behaviour)
+    feed = _feed(model, rng)
+    expected = model.predict(feed, verbose=0)
+    ids = feed.pop("example_id")
+    given = next(iter(feed.values())) if len(feed) == 1 else feed
+    model.save(tmp_path / "tied.keras")
+    loaded = keras.saving.load_model(tmp_path / "tied.keras")
+    for network in (model, loaded):
+        keras.tree.map_structure(
+            np.testing.assert_array_equal,
+            network.predict(given, verbose=0),
+            expected,
+        )
+    for network in (graph.with_inference(model, "tied"), loaded):
+        training = network is loaded
+        with pytest.raises(ValueError, match="without example ids, and"):
+            network(given, training=training)
+        network({**feed, "example_id": ids}, training=training)
+
+
+def test_keras_validates_without_ids(rng):
+    model = tie_dropout(_text_classifier(), p_gen=0.5)
+    model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(True))
+    x, y = rng.integers(0, 9, (6, 12)), np.arange(6) % 4
+    feed = {"tokens": x, "example_id": np.arange(6)}
+    history = model.fit(feed, y, validation_data=(x, y), verbose=0).history
+    # The validation comes after the epoch's last step.
+    found = model.evaluate(x, y, verbose=0)
+    assert history["val_loss"] == pytest.approx([found])
+    assert found == model.evaluate(feed, y, verbose=0)
+    with pytest.raises(ValueError, match="which memorization units an examp"):
+        model.fit(x, y, verbose=0)
+
+
+def test_a_network_without_tied_layers_needs_no_ids(rng):
+    model = build(ModelConfig("lenet", width=0.5, dropout="none"), (8, 8, 1), 4)
+    x = rng.normal(size=(3, 8, 8, 1)).astype(np.float32)
+    feed = {"image": x, "example_id": np.arange(3)}
+    for training in (False, True):
+        np.testing.assert_array_equal(
+            model(x, training=training), model(feed, training=training)
+        )

@@ -42,6 +42,7 @@ from tfmemloc.graph.sites import (
     unit_axis,
     unit_sites,
 )
+from tfmemloc.graph.tied_model import TiedModel
 from tfmemloc.graph.tying import (
     tie_dropout,
     tie_plan,

@@ -22,6 +22,7 @@ from tfmemloc.graph.batch_norm import batch_norms, switchable
 from tfmemloc.graph.nodes import IDS, all_nodes, is_functional, replay
 from tfmemloc.graph.rebuild import cloned, flat_layers, fresh_inputs
 from tfmemloc.graph.sites import block_sites, unit_axis, unit_sites
+from tfmemloc.graph.tied_model import TiedModel
 from tfmemloc.layers import masks
 from tfmemloc.layers.arguments import check_probability
 from tfmemloc.layers.memory_branch import MemoryBranch
@@ -207,7 +208,7 @@ def tie_dropout(
     outputs = _tied_outputs(
         model, inputs, places, tied_layer, ids if own_statistics else None
     )
-    return keras.Model(with_ids, outputs, name=model.name)
+    return TiedModel(with_ids, outputs, name=model.name)
 
 
 def _check_expand(expand: float, p_gen: float | None, rescale: str) -> None:

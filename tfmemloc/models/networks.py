@@ -88,7 +88,7 @@ def build(
     factory = LayerFactory(config, example_id, dtype, synchronized)
     logits = _NETWORKS[config.name](given, classes, factory)
     logits = Logits(dtype="float32", name="head.logits")(logits, example_id)
-    return keras.Model(
+    return graph.TiedModel(
         {name: given, "example_id": example_id}, logits, name=config.name
     )
 

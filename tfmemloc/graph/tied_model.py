@@ -1,0 +1,77 @@
+"""A functional model that asks for example ids only where they count."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from tfmemloc.data.examples import IDS
+from tfmemloc.graph.rebuild import flat_layers
+from tfmemloc.layers.tied_dropout import ExampleTiedDropout
+
+
+@keras.saving.register_keras_serializable(package="tfmemloc")
+class TiedModel(keras.Model):
+    """What `tie_dropout` makes: a functional model with an input for ids.
+
+    In `drop` and `expected` no prediction depends on an id, so that
+    `predict(x)`, `evaluate(x, y)` and `validation_data=(x, y)` need none. Where
+    ids count, in training and in `tied`, to leave them out is an error.
+    """
+
+    def __call__(self, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        """Calls the model; puts in ids that do not count and were left out."""
+        without = self._inputs_without_ids(inputs)
+        if without is None:
+            return super().__call__(inputs, *args, **kwargs)
+        if self._ids_count(kwargs.get("training")):
+            raise ValueError(self._what_to_pass(kwargs.get("training")))
+        given = {k: tf.convert_to_tensor(v) for k, v in without.items()}
+        some = next(iter(given.values()))
+        given[IDS] = tf.zeros(tf.shape(some)[:1], tf.int64)
+        return super().__call__(given, *args, **kwargs)
+
+    def _inputs_without_ids(self, inputs) -> dict[str, Any] | None:
+        """The inputs by name, if only the ids are missing; else None."""
+        names = [tensor.name for tensor in self.inputs]
+        if IDS not in names:
+            return None
+        others = [name for name in names if name != IDS]
+        if isinstance(inputs, dict):
+            given = inputs if set(inputs) == set(others) else None
+        elif isinstance(inputs, list | tuple):
+            same = len(inputs) == len(others) and len(others) > 1
+            given = dict(zip(others, inputs, strict=True)) if same else None
+        else:
+            given = {others[0]: inputs} if len(others) == 1 else None
+        # Of a graph that is being made Keras itself says what is missing.
+        concrete = (np.ndarray, tf.Tensor, keras.Variable)
+        if given and all(isinstance(v, concrete) for v in given.values()):
+            return given
+        return None
+
+    def _ids_count(self, training: bool | None) -> bool:
+        return any(
+            isinstance(layer, ExampleTiedDropout)
+            and (training or layer.inference == "tied")
+            for layer in flat_layers(self)
+        )
+
+    def _what_to_pass(self, training: bool | None) -> str:
+        names = [tensor.name for tensor in self.inputs]
+        shown = ", ".join(f"'{name}': ..." for name in names)
+        why = (
+            "in training they say which memorization units an example keeps"
+            if training
+            else 'its tied layers have the inference "tied"'
+        )
+        return (
+            f"Model '{self.name}' was called without example ids, and {why}. "
+            f"Expected {{{shown}}} with int64 ids [batch], one for each "
+            "example and the same at every epoch (`tfmemloc.attach_ids` adds "
+            "them to a dataset); for predictions without memory use "
+            '`tfmemloc.with_inference(model, "drop")`, which needs none.'
+        )
