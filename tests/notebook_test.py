@@ -1,24 +1,28 @@
-"""The notebook runs from the first cell to the last."""
-
-import pathlib
+"""The notebooks run from the first cell to the last, and show what they say."""
 
 import nbformat
+import pytest
 from nbclient import NotebookClient
 
 from tests.conftest import ROOT
 
-NOTEBOOK = ROOT / "examples" / "where_is_the_memory.ipynb"
+# Name -> what its outputs say, and how many figures it shows.
+NOTEBOOKS = {
+    "forget_what_was_memorized": ("20 of the first 20 are wrong", 2),
+    "correct_wrong_labels": ("after 0 wrong", 1),
+    "where_is_the_memory": ("After a rewind to epoch 0", 4),
+    "what_a_language_model_says": ("drop", 0),
+    "what_an_attacker_knows": ("Members that the strongest attack finds", 1),
+}
+# They train a decoder twice, and eight networks.
+_SLOW = ("what_a_language_model_says", "what_an_attacker_knows")
 
 
-def test_the_notebook_runs(tmp_path):
-    notebook = nbformat.read(NOTEBOOK, as_version=4)
-    client = NotebookClient(
-        notebook,
-        timeout=300,
-        kernel_name="python3",
-        resources={"metadata": {"path": str(ROOT)}},
-    )
-    client.execute()
+def _read(name):
+    return nbformat.read(ROOT / "examples" / f"{name}.ipynb", as_version=4)
+
+
+def _check(notebook, words, figures):
     outputs = [
         output for cell in notebook.cells for output in cell.get("outputs", ())
     ]
@@ -26,15 +30,39 @@ def test_the_notebook_runs(tmp_path):
         output.get("text", "") + output.get("data", {}).get("text/plain", "")
         for output in outputs
     )
-    assert "training labels are suspected" in text
-    assert "After a rewind to epoch 0" in text
-    assert text.rstrip().endswith("True")  # The pruned network is the same.
+    assert words in text
+    assert "WARNING" not in text
     pictures = [o for o in outputs if "image/png" in o.get("data", {})]
-    assert len(pictures) == 4
+    assert len(pictures) == figures
+    return text
 
 
-def test_the_notebook_is_kept_without_outputs():
-    notebook = nbformat.read(NOTEBOOK, as_version=4)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.slow if name in _SLOW else ())
+        for name in NOTEBOOKS
+    ],
+)
+def test_the_notebook_runs(name):
+    notebook = _read(name)
+    client = NotebookClient(
+        notebook,
+        timeout=600,
+        kernel_name="python3",
+        resources={"metadata": {"path": str(ROOT)}},
+    )
+    client.execute()
+    text = _check(notebook, *NOTEBOOKS[name])
+    if name == "where_is_the_memory":
+        assert text.rstrip().endswith("True")  # The pruned one is the same.
+
+
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_its_outputs_are_kept(name):
+    notebook = _read(name)
     nbformat.validate(notebook)
-    assert not any(cell.get("outputs") for cell in notebook.cells)
-    assert "/tmp" not in pathlib.Path(NOTEBOOK).read_text()
+    _check(notebook, *NOTEBOOKS[name])
+    text = (ROOT / "examples" / f"{name}.ipynb").read_text(encoding="utf-8")
+    # Neither a machine's paths nor what it writes to its standard error.
+    assert "/tmp" not in text and "stderr" not in text
