@@ -555,3 +555,18 @@ def test_positions_that_do_not_count_are_left_out(rng):
         for t in (tokens, other)
     )
     np.testing.assert_allclose(one.inputs, two.inputs, rtol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", ["mixed_float16", "mixed_bfloat16"])
+def test_half_precision_is_summed_in_full(rng, dtype):
+    inputs = keras.Input((6,), name="features")
+    dense = keras.layers.Dense(3, dtype=dtype)
+    model = keras.Model(inputs, dense(inputs))
+    # Their squares add up to more than float16 holds.
+    x = 30 * rng.normal(size=(500, 6)).astype(np.float32)
+    examples = tfmemloc.from_arrays(x, np.arange(500) % 3)
+    (factors,) = tfmemloc.gradients.curvature_factors(model, examples)
+    rounded = tf.cast(x, dense.compute_dtype).numpy().astype(np.float64)
+    np.testing.assert_allclose(
+        factors.inputs[0], rounded.T @ rounded, rtol=1e-5, atol=0.1
+    )
