@@ -78,11 +78,16 @@ def define_probe_flags() -> None:
     define_download()
 
 
-def strategy() -> tf.distribute.Strategy:
-    """The distribution strategy to train with; also applies --deterministic."""
+def apply_determinism() -> None:
+    """Does what --deterministic says."""
     if FLAGS.deterministic:
         tf.keras.utils.set_random_seed(FLAGS.seed)
         tf.config.experimental.enable_op_determinism()
+
+
+def strategy() -> tf.distribute.Strategy:
+    """The distribution strategy to train with; also applies --deterministic."""
+    apply_determinism()
     if FLAGS.mirrored:
         return tf.distribute.MirroredStrategy()
     return tf.distribute.get_strategy()

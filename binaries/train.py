@@ -15,16 +15,16 @@ from tfmemloc.training.loop import train
 
 def main() -> None:
     """Trains and prints the accuracy of each subset."""
+    if flags.FLAGS.workers > 1 and not workers.is_one():
+        if flags.FLAGS.download:  # Once, before each of them would.
+            load(config_flags.data_config(), download=True)
+        workers.start("train", flags.prepare_directory("config.json"))
+        return
     strategy = workers.strategy() if workers.is_one() else flags.strategy()
     if workers.is_first():
         directory = flags.prepare_directory("config.json")
     else:
         directory = flags.run_directory()
-    if flags.FLAGS.workers > 1 and not workers.is_one():
-        if flags.FLAGS.download:  # Once, before each of them would.
-            load(config_flags.data_config(), download=True)
-        workers.start("train", directory)
-        return
     run = train(
         directory,
         data=config_flags.data_config(),

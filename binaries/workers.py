@@ -18,7 +18,7 @@ import sys
 import time
 from collections.abc import Iterator
 
-from .flags import FLAGS, flags
+from .flags import FLAGS, apply_determinism, flags
 
 import tensorflow as tf
 
@@ -59,13 +59,14 @@ def is_first() -> bool:
 
 
 def strategy() -> tf.distribute.Strategy:
-    """The strategy of the workers; to be made before TensorFlow does work."""
+    """The workers' strategy; to be made before TensorFlow does any work."""
     if FLAGS.mirrored:
         raise ValueError(
             "--mirrored shares a batch between the GPUs of one process. "
             "Expected it or workers. Received: both. Start a worker for each "
             "GPU."
         )
+    apply_determinism()
     return tf.distribute.MultiWorkerMirroredStrategy()
 
 
