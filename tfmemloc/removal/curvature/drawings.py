@@ -38,7 +38,7 @@ def curve(result: CurvatureEdit) -> dict[str, Figure]:
             color=figures.SERIES[k % len(figures.SERIES)],
             markersize=4,
             linewidth=1,
-            label=f"{number} kernels whole" if number else "all kernels cut",
+            label=_whole(number),
         )
     axes.plot(train[0], heldout[0], "k*", markersize=10, label="before")
     chosen = np.flatnonzero(result.point_chosen[first])
@@ -99,3 +99,10 @@ def kernels(result: CurvatureEdit) -> dict[str, Figure]:
             drawing,
         )
     }
+
+
+def _whole(number: int) -> str:
+    """How many kernels are left whole, in words."""
+    if number == 0:
+        return "all kernels cut"
+    return f"{number} kernel{'s' if number > 1 else ''} whole"
