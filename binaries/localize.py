@@ -18,7 +18,15 @@ edits the other, and asks each for the secrets.
 import pathlib
 from collections.abc import Mapping
 
-from . import config_flags, flags, gathering, localizing_text, output, removing
+from . import (
+    config_flags,
+    flags,
+    gathering,
+    localizing_text,
+    output,
+    protocol,
+    removing,
+)
 
 from tfmemloc import (
     AccountingConfig,
@@ -27,8 +35,10 @@ from tfmemloc import (
     ExtractionConfig,
     OwnUnitsConfig,
     RetrainConfig,
+    RewindConfig,
     Run,
     ScoreConfig,
+    SearchConfig,
     account_gradients,
     compare_networks,
     configs,
@@ -58,6 +68,7 @@ EDITED = "standard_edited"
 # Networks whose critical units are compared with the tied network's masks.
 _OWN_UNITS = ("example_tied", "standard_dropout")
 
+protocol.define(*protocol.PAPER)
 config_flags.define(ComparisonConfig)
 config_flags.define(ExtractionConfig, skip=("seed",))
 flags.flags.DEFINE_bool(
@@ -87,7 +98,7 @@ def main() -> None:
         )
     directory = flags.prepare_directory("settings.json")
     data = config_flags.data_config()
-    model = config_flags.model_config("example_tied")
+    model = protocol.applied(config_flags.model_config("example_tied"))
     training = config_flags.train_config()
     comparison = config_flags.read(ComparisonConfig)
     settings = {
@@ -97,6 +108,7 @@ def main() -> None:
         **configs.to_json(comparison),
         "probe_epochs": FLAGS.probe_epochs,
         "own_units_examples": FLAGS.own_units_examples,
+        "protocol": FLAGS.protocol,
     }
     examples = load(data, download=FLAGS.download)
     with storage.lock_directory(directory):
@@ -214,7 +226,7 @@ def _completed(settings: dict) -> dict:
         "model": configs.ModelConfig,
         "training": configs.TrainConfig,
     }
-    return settings | {
+    return {"protocol": "ours", **settings} | {
         name: configs.to_json(configs.from_json(kind, settings[name]))
         for name, kind in classes.items()
         if name in settings
@@ -237,15 +249,20 @@ def _probe(
             examples,
             AccountingConfig(epochs=_spread(run.epochs, FLAGS.probe_epochs)),
         ),
-        "layer_rewinding": lambda: rewind_layers(run, examples),
+        "layer_rewinding": lambda: rewind_layers(
+            run, examples, protocol.applied(RewindConfig())
+        ),
         "layer_retraining": lambda: retrain_layers(
             run,
             examples,
-            RetrainConfig(),
+            protocol.applied(RetrainConfig()),
             directory=directory / "retraining",
         ),
         "critical_units": lambda: find_critical_units(
-            run, examples, directory=directory / "search"
+            run,
+            examples,
+            protocol.applied(SearchConfig()),
+            directory=directory / "search",
         ),
     }
     has_memorized = examples.memorized is not None

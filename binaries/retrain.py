@@ -11,12 +11,13 @@ of most groups, although no group is retrained on them.
 
 import pathlib
 
-from . import config_flags, flags, output
+from . import config_flags, flags, output, protocol
 
 from tfmemloc import RetrainConfig, Run, retrain_layers
 
 FLAGS = flags.FLAGS
 flags.define_probe_flags()
+protocol.define(RetrainConfig)
 config_flags.define(RetrainConfig)
 
 
@@ -26,7 +27,7 @@ def main() -> None:
     result = retrain_layers(
         run,
         run.examples(download=FLAGS.download),
-        config_flags.read(RetrainConfig),
+        protocol.applied(config_flags.read(RetrainConfig)),
         directory=pathlib.Path(FLAGS.out_dir or FLAGS.run_dir) / "retraining",
     )
     output.write_result(result, "layer_retraining", "binaries.retrain")

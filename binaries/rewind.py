@@ -8,12 +8,13 @@ demo. Writes layer_rewinding.npz and .json, a figure and report.html into
 accuracy, and that one of the first layers is the most sensitive.
 """
 
-from . import config_flags, flags, output
+from . import config_flags, flags, output, protocol
 
 from tfmemloc import RewindConfig, Run, rewind_layers
 
 FLAGS = flags.FLAGS
 flags.define_probe_flags()
+protocol.define(RewindConfig)
 config_flags.define(RewindConfig)
 
 
@@ -23,7 +24,7 @@ def main() -> None:
     result = rewind_layers(
         run,
         run.examples(download=FLAGS.download),
-        config_flags.read(RewindConfig),
+        protocol.applied(config_flags.read(RewindConfig)),
     )
     output.write_result(result, "layer_rewinding", "binaries.rewind")
 

@@ -7,9 +7,9 @@ takes about 25 seconds on 2 CPU cores and ends near 100 % noisy accuracy with
 the memorization units on (tied), below 2 % with them off (drop).
 """
 
-from . import config_flags, flags, workers
+from . import config_flags, flags, protocol, workers
 
-from tfmemloc import load, report
+from tfmemloc import configs, load, report
 from tfmemloc.training.loop import train
 
 
@@ -28,7 +28,7 @@ def main() -> None:
     run = train(
         directory,
         data=config_flags.data_config(),
-        model=config_flags.model_config(),
+        model=protocol.applied(config_flags.model_config()),
         training=config_flags.train_config(),
         strategy=strategy,
         tensorboard=flags.FLAGS.tensorboard,
@@ -47,6 +47,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    protocol.define(configs.ModelConfig)
     config_flags.define_run_configs(with_dropout=True)
     flags.define_training_options()
     workers.define_workers()

@@ -12,7 +12,15 @@ import pytest
 
 from tests import programs
 from tests.conftest import ROOT, shared_folder
-from tfmemloc import audit_membership, data, evaluation, models, sweeps
+from tfmemloc import (
+    RewindConfig,
+    audit_membership,
+    data,
+    evaluation,
+    models,
+    rewind_layers,
+    sweeps,
+)
 from tfmemloc.configs import DataConfig, ModelConfig
 from tfmemloc.removal.drop import NetworkComparison
 from tfmemloc.result import Result
@@ -602,6 +610,31 @@ def test_the_protocol_of_the_paper_is_one_flag(localized, tmp_path):
     )
     found = Result.load(tmp_path / "critical_units")
     assert (found.place, found.population_term) == ("weights", "frozen")
+    for program, flags in (
+        ("rewind", ["--epochs=0"]),
+        ("retrain", ["--groups=head", "--epochs=1"]),
+    ):
+        _run(
+            f"binaries.{program}",
+            f"--run_dir={localized[0] / 'standard'}",
+            f"--out_dir={tmp_path}",
+            "--protocol=paper",
+            *flags,
+        )
+    assert Result.load(tmp_path / "layer_retraining").trained_on == "noisy"
+    run = Run.open(localized[0] / "standard")
+    twin = rewind_layers(
+        run, run.examples(), RewindConfig(epochs=(0,), statistics=False)
+    )
+    found = Result.load(tmp_path / "layer_rewinding")
+    np.testing.assert_allclose(found.accuracy, twin.accuracy, atol=1e-6)
+    _run(
+        "binaries.train",
+        *("--protocol=paper", "--model=lenet", "--width=1", "--p_gen=0.5"),
+        *("--quick", "--epochs=1"),
+        f"--run_dir={tmp_path / 'run'}",
+    )
+    assert Run.open(tmp_path / "run").model_config.rescale == "mass"
 
 
 def test_flagfiles_are_the_papers_experiments():
