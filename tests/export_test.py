@@ -27,6 +27,7 @@ from tfmemloc.configs import ModelConfig
 from tfmemloc.data.kinds import scale_pixels
 from tfmemloc.graph.tying import tie_dropout
 from tfmemloc.models import build
+from tfmemloc.serving import endpoint
 from tfmemloc.serving.endpoint import ExportError
 from tfmemloc.serving.export import export_saved_model
 
@@ -359,6 +360,18 @@ def test_an_export_that_differs_is_refused(tied, tmp_path, monkeypatch):
         export_saved_model(tied, tmp_path / "export", overwrite=True)
     assert _bytes_of(before) == files
     assert [p.name for p in tmp_path.iterdir()] == ["export"]
+
+
+@pytest.mark.parametrize(
+    ("dtype", "allowed"),
+    [("float32", 1e-4), ("mixed_bfloat16", 2**-5), ("float16", 2**-8)],
+)
+def test_half_precision_is_exported(tmp_path, dtype, allowed):
+    config = ModelConfig("lenet", width=0.5, p_gen=0.5)
+    model = build(config, (16, 16, 3), 10, dtype=dtype)
+    folder = export_saved_model(model, tmp_path / "export")
+    assert (folder / "saved_model.pb").exists()
+    assert endpoint._tolerance(model) == allowed
 
 
 _FULL = """

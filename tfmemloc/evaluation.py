@@ -164,6 +164,11 @@ def evaluate(
 ) -> SubsetMetrics:
     """Accuracy and loss of each subset, also against the true labels.
 
+    A model does not know which ids it was trained with: in `tied`, ids that
+    were shuffled since give each example the units of another, and nothing
+    tells. A run knows them, and its probes refuse other ones; in `drop` and
+    `expected` ids do not count.
+
     Args:
         model: a model with its tied layers in the behaviour to be measured
             (see `tfmemloc.with_inference`), or its predictor.
