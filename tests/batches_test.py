@@ -72,6 +72,16 @@ def test_the_shares_of_a_batch_are_the_batch(shares):
             )
 
 
+def test_a_batch_of_more_than_there_are_holds_all():
+    ((_, ids, _),) = _numpy(
+        data.make_batches(_colour(), 2**70, seed=1, stop_step=1)
+    )
+    np.testing.assert_array_equal(np.sort(ids), np.arange(20))
+    for step in ("start_step", "stop_step"):
+        with pytest.raises(ValueError, match=f"`{step}` must be"):
+            data.make_batches(_colour(), 4, seed=1, **{step: 2**63})
+
+
 @pytest.mark.parametrize("share", [(2, 2), (-1, 2), (0, 0)])
 def test_a_share_that_is_none(share):
     with pytest.raises(ValueError, match="Expected|must"):

@@ -89,7 +89,7 @@ def test_the_sliced_layers_have_the_kept_units_and_no_masks_are_left():
         ({"dense7": [True]}, "no layer 'dense7' with units. Expected some of"),
         ({"dense16": [True] * 3}, "expected a mask of 16 booleans"),
         ({"dense16": [1] * 16}, "expected a mask of 16 booleans"),
-        ({"dense16": [False] * 16}, "keeps none of its 16 units"),
+        ({"dense16": [False] * 16}, "keeps none of 16"),
     ],
 )
 def test_bad_masks_are_refused(keep, words):

@@ -67,14 +67,19 @@ def make_batches(
     """
     require_examples(examples)
     check_count("batch_size", batch_size)
+    last = np.iinfo(np.int64).max
+    check_range("start_step", start_step, 0, last)
     check_count("start_step", start_step, 0)
     if stop_step is not None:
+        check_range("stop_step", stop_step, 0, last)
         check_count("stop_step", stop_step, 0)
     check_count("shares", share[1])
     check_range("share", share[0], 0, share[1] - 1)
     count = len(examples)
     if count == 0:
         raise ValueError("Expected at least one example. Received: none.")
+    # A larger batch is all examples; its size need not fit into an int64.
+    batch_size = min(int(batch_size), count)
     ids = {IDS: tf.constant(examples.example_id)}
     if examples.tie_id is not None:
         ids[TIE_IDS] = tf.constant(examples.tie_id)
@@ -95,7 +100,7 @@ def make_batches(
         inputs = augmented(read_inputs(places), of_batch[IDS], step)
         return {**inputs, **of_batch}, tf.gather(labels, places)
 
-    stop = np.iinfo(np.int64).max if stop_step is None else stop_step
+    stop = last if stop_step is None else stop_step
     return (
         tf.data.Dataset.range(start_step, stop)
         .map(batch_of_step, num_parallel_calls=2, deterministic=True)

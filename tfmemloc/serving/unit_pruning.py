@@ -100,7 +100,7 @@ def _checked(model, sites, name: str, mask) -> np.ndarray:
         )
     if not mask.any():
         raise ValueError(
-            f"The mask of layer '{name}' keeps none of its {units} units. "
-            "Expected at least one."
+            f"Layer '{name}' expected a mask that keeps at least one of its "
+            f"units. Received: one that keeps none of {units}."
         )
     return mask
