@@ -25,8 +25,8 @@ from tfmemloc import (
     Examples,
     ModelConfig,
     TrainConfig,
+    evaluate,
     from_arrays,
-    predict_logits,
     presets,
     remove_memory,
     report,
@@ -53,7 +53,7 @@ def main() -> None:
 
 
 def _of_seed(seed: int, count: int) -> list[dict[str, Any]]:
-    examples, common, rare = _examples(seed, count)
+    examples, rare = _examples(seed, count)
     _, preset = presets.PRESETS["digits"]
     with tempfile.TemporaryDirectory() as directory:
         run = train(
@@ -68,23 +68,29 @@ def _of_seed(seed: int, count: int) -> list[dict[str, Any]]:
             config = CurvatureConfig(seed=seed, protect=protect)
             networks[name], _ = remove_memory(run, examples, config)
     return [
-        {
-            "rare": count,
-            "seed": seed,
-            "network": name,
-            "noisy": _accuracy(model, examples.of_subset("noisy")),
-            "test": _accuracy(model, common),
-            "rare_train": _accuracy(
-                model, examples.take(examples.group == RARE)
-            ),
-            "rare_test": _accuracy(model, rare),
-        }
+        {"rare": count, "seed": seed, "network": name}
+        | _measures(model, examples, rare)
         for name, model in networks.items()
     ]
 
 
-def _examples(seed: int, count: int) -> tuple[Examples, Examples, Examples]:
-    """All examples with the common test pictures; those; the rare ones."""
+def _measures(model: keras.Model, examples: Examples, rare: Examples):
+    """Accuracy by subset, and of the rare kind."""
+    by_subset, by_group, new = (
+        evaluate(model, examples),
+        evaluate(model, examples, by="group"),
+        evaluate(model, rare),
+    )
+    return {
+        "noisy": by_subset.of("noisy")["accuracy"],
+        "test": by_subset.of("test")["accuracy"],
+        "rare_train": by_group.of(RARE)["accuracy"],
+        "rare_test": new.of("clean")["accuracy"],
+    }
+
+
+def _examples(seed: int, count: int) -> tuple[Examples, Examples]:
+    """The examples, and the test pictures inverted."""
     x, y = load_digits(return_X_y=True)
     x = (x.reshape(-1, 8, 8, 1) / 16 * 255).round().astype(np.uint8)
     rng = np.random.default_rng(seed)
@@ -115,12 +121,7 @@ def _examples(seed: int, count: int) -> tuple[Examples, Examples, Examples]:
         name="digits, a few inverted",
     )
     inverted = from_arrays(255 - x[_TRAINED:], y[_TRAINED:], classes=10)
-    return examples, examples.of_subset("test"), inverted
-
-
-def _accuracy(model: keras.Model, examples: Examples) -> float:
-    predicted = predict_logits(model, examples).argmax(axis=1)
-    return float((predicted == examples.label).mean())
+    return examples, inverted
 
 
 if __name__ == "__main__":

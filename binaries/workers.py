@@ -23,6 +23,7 @@ from .flags import FLAGS, apply_determinism, flags
 import tensorflow as tf
 
 from tfmemloc import Run
+from tfmemloc.training.workers import number_of
 
 flags.disclaim_key_flags()
 
@@ -47,15 +48,13 @@ def define_workers() -> None:
 
 def is_one() -> bool:
     """Whether TF_CONFIG makes this process one of several workers."""
-    return len(_tasks()) > 1
+    return _count() > 1
 
 
 def is_first() -> bool:
     """Whether this process is the worker that writes; also without workers."""
-    if not is_one():
-        return True
-    task = json.loads(os.environ["TF_CONFIG"])["task"]
-    return [task["type"], int(task["index"])] == list(_tasks()[0])
+    resolver = tf.distribute.cluster_resolver.TFConfigClusterResolver
+    return not is_one() or number_of(resolver()) == 0
 
 
 def strategy() -> tf.distribute.Strategy:
@@ -70,8 +69,8 @@ def strategy() -> tf.distribute.Strategy:
     return tf.distribute.MultiWorkerMirroredStrategy()
 
 
-def _tasks() -> list[tuple[str, int]]:
-    """(type, index) of each worker that TF_CONFIG names; a chief is first."""
+def _count() -> int:
+    """How many workers TF_CONFIG names."""
     text = os.environ.get("TF_CONFIG", "{}")
     try:
         config = json.loads(text)
@@ -84,11 +83,7 @@ def _tasks() -> list[tuple[str, int]]:
             'such as {"cluster": {"worker": ["a:2222", "b:2222"]}, "task": '
             f'{{"type": "worker", "index": 0}}}}. Received: {text[:200]!r}.'
         ) from error
-    return [
-        (kind, index)
-        for kind in ("chief", "worker")
-        for index in range(len(cluster.get(kind, [])))
-    ]
+    return sum(len(cluster.get(kind, [])) for kind in ("chief", "worker"))
 
 
 def start(module: str, directory: pathlib.Path) -> None:

@@ -88,15 +88,20 @@ def check_choice(name: str, value: Any, choices: tuple[str, ...]) -> Any:
     return value
 
 
-def check_count(name: str, value: Any, low: int = 1) -> None:
-    """Refuses what is no integer, or one below `low`.
+def check_count(
+    name: str, value: Any, low: int = 1, high: int | None = None
+) -> None:
+    """Refuses what is no integer in [low, high]; `high` may be None.
 
     Raises:
-        ValueError: says the limit.
+        ValueError: says the limits.
     """
-    if not is_integer(value) or value < low:
+    inside = (
+        is_integer(value) and value >= low and (high is None or value <= high)
+    )
+    if not inside:
         raise ValueError(
-            f"`{name}` must be an integer, at least {low}. Received: "
+            f"`{name}` must be an integer, {_limits(low, high)}. Received: "
             f"{name}={value!r}."
         )
 
@@ -110,10 +115,11 @@ def check_range(name: str, value: Any, low: Any, high: Any) -> None:
     is_real = is_number(value)
     inside = is_real and value >= low and (high is None or value <= high)
     if not inside:  # Also refuses NaN.
-        limits = f"at least {low}" + (
-            "" if high is None else f", at most {high}"
-        )
         raise ValueError(
-            f"`{name}` must be {'' if is_real else 'a number, '}{limits}. "
-            f"Received: {name}={value!r}."
+            f"`{name}` must be {'' if is_real else 'a number, '}"
+            f"{_limits(low, high)}. Received: {name}={value!r}."
         )
+
+
+def _limits(low: Any, high: Any) -> str:
+    return f"at least {low}" + ("" if high is None else f", at most {high}")

@@ -68,13 +68,11 @@ def make_batches(
     require_examples(examples)
     check_count("batch_size", batch_size)
     last = np.iinfo(np.int64).max
-    check_range("start_step", start_step, 0, last)
-    check_count("start_step", start_step, 0)
+    check_count("start_step", start_step, 0, last)
     if stop_step is not None:
-        check_range("stop_step", stop_step, 0, last)
-        check_count("stop_step", stop_step, 0)
+        check_count("stop_step", stop_step, 0, last)
     check_count("shares", share[1])
-    check_range("share", share[0], 0, share[1] - 1)
+    check_count("share", share[0], 0, share[1] - 1)
     count = len(examples)
     if count == 0:
         raise ValueError("Expected at least one example. Received: none.")

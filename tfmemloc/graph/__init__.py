@@ -27,6 +27,7 @@ from tfmemloc.graph.nodes import (
 from tfmemloc.graph.outgoing import Reader, readers_of, rows_of
 from tfmemloc.graph.rebuild import (
     cloned,
+    compute_dtypes,
     flat_layers,
     fresh_inputs,
     inlined,

@@ -24,6 +24,14 @@ def flat_layers(model: keras.Model) -> list[keras.layers.Layer]:
     return list(found.values())
 
 
+def compute_dtypes(model: keras.Model) -> set[str]:
+    """The types in which the layers of a model compute."""
+    found = {
+        getattr(layer, "compute_dtype", None) for layer in flat_layers(model)
+    }
+    return found - {None}
+
+
 def cloned(model, clone_function) -> keras.Model:
     """Clones the graph of a functional model, layer by layer."""
     if not is_functional(model):

@@ -9,6 +9,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfmemloc.data.examples import IDS
+from tfmemloc.graph.inputs import input_names
 from tfmemloc.graph.rebuild import flat_layers
 from tfmemloc.layers.tied_dropout import ExampleTiedDropout
 
@@ -36,7 +37,7 @@ class TiedModel(keras.Model):
 
     def _inputs_without_ids(self, inputs) -> dict[str, Any] | None:
         """The inputs by name, if only the ids are missing; else None."""
-        names = [tensor.name for tensor in self.inputs]
+        names = input_names(self)
         if IDS not in names:
             return None
         others = [name for name in names if name != IDS]
@@ -61,8 +62,7 @@ class TiedModel(keras.Model):
         )
 
     def _what_to_pass(self, training: bool | None) -> str:
-        names = [tensor.name for tensor in self.inputs]
-        shown = ", ".join(f"'{name}': ..." for name in names)
+        shown = ", ".join(f"'{name}': ..." for name in input_names(self))
         why = (
             "in training they say which memorization units an example keeps"
             if training

@@ -84,10 +84,7 @@ def has_batch_norm(model: keras.Model) -> bool:
 
 def is_half(model: keras.Model) -> bool:
     """Whether a layer computes in float16, so that a loss must be scaled."""
-    return any(
-        getattr(layer, "compute_dtype", None) == "float16"
-        for layer in graph.flat_layers(model)
-    )
+    return "float16" in graph.compute_dtypes(model)
 
 
 def make_adam(model: keras.Model, rate: float) -> keras.optimizers.Optimizer:

@@ -220,13 +220,9 @@ def check_export(serve, served, shown, examples, raw_pixels) -> dict:
 
 def _tolerance(model: keras.Model) -> float:
     """How far outputs may differ, by the coarsest type a layer computes in."""
-    kinds = {
-        getattr(layer, "compute_dtype", None)
-        for layer in graph.flat_layers(model)
-    }
     return max(
-        _TOLERANCE,
-        *(_HALF_TOLERANCES.get(kind, 0.0) for kind in kinds),
+        _HALF_TOLERANCES.get(kind, _TOLERANCE)
+        for kind in {"float32", *graph.compute_dtypes(model)}
     )
 
 

@@ -46,12 +46,16 @@ def place(strategy: tf.distribute.Strategy) -> tuple[int, int]:
     """(number of this worker, how many there are); (0, 1) without workers."""
     if not are_used(strategy):
         return 0, 1
-    resolver = strategy.cluster_resolver
-    tasks = resolver.cluster_spec().as_dict()
-    # A chief, where there is one, comes before the workers.
-    is_chief = resolver.task_type == "chief"
-    before = 0 if is_chief else len(tasks.get("chief", []))
-    return before + resolver.task_id, strategy.num_replicas_in_sync
+    number = number_of(strategy.cluster_resolver)
+    return number, strategy.num_replicas_in_sync
+
+
+def number_of(resolver: tf.distribute.cluster_resolver.ClusterResolver) -> int:
+    """The number of the worker that a resolver speaks of; a chief is first."""
+    if resolver.task_type == "chief":
+        return resolver.task_id
+    chiefs = resolver.cluster_spec().as_dict().get("chief", [])
+    return len(chiefs) + resolver.task_id
 
 
 def is_first(strategy: tf.distribute.Strategy) -> bool:
