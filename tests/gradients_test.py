@@ -8,7 +8,9 @@ from hypothesis import strategies as st
 from tests.oracles import assert_close, randomize
 from tfmemloc import gradients, graph, losses, models
 from tfmemloc.configs import ModelConfig
+from tfmemloc.gradients import calls
 from tfmemloc.gradients.engine import GradientEngine
+from tfmemloc.gradients.terms import Factored
 from tfmemloc.graph.inputs import arranged
 
 layers = keras.layers
@@ -104,6 +106,9 @@ MODELS = {
     ),
     "conv2d_dilated": lambda: _flat_model(
         (9, 9, 3), layers.Conv2D(4, 3, dilation_rate=2, activation="relu")
+    ),
+    "conv2d_same_dilated": lambda: _flat_model(
+        (7, 6, 3), layers.Conv2D(4, (3, 2), dilation_rate=2, padding="same")
     ),
     "conv2d_groups": lambda: _flat_model(
         (8, 8, 6), layers.Conv2D(9, 3, groups=3, padding="same")
@@ -254,6 +259,28 @@ def test_closed_forms_are_exact(name):
     model = MODELS[name]()
     randomize(model)
     assert _assert_exact(model).fallbacks == ()
+
+
+@pytest.mark.parametrize("name", sorted(set(MODELS) - {"subclassed"}))
+def test_the_left_factor_at_some_positions(name, rng):
+    model = MODELS[name]()
+    x = rng.uniform(0, 4, (2, *model.input_shape[1:])).astype(np.float32)
+    weighted = calls.weighted_layers(model)
+    with calls.recorded_calls(weighted) as recorded:
+        model(x)
+    terms = [
+        term
+        for call in recorded
+        for _, term in calls.terms_of_call(call, call.output)
+        if isinstance(term, Factored)
+    ]
+    assert terms
+    for term in terms:
+        count = term.left.shape[1]
+        places = np.sort(rng.permutation(count)[: max(1, count // 2)])
+        np.testing.assert_array_equal(
+            term.left_at(places), term.left.numpy()[:, places]
+        )
 
 
 @pytest.mark.parametrize("name", FALLBACKS)

@@ -8,11 +8,13 @@ of the layer's weights as `terms`, or None where it has no closed form.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import keras
+import numpy as np
 import tensorflow as tf
 
-from tfmemloc.gradients.terms import Factored, Full, Lookup, Term
+from tfmemloc.gradients.terms import Factored, Full, Lookup, Term, rows_at
 from tfmemloc.layers.decoding import AddPositions
 from tfmemloc.layers.switchable_batch_norm import SwitchableBatchNormalization
 
@@ -21,7 +23,7 @@ def _dense(layer, x, g):
     x = tf.cast(x, tf.float32)
     rows, columns = x.shape[-1], g.shape[-1]
     term = Factored(
-        tf.reshape(x, [-1, math.prod(x.shape[1:-1]), 1, rows]),
+        rows_at(tf.reshape(x, [-1, math.prod(x.shape[1:-1]), 1, rows])),
         tf.reshape(g, [-1, math.prod(g.shape[1:-1]), 1, columns]),
         lambda value: tf.reshape(value, [-1, rows, columns]),
         lambda weight: tf.reshape(weight, [1, rows, columns]),
@@ -82,7 +84,7 @@ def _einsum_dense(layer, x, g):
         math.prod(size[c] for c in part) for part in (groups, rows, columns)
     ]
     term = Factored(
-        arrange(x, inputs, rows),
+        rows_at(arrange(x, inputs, rows)),
         arrange(g, outputs, columns),
         lambda value: tf.transpose(
             tf.reshape(value, [-1] + [size[c] for c in sorted_kernel]),
@@ -113,20 +115,25 @@ def _einsum_labels(equation: str, rank: int) -> list[str] | None:
 
 def _conv(layer, x, g):
     """Conv1D and Conv2D with groups; the patches are the left factor."""
-    patches = _patches(layer, x)
-    if patches is None:
+    patches_at = _patches(layer, x, g)
+    if patches_at is None:
         return None
     kernel = layer.kernel.shape
     window, columns = math.prod(kernel[:-2]), kernel[-1] // layer.groups
     rows, groups = kernel[-2], layer.groups
-    positions = math.prod(g.shape[1:-1])
-    left = tf.reshape(patches, [-1, positions, window, groups, rows])
-    if groups > 1:
-        left = tf.transpose(left, [0, 1, 3, 2, 4])
+
+    def left_at(places):
+        left = patches_at(places)
+        positions = left.shape[1]
+        if groups > 1:
+            left = tf.reshape(left, [-1, positions, window, groups, rows])
+            left = tf.transpose(left, [0, 1, 3, 2, 4])
+        return tf.reshape(left, [-1, positions, groups, window * rows])
+
     grouped = [window, rows, groups, columns]
     term = Factored(
-        tf.reshape(left, [-1, positions, groups, window * rows]),
-        tf.reshape(g, [-1, positions, groups, columns]),
+        left_at,
+        tf.reshape(g, [-1, math.prod(g.shape[1:-1]), groups, columns]),
         lambda value: tf.reshape(
             tf.transpose(
                 tf.reshape(value, [-1, groups, window, rows, columns]),
@@ -144,16 +151,20 @@ def _conv(layer, x, g):
 
 def _depthwise_conv(layer, x, g):
     """Each input channel is a group with its own small kernel."""
-    patches = _patches(layer, x)
-    if patches is None:
+    patches_at = _patches(layer, x, g)
+    if patches_at is None:
         return None
     kernel = layer.kernel.shape
     window, channels, columns = math.prod(kernel[:-2]), kernel[-2], kernel[-1]
-    positions = math.prod(g.shape[1:-1])
-    left = tf.reshape(patches, [-1, positions, window, channels])
+
+    def left_at(places):
+        left = patches_at(places)
+        left = tf.reshape(left, [-1, left.shape[1], window, channels])
+        return tf.transpose(left, [0, 1, 3, 2])
+
     term = Factored(
-        tf.transpose(left, [0, 1, 3, 2]),
-        tf.reshape(g, [-1, positions, channels, columns]),
+        left_at,
+        tf.reshape(g, [-1, math.prod(g.shape[1:-1]), channels, columns]),
         lambda value: tf.reshape(
             tf.transpose(value, [0, 2, 1, 3]), [-1, *kernel]
         ),
@@ -164,8 +175,11 @@ def _depthwise_conv(layer, x, g):
     return _with_bias(layer, term, g)
 
 
-def _patches(layer, x) -> tf.Tensor | None:
-    """What the kernel saw at each place: [B, height, width, window * C]."""
+def _patches(layer, x, g) -> Callable[[np.ndarray | None], tf.Tensor] | None:
+    """What the kernel saw at some of T places, or (None) at all of them.
+
+    The function that is returned gives [B, places, window * C].
+    """
     if layer.data_format != "channels_last":
         return None
     x = tf.cast(x, tf.float32)
@@ -177,11 +191,68 @@ def _patches(layer, x) -> tf.Tensor | None:
     if len(size) == 1:
         x = x[:, :, tf.newaxis]
         size, strides, rates = (*size, 1), (*strides, 1), (*rates, 1)
-    if size == (1, 1):
-        return x[:, :: strides[0], :: strides[1]]
-    return tf.image.extract_patches(
-        x, [1, *size, 1], [1, *strides, 1], [1, *rates, 1], padding.upper()
-    )
+    places_in_all = (*g.shape[1:-1], 1)[:2]
+
+    def at(places):
+        if places is not None:
+            index = _window_index(
+                x.shape[1:3], places_in_all, size, strides, rates, padding
+            )
+            return _windows(x, index[places])
+        if size == (1, 1):
+            found = x[:, :: strides[0], :: strides[1]]
+        else:
+            found = tf.image.extract_patches(
+                x,
+                [1, *size, 1],
+                [1, *strides, 1],
+                [1, *rates, 1],
+                padding.upper(),
+            )
+        return tf.reshape(
+            found, [-1, math.prod(places_in_all), found.shape[-1]]
+        )
+
+    return at
+
+
+def _windows(x, index: np.ndarray) -> tf.Tensor:
+    """The pixels of some windows alone: [B, P, window * C].
+
+    Args:
+        x: [B, height, width, C].
+        index: [P, window], from `_window_index`.
+    """
+    channels = x.shape[-1]
+    pixels = tf.reshape(x, [-1, math.prod(x.shape[1:3]), channels])
+    pixels = tf.pad(pixels, [[0, 0], [0, 1], [0, 0]])
+    found = tf.gather(pixels, index.ravel(), axis=1)
+    return tf.reshape(found, [-1, len(index), index.shape[1] * channels])
+
+
+def _window_index(shape, places, size, strides, rates, padding) -> np.ndarray:
+    """Which pixels a kernel sees at each place: [T, window].
+
+    The last index, height * width, is that of all pixels outside.
+    """
+    seen = []
+    for axis in range(2):
+        reach = (size[axis] - 1) * rates[axis] + 1
+        before = 0
+        if padding == "same":
+            spare = (places[axis] - 1) * strides[axis] + reach - shape[axis]
+            before = max(spare, 0) // 2
+        seen.append(
+            strides[axis] * np.arange(places[axis])[:, np.newaxis]
+            + rates[axis] * np.arange(size[axis])
+            - before
+        )
+    rows = seen[0][:, np.newaxis, :, np.newaxis]
+    columns = seen[1][np.newaxis, :, np.newaxis, :]
+    inside = (rows >= 0) & (rows < shape[0])
+    inside = inside & (columns >= 0) & (columns < shape[1])
+    index = np.where(inside, rows * shape[1] + columns, math.prod(shape))
+    return index.reshape(math.prod(places), math.prod(size))
 
 
 def _switchable_batch_norm(layer, x, g):

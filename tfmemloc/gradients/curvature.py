@@ -49,7 +49,7 @@ from tfmemloc.gradients.streaming import (
     bytes_of,
     examples_that_fit,
 )
-from tfmemloc.gradients.terms import Factored, add_terms
+from tfmemloc.gradients.terms import Factored, add_terms, rows_at
 from tfmemloc.graph.inputs import arranged
 from tfmemloc.layers import masks
 from tfmemloc.losses import cross_entropy
@@ -133,7 +133,8 @@ def _kernel_terms(calls, gradients) -> list[tuple[Kernel, Factored]]:
         for variable, term in terms_of_call(call, gradient) or ():
             if not (isinstance(term, Factored) and variable.trainable):
                 continue
-            if max(term.left.shape[3], term.right.shape[3]) <= LARGEST_SIDE:
+            sides = term.from_weight(variable.value).shape[1:]
+            if max(sides) <= LARGEST_SIDE:
                 terms.setdefault(id(variable), []).append(term)
                 owners[id(variable)] = variable, call.layer.name
     return [
@@ -304,22 +305,19 @@ class _Pass:
         found = _kernel_terms(calls, gradients)
         self._kernels = [kernel for kernel, _ in found]
         return [
-            (
-                self._inputs_of(_counted(term, label)),
-                _second_moments(term.right),
-            )
+            (self._inputs_of(term, label), _second_moments(term.right))
             for _, term in found
         ]
 
-    def _inputs_of(self, left):
+    def _inputs_of(self, term, label):
         """A, over all positions or those that are drawn."""
-        count = left.shape[1]
+        count = term.right.shape[1]
         if self._positions is None or count <= self._positions:
-            return _second_moments(left)
+            return _second_moments(_counted(term, label))
         drawn = np.random.default_rng(self._seed).permutation(count)
         places = np.sort(drawn[: self._positions])
         scale = count / self._positions
-        return scale * _second_moments(tf.gather(left, places, axis=1))
+        return scale * _second_moments(_counted(term, label, places))
 
     def _scalars(self, logits, ids, label):
         """The scalar of each example whose gradient is taken: [B]."""
@@ -345,12 +343,16 @@ class _Pass:
         return tf.reduce_sum(sign * counts * logits, axes)
 
 
-def _counted(term: Factored, label) -> tf.Tensor:
-    """The inputs, 0 where a position of a text does not count (padding)."""
+def _counted(term: Factored, label, places=None) -> tf.Tensor:
+    """The inputs at some positions or (None) at all of them.
+
+    They are 0 where a position of a text does not count (padding).
+    """
+    left = term.left_at(places)
     if label.shape.rank == 1:
-        return term.left
+        return left
     reached = tf.reduce_any(term.right != 0, axis=-1, keepdims=True)
-    return tf.where(reached, term.left, 0.0)
+    return tf.where(rows_at(reached)(places), left, 0.0)
 
 
 def _second_moments(x: tf.Tensor) -> tf.Tensor:

@@ -20,9 +20,11 @@ forming the gradient where that is cheaper. All sums are taken in float32.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Sequence
 
+import numpy as np
 import tensorflow as tf
 
 
@@ -54,16 +56,22 @@ class Factored:
     """A sum of outer products over positions, in groups.
 
     Attributes:
-        left: [B, T, G, I] float32.
+        left_at: indices of P positions -> the left factor there,
+            [B, P, G, I] float32; None -> at all T of them.
         right: [B, T, G, O] float32.
         to_weight: [B, G, I, O] -> [B, *shape of the weight].
         from_weight: [*shape of the weight] -> [G, I, O].
     """
 
-    left: tf.Tensor
+    left_at: Callable[[np.ndarray | None], tf.Tensor]
     right: tf.Tensor
     to_weight: Callable[[tf.Tensor], tf.Tensor]
     from_weight: Callable[[tf.Tensor], tf.Tensor]
+
+    @functools.cached_property
+    def left(self) -> tf.Tensor:
+        """[B, T, G, I] float32."""
+        return self.left_at(None)
 
     def norms_squared(self) -> tf.Tensor:
         """[B]; by the Gram matrices over positions where that is cheaper."""
@@ -149,7 +157,7 @@ def add_terms(terms: Sequence[Term]) -> Term:
     if all(isinstance(term, Factored) for term in terms):
         return dataclasses.replace(
             first,
-            left=tf.concat([term.left for term in terms], axis=1),
+            left_at=rows_at(tf.concat([term.left for term in terms], axis=1)),
             right=tf.concat([term.right for term in terms], axis=1),
         )
     if all(isinstance(term, Lookup) for term in terms):
@@ -159,6 +167,13 @@ def add_terms(terms: Sequence[Term]) -> Term:
             right=tf.concat([term.right for term in terms], axis=1),
         )
     return Full(tf.add_n([term.full() for term in terms]))
+
+
+def rows_at(rows: tf.Tensor) -> Callable[[np.ndarray | None], tf.Tensor]:
+    """`Factored.left_at` of rows [B, T, G, I] that are there already."""
+    return lambda places: (
+        rows if places is None else tf.gather(rows, places, axis=1)
+    )
 
 
 def _flat(x) -> tf.Tensor:
