@@ -29,6 +29,7 @@ from tfmemloc.probes.critical_units import (
 from tfmemloc.training.loop import train
 from tfmemloc.units import GatedModel, SearchConfig, UnitGates, rankings
 from tfmemloc.units.search import greedy
+from tfmemloc.units.sought import Sought
 
 _POPULATION = 512
 _TRAINED = 128
@@ -165,9 +166,9 @@ def _timed(model, gates, examples, block, term):
     # Traces, and stops at the first example that is taken for wrong.
     wrong = block.take(np.array([0]))
     wrong = dataclasses.replace(wrong, label=(wrong.label + 1) % 10)
-    greedy(gated, wrong, first_order)
+    greedy(gated, Sought.single(wrong), first_order)
     started = time.perf_counter()
-    units, _, _ = greedy(gated, block, first_order)
+    units, _, _ = greedy(gated, Sought.single(block), first_order)
     seconds = (time.perf_counter() - started) / len(block)
     return seconds, [row[row >= 0].tolist() for row in units]
 

@@ -20,6 +20,7 @@ PROGRAMS = (
     "remove",
     "score_examples",
     "ablate",
+    "ablate_groups",
     "rewind",
     "retrain",
     "account_gradients",

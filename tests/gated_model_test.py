@@ -14,6 +14,7 @@ from tfmemloc.units import (
 )
 from tfmemloc.units import search as searching
 from tfmemloc.units.perturbation import perturbed
+from tfmemloc.units.sought import Sought
 
 
 def _gated(model, examples, **fields):
@@ -74,7 +75,7 @@ def test_nothing_is_traced_again_as_examples_finish(
     gated = _gated(small_network, small_digits, bystanders=3)
     first_order = rankings.named("first_order")
     for count in (40, 7):
-        block = small_digits.take(np.arange(count))
+        block = Sought.single(small_digits.take(np.arange(count)))
         searching.search(gated, block, first_order)
         searching.sizes_in_order(gated, block, rankings.named("activations"))
         # own gradient, predicted, activity, population, bystanders

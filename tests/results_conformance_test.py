@@ -119,6 +119,7 @@ MAKERS = {
     "Deletion": lambda run, e, d: tfmemloc.delete_units(
         run, e, tfmemloc.DeletionConfig(rankings=("first_order",))
     ),
+    "GroupUnits": lambda run, e, d: tfmemloc.find_group_units(run, e),
     "SubsetMetrics": lambda run, e, d: tfmemloc.evaluate(run.model(), e),
     "NetworkComparison": lambda run, e, d: _comparison(),
     "GradientAccounting": lambda run, e, d: dataclasses.replace(

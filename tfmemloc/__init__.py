@@ -131,6 +131,11 @@ from tfmemloc.probes.critical_units import (
 )
 from tfmemloc.units import SearchConfig
 from tfmemloc.probes.deletion import Deletion, DeletionConfig, delete_units
+from tfmemloc.probes.group_units import (
+    GroupSearchConfig,
+    GroupUnits,
+    find_group_units,
+)
 from tfmemloc.probes.injection import Injection, InjectionConfig, find_planted
 from tfmemloc.probes.own_units import OwnUnits, OwnUnitsConfig, find_own_units
 
@@ -220,6 +225,8 @@ __all__ = [
     "GradientEngine",
     "GroupAccuracy",
     "GroupConfig",
+    "GroupSearchConfig",
+    "GroupUnits",
     "Injection",
     "InjectionConfig",
     "LayerRetraining",
@@ -285,6 +292,7 @@ __all__ = [
     "export_saved_model",
     "find_critical_units",
     "find_duplicates",
+    "find_group_units",
     "find_label_errors",
     "find_own_units",
     "find_planted",

@@ -48,10 +48,11 @@ from tfmemloc.statistics import bootstrap_interval, median_or_none
 from tfmemloc.subsets import OfSubsets
 from tfmemloc.units import GatedModel, SearchConfig, UnitGates
 from tfmemloc.units import search as searching
+from tfmemloc.units.names import OfUnits
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class CriticalUnits(OfSubsets, Result):
+class CriticalUnits(OfUnits, OfSubsets, Result):
     """The few units that hold one example, for many examples (paper, 4.4).
 
     Units are numbered through all gated layers, input to output; `label`
@@ -110,16 +111,6 @@ class CriticalUnits(OfSubsets, Result):
     def searched(self) -> tuple[str, ...]:
         """The subsets of the searched examples."""
         return tuple(s for s in self.subsets if np.any(self.subset == s))
-
-    def label_of(self, unit: int) -> str:
-        """`<layer>[<channel>]` of a unit."""
-        starts = np.concatenate([[0], np.cumsum(self.sizes)])
-        layer = int(np.searchsorted(starts, unit, side="right")) - 1
-        return f"{self.layers[layer]}[{unit - starts[layer]}]"
-
-    def layer_of(self, units: np.ndarray) -> np.ndarray:
-        """The place of units' layers in `layers`."""
-        return np.searchsorted(np.cumsum(self.sizes), units, side="right")
 
     def rows(self) -> list[dict[str, Any]]:
         """A row for each example that was searched."""

@@ -36,6 +36,7 @@ from tfmemloc.units.gated_model import GatedModel
 from tfmemloc.units.gates import UnitGates
 from tfmemloc.units.ranks import first_of_layers
 from tfmemloc.units.search import accuracy_after, bystander_accuracy
+from tfmemloc.units.sought import Sought
 
 _BLOCK = 64
 
@@ -265,5 +266,7 @@ def _deleted(gated: GatedModel, name: str, known: Examples, config):
         gone = first_of_layers(score, gated.gates, share)
         gate = (~gone).astype(np.float32)
         own.append(gated.is_right(known, gate).mean())
-        after.append(accuracy_after(gated, known, gate).mean(axis=0))
+        after.append(
+            accuracy_after(gated, Sought.single(known), gate).mean(axis=0)
+        )
     return np.array(own), np.array(after)

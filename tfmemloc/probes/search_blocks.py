@@ -12,6 +12,7 @@ from tfmemloc.checks import as_array, check_range
 from tfmemloc.data.examples import Examples
 from tfmemloc.units import GatedModel, SearchConfig, drawn, rankings
 from tfmemloc.units import search as searching
+from tfmemloc.units.sought import Sought
 
 _BLOCK = 256
 
@@ -102,7 +103,7 @@ def search_blocks(
     ) as bar:
         for b in range(-(-len(searched) // _BLOCK)):
             rows = np.arange(len(searched))[b * _BLOCK : (b + 1) * _BLOCK]
-            block = searched.take(rows)
+            block = Sought.single(searched.take(rows))
             part = finished.read(f"block_{b:04d}")
             if part is None:
                 part = searching.search(gated, block, ranking)

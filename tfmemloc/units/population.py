@@ -37,11 +37,17 @@ def term_of(config: SearchConfig, exact: Exact, units: int) -> Term:
         nothing = np.zeros((1, units), np.float32)
         return lambda gate, example_id, own: nothing
     if config.population_term == "exact":
-        return lambda gate, example_id, own: exact(gate)
+        return lambda gate, example_id, own: _of_each_once(exact, gate)
     if config.population_term == "cached":
         return CachedTerm(exact, units, config.objective, config.sureness).of
     frozen = exact(np.ones((1, units), np.float32))
     return lambda gate, example_id, own: frozen
+
+
+def _of_each_once(exact: Exact, gate: np.ndarray) -> np.ndarray:
+    """G of equal rows of gates is the same: at first, and within a group."""
+    rows, place = np.unique(gate, axis=0, return_inverse=True)
+    return exact(rows)[place.ravel()]
 
 
 class CachedTerm:

@@ -1,7 +1,9 @@
 """The search for the units without which a prediction flips.
 
-All examples of a block are searched at the same time, each under its own gates.
-A ranking, which is an argument, decides in which order units are removed:
+All examples of a block are searched at the same time, each under its own gates,
+or all groups of examples, each under one set of gates (see `sought`). A
+ranking, which is an argument, decides in which order units are removed; for a
+group its scores are the mean over the examples:
 
 - an adaptive ranking is computed again after each removal, until the prediction
   flips or a limit is reached;
@@ -18,34 +20,34 @@ from types import ModuleType
 
 import numpy as np
 
-from tfmemloc.data.examples import Examples
 from tfmemloc.statistics import row_ranks
 from tfmemloc.units.gated_model import GatedModel, is_right
+from tfmemloc.units.sought import Sought
 
 
 def search(
-    gated: GatedModel, block: Examples, ranking: ModuleType
+    gated: GatedModel, sought: Sought, ranking: ModuleType
 ) -> dict[str, np.ndarray]:
     """Searches examples that are predicted as labelled, side by side.
 
     Args:
         gated: the model.
-        block: N examples.
+        sought: G groups of N examples.
         ranking: a module of `tfmemloc.units.rankings`, or like one.
 
     Returns:
-        units: [N, K] in the order of removal; -1 is padding.
-        gate: [N, K] what their gates became.
-        critical: [N, K] the units that stayed removed.
-        flipped: [N] whether the prediction changed.
+        units: [G, K] in the order of removal; -1 is padding.
+        gate: [G, K] what their gates became.
+        critical: [G, K] the units that stayed removed.
+        flipped: [G] whether the prediction, or enough of them, changed.
         prediction: [N] the class without the critical units; -1 for tokens.
-        accuracy_after: [N, S] of the bystanders, the example left out.
+        accuracy_after: [G, S] of the bystanders, those sought left out.
     """
     find = greedy if ranking.ADAPTIVE else _in_one_order
-    units, values, flipped = find(gated, block, ranking)
-    critical = _needed(gated, block, units, values, flipped)
+    units, values, flipped = find(gated, sought, ranking)
+    critical = _needed(gated, sought, units, values, flipped)
     gate = _gate(gated, units, values, critical)
-    predicted = gated.predicted(block, gate)
+    predicted = gated.predicted(sought.examples, gate[sought.group])
     return {
         "units": units,
         "gate": values,
@@ -53,8 +55,8 @@ def search(
         "flipped": flipped,
         "prediction": predicted
         if predicted.ndim == 1
-        else np.full(len(block), -1),
-        "accuracy_after": accuracy_after(gated, block, gate),
+        else np.full(len(predicted), -1),
+        "accuracy_after": accuracy_after(gated, sought, gate),
     }
 
 
@@ -71,14 +73,13 @@ def nothing_found(subsets: int) -> dict[str, np.ndarray]:
 
 
 def sizes_in_order(
-    gated: GatedModel, block: Examples, ranking: ModuleType
+    gated: GatedModel, sought: Sought, ranking: ModuleType
 ) -> np.ndarray:
-    """How many units, in the order of a ranking, flip the prediction: [N].
+    """How many units, in the order of a ranking, flip the prediction: [G].
 
     NaN where removing all does not flip it.
     """
-    ranked = ranking.rank(gated, block, gated.open_gates(len(block)))
-    return crossing(gated, block, row_ranks(-ranked.score))
+    return crossing(gated, sought, _order(gated, sought, ranking))
 
 
 def bystander_accuracy(gated: GatedModel) -> np.ndarray:
@@ -92,14 +93,14 @@ def bystander_count(gated: GatedModel) -> np.ndarray:
     return np.array([member.sum() for member in _members(gated)])
 
 
-def greedy(gated, block, ranking):
-    """Removes the best unit of each example until its prediction flips.
+def greedy(gated, sought, ranking):
+    """Removes the best unit of each group until its prediction flips.
 
     Returns:
-        units [N, K] in the order of removal (-1 is padding), what their gates
-        became [N, K], and who flipped [N].
+        units [G, K] in the order of removal (-1 is padding), what their gates
+        became [G, K], and who flipped [G].
     """
-    count = len(block)
+    count = len(sought)
     limit = min(gated.config.limit, gated.gates.units)
     gate = gated.open_gates(count)
     free = np.ones(gate.shape, bool)
@@ -108,20 +109,22 @@ def greedy(gated, block, ranking):
     flipped = np.zeros(count, bool)
     active = np.arange(count)
     for step in range(limit + 1):
-        part = block.take(active)
-        ranked = ranking.rank(gated, part, gate[active])
+        part = sought.of(active)
+        shared = gate[active][part.group]
+        ranked = ranking.rank(gated, part.examples, shared)
         predicted = ranked.predicted
         if predicted is None:
-            predicted = gated.predicted(part, gate[active])
-        done = ~is_right(predicted, part.label)
+            predicted = gated.predicted(part.examples, shared)
+        done = part.has_flipped(~is_right(predicted, part.examples.label))
         flipped[active[done]] = True
-        active, score = active[~done], ranked.score[~done]
+        active, score = active[~done], part.mean(ranked.score)[~done]
         if step == limit or not len(active):
             break
         unit = np.where(free[active], score, -np.inf).argmax(axis=1)
         value = 0.0
         if ranked.value is not None:
-            value = ranked.value[~done][np.arange(len(unit)), unit]
+            value = part.mean(ranked.value)[~done]
+            value = value[np.arange(len(unit)), unit]
         units[active, step], values[active, step] = unit, value
         gate[active, unit] = value
         free[active, unit] = False
@@ -129,15 +132,14 @@ def greedy(gated, block, ranking):
     return units[:, :longest], values[:, :longest], flipped
 
 
-def _in_one_order(gated, block, ranking):
+def _in_one_order(gated, sought, ranking):
     """The shortest beginning of an order that flips each prediction.
 
     Returns:
         As `greedy`.
     """
-    ranked = ranking.rank(gated, block, gated.open_gates(len(block)))
-    rank = row_ranks(-ranked.score)
-    size = crossing(gated, block, rank)
+    rank = _order(gated, sought, ranking)
+    size = crossing(gated, sought, rank)
     limit = min(gated.config.limit, gated.gates.units)
     flipped = size <= limit  # NaN is not.
     count = np.where(flipped, size, limit).astype(int)
@@ -149,22 +151,27 @@ def _in_one_order(gated, block, ranking):
     return units, values, flipped
 
 
-def crossing(
-    gated: GatedModel, block: Examples, rank: np.ndarray
-) -> np.ndarray:
-    """How many units, in an order, flip the prediction: float [N].
+def _order(gated, sought, ranking) -> np.ndarray:
+    """The place of each unit in its group's order, all units on: [G, U]."""
+    examples = sought.examples
+    ranked = ranking.rank(gated, examples, gated.open_gates(len(examples)))
+    return row_ranks(-sought.mean(ranked.score))
+
+
+def crossing(gated: GatedModel, sought: Sought, rank: np.ndarray) -> np.ndarray:
+    """How many units, in an order, flip the prediction: float [G].
 
     By doubling and then bisection: removing the first n flips it, and the
     first n - 1 do not. NaN where removing all does not flip.
 
     Args:
         gated: the model.
-        block: N examples.
-        rank: [N, U] place of each unit in its example's order.
+        sought: G groups of examples.
+        rank: [G, U] place of each unit in its group's order.
     """
     units = gated.gates.units
-    below = np.zeros(len(block), int)  # Removing this many does not flip it,
-    above = np.full(len(block), units + 1)  # and removing this many does.
+    below = np.zeros(len(sought), int)  # Removing this many does not flip it,
+    above = np.full(len(sought), units + 1)  # and removing this many does.
     while True:
         doubled = np.minimum(np.maximum(2 * below, 1), units)
         middle = (below + above) // 2
@@ -173,13 +180,13 @@ def crossing(
         if not len(active):
             break
         gate = (rank[active] >= tried[active, np.newaxis]).astype(np.float32)
-        flips = ~gated.is_right(block.take(active), gate)
+        flips = sought.of(active).flips(gated, gate)
         above[active[flips]] = tried[active[flips]]
         below[active[~flips]] = tried[active[~flips]]
     return np.where(above > units, np.nan, above)
 
 
-def _needed(gated, block, units, values, flipped) -> np.ndarray:
+def _needed(gated, sought, units, values, flipped) -> np.ndarray:
     """Puts units back, first removed first, while the flip survives.
 
     Repeated until a round puts nothing back.
@@ -194,7 +201,7 @@ def _needed(gated, block, units, values, flipped) -> np.ndarray:
             without = critical[tried].copy()
             without[:, k] = False
             gate = _gate(gated, units[tried], values[tried], without)
-            survives = ~gated.is_right(block.take(tried), gate)
+            survives = sought.of(tried).flips(gated, gate)
             critical[tried[survives], k] = False
         if np.array_equal(critical, before):
             return critical
@@ -208,10 +215,13 @@ def _gate(gated, units, values, chosen) -> np.ndarray:
     return gate
 
 
-def accuracy_after(gated, block: Examples, gate: np.ndarray) -> np.ndarray:
-    """[N, S] accuracy on the bystanders, the example itself left out."""
+def accuracy_after(
+    gated: GatedModel, sought: Sought, gate: np.ndarray
+) -> np.ndarray:
+    """[G, S] accuracy on the bystanders, those sought left out."""
     right = gated.bystanders_right(gate)
-    others = gated.bystanders.example_id != block.example_id[:, np.newaxis]
+    owner = sought.owner_of(gated.bystanders.example_id)
+    others = owner != np.arange(len(sought))[:, np.newaxis]
     return np.stack(
         [
             (right * others)[:, member].sum(axis=1)
