@@ -293,8 +293,8 @@ def find_group_units(
         >>> len(result.group) == len(result.size)
         True
     """
-    _check(examples, config)
     model = model_of(source, examples, config.inference)
+    _check(examples, config)
     gates = UnitGates(model, layers=config.layers)
     gated = GatedModel(model, gates, examples, config.search())
     wanted = _groups(examples, config)
