@@ -1,12 +1,16 @@
-"""The tables of text, of injection and of membership."""
+"""The tables of text, of injection and of membership, and a figure."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Mapping, Sequence
 from typing import Any
+
+import numpy as np
 
 from tfmemloc import report
 from tfmemloc.audits.membership import strongest
+from tfmemloc.report import figures
 from tfmemloc.result import Table
 
 Rows = Sequence[dict[str, Any]]
@@ -69,6 +73,79 @@ def injection(rows: Rows) -> str:
             line[f"recall@{k:.0%}"] = f"{by[names[0], k]['possible']:.1%}"
         shown.append({**line, "seconds": None, "items": None})
     return _fenced(Table(shown, formats={"seconds": ".2f"}))
+
+
+def draw_injection(
+    found: Mapping[str, Rows],
+    removals: Rows,
+    settings: Mapping[str, str],
+    path: os.PathLike,
+) -> None:
+    """Does who finds planted units also take natural memories out?
+
+    Args:
+        found: what `benchmarks.injection` keeps.
+        removals: the rows of `benchmarks.removal`.
+        settings: name of a network here -> its name there.
+        path: of the picture.
+    """
+    drawing, (deletion, edit) = figures.side_by_side(
+        "recall of planted units (%), mean of 1, 2 and 5 % of each layer",
+        [
+            "other wrong labels left, less own ones (points)",
+            "wrong labels that one curvature edit takes out (%)",
+        ],
+    )
+    for k, model in enumerate(dict.fromkeys(r["model"] for r in found["rows"])):
+        recall = _means(found["rows"], model, lambda row: row["recall"])
+        style = {
+            "marker": figures.MARKERS[k % len(figures.MARKERS)],
+            "color": figures.SERIES[k % len(figures.SERIES)],
+            "linestyle": "",
+            "label": model,
+        }
+        spared = _means(
+            found["deletion"], model, lambda row: row["memorized"] - row["own"]
+        )
+        if spared:
+            names = sorted(spared)
+            deletion.plot(
+                [100 * recall[name] for name in names],
+                [100 * spared[name] for name in names],
+                **style,
+            )
+        taken = _taken_out(removals, settings[model])
+        if taken is not None:
+            edit.plot(100 * max(recall.values()), 100 * taken, **style)
+    edit.set_xlabel("recall of the best ranking (%)")
+    edit.set_ylim(0, 105)
+    for axes in (deletion, edit):
+        axes.legend(fontsize=7)
+    drawing.savefig(path, dpi=150)
+
+
+def _means(rows: Rows, model: str, value) -> dict[str, float]:
+    """The mean of a value over the shares and seeds of each ranking."""
+    found: dict[str, list[float]] = {}
+    for row in rows:
+        if row["model"] == model:
+            found.setdefault(row["ranking"], []).append(value(row))
+    return {name: float(np.mean(values)) for name, values in found.items()}
+
+
+def _taken_out(removals: Rows, setting: str) -> float | None:
+    """The share of known wrong labels that one cut takes; None: no such row."""
+    noisy = {
+        (row["method"], row["seed"]): row["noisy"]
+        for row in removals
+        if row["setting"] == setting
+    }
+    shares = [
+        1 - after / noisy["before", seed]
+        for (method, seed), after in noisy.items()
+        if method == "curvature edit" and ("before", seed) in noisy
+    ]
+    return float(np.mean(shares)) if shares else None
 
 
 def membership(found: dict[str, Any]) -> str:

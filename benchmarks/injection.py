@@ -7,6 +7,8 @@ for each network, ranking and share into docs/results/injection.json; the items
 of all seeds of a network are taken together. The digits take about four minutes
 for a seed on 2 CPU cores, most of it for zero_out. own_projection and
 own_curvature were chosen on seed 10 of the digits, which is not in the table.
+`--figure` draws docs/injection.png from these rows and those of
+`benchmarks.removal`.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ import pathlib
 import numpy as np
 from scipy import stats
 
-from benchmarks import removal
+from benchmarks import audit_tables, removal
 from binaries import flags  # First: it quiets TensorFlow's start.
 from tfmemloc import (
     DataConfig,
@@ -37,6 +39,7 @@ from tfmemloc import (
 )
 
 RESULTS = pathlib.Path("docs") / "results" / "injection.json"
+FIGURE = pathlib.Path("docs") / "injection.png"
 FLAGS = flags.FLAGS
 _TEXT = presets.PRESETS["stdlib"][1]
 SETTINGS = {
@@ -54,6 +57,20 @@ SETTINGS = {
 
 def main() -> None:
     """Trains, plants, asks, writes."""
+    if FLAGS.figure:
+        audit_tables.draw_injection(
+            storage.read_json(FLAGS.results),
+            storage.read_json(removal.RESULTS)["rows"],
+            {
+                name: next(
+                    (k for k, s in removal.SETTINGS.items() if s is setting),
+                    name,
+                )
+                for name, setting in SETTINGS.items()
+            },
+            FIGURE,
+        )
+        return
     names = FLAGS.only or list(SETTINGS)
     kept = {"rows": [], "deletion": [], "agreement": []}
     if pathlib.Path(FLAGS.results).exists():
@@ -139,5 +156,6 @@ if __name__ == "__main__":
     flags.flags.DEFINE_list("seeds", [], "Default: those of the setting.")
     flags.flags.DEFINE_integer("items", 32, "Items for each network.")
     flags.flags.DEFINE_string("runs_dir", "runs/injection", "Where runs lie.")
+    flags.flags.DEFINE_bool("figure", False, f"Only draw {FIGURE}.")
     flags.flags.DEFINE_string("results", str(RESULTS), "File of the rows.")
     flags.run(main)

@@ -184,6 +184,12 @@ def test_the_plan_is_a_table():
         },
     ]
     assert "generalization" in text_table(tie_plan(tied), percent=False)
+    name = tied.name
+    assert repr(tied) == (
+        f"<TiedModel name={name}, places tied: 2 (after of_a, both)>"
+    )
+    dropped = graph.with_inference(tied, "tied")
+    assert "places tied: 2" in repr(dropped)
 
 
 def test_a_predicate_chooses_layers():

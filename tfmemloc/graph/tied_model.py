@@ -20,7 +20,8 @@ class TiedModel(keras.Model):
 
     In `drop` and `expected` no prediction depends on an id, so that
     `predict(x)`, `evaluate(x, y)` and `validation_data=(x, y)` need none. Where
-    ids count, in training and in `tied`, to leave them out is an error.
+    ids count, in training and in `tied`, to leave them out is an error. Its
+    `repr` says how many places are tied; `tie_plan` lists them.
     """
 
     def __call__(self, inputs: Any, *args: Any, **kwargs: Any) -> Any:
@@ -34,6 +35,19 @@ class TiedModel(keras.Model):
         some = next(iter(given.values()))
         given[IDS] = tf.zeros(tf.shape(some)[:1], tf.int64)
         return super().__call__(given, *args, **kwargs)
+
+    def __repr__(self) -> str:
+        """Says in how many places it is tied, and where."""
+        places = [
+            layer.name.removesuffix("_tied")
+            for layer in flat_layers(self)
+            if isinstance(layer, ExampleTiedDropout)
+        ]
+        shown = ", ".join(places[:4]) + (", ..." if len(places) > 4 else "")
+        return (
+            f"<TiedModel name={self.name}, places tied: {len(places)} "
+            f"(after {shown})>"
+        )
 
     def _inputs_without_ids(self, inputs) -> dict[str, Any] | None:
         """The inputs by name, if only the ids are missing; else None."""
