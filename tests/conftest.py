@@ -68,6 +68,9 @@ def shared_folder(tmp_path_factory, name, make):
     return folder
 
 
+SMALL = DataConfig(train_examples=80, test_examples=40, noise_rate=0.2)
+
+
 @pytest.fixture(scope="session")
 def digits():
     """scikit-learn's digits, 10 % wrong labels."""
@@ -77,9 +80,7 @@ def digits():
 @pytest.fixture(scope="session")
 def small_digits():
     """80 training and 40 test digits, 20 % wrong labels."""
-    return data.load(
-        DataConfig(train_examples=80, test_examples=40, noise_rate=0.2)
-    )
+    return data.load(SMALL)
 
 
 @pytest.fixture(scope="session")
@@ -166,6 +167,14 @@ def small_network(small_digits):
     keras.utils.set_random_seed(0)
     model.fit(inputs, train.label, batch_size=40, epochs=40, verbose=0)
     return model
+
+
+@pytest.fixture
+def small_run(tmp_path, small_network, small_digits):
+    """The folder of a run that holds `small_network`."""
+    run = Run.create(tmp_path, small_network, data=SMALL, examples=small_digits)
+    run.record_epoch(small_network, 1)
+    return tmp_path
 
 
 @pytest.fixture

@@ -9,10 +9,8 @@ import tensorflow as tf
 
 from tests import oracles, programs, toys
 from tfmemloc import (
-    DataConfig,
     GroupSearchConfig,
     GroupUnits,
-    Run,
     find_group_units,
 )
 from tfmemloc.data.kinds import scale_pixels
@@ -163,19 +161,14 @@ def test_bad_requests_are_refused(small_network, small_digits):
         GroupSearchConfig(ranking="best")
 
 
-def test_the_program_writes_rows(tmp_path, small_network, small_digits):
-    config = DataConfig(train_examples=80, test_examples=40, noise_rate=0.2)
-    run = Run.create(
-        tmp_path, small_network, data=config, examples=small_digits
-    )
-    run.record_epoch(small_network, 1)
+def test_the_program_writes_rows(small_run):
     done = programs.launcher().run(
         "binaries.ablate_groups",
-        f"--run_dir={tmp_path}",
+        f"--run_dir={small_run}",
         "--share=0.5",
         "--bystanders=5",
     )
-    rows = json.loads((tmp_path / "group_units.json").read_text())["rows"]
+    rows = json.loads((small_run / "group_units.json").read_text())["rows"]
     assert {"noisy", "clean"} == {row["subset"] for row in rows}
     assert "whose removal flips 50% of a group" in done.stdout
-    assert (tmp_path / "figures" / "group_units.png").exists()
+    assert (small_run / "figures" / "group_units.png").exists()

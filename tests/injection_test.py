@@ -12,7 +12,6 @@ from scipy.special import expit
 from tests import programs
 from tfmemloc import (
     DeletionConfig,
-    Run,
     data,
     delete_units,
     find_planted,
@@ -359,19 +358,14 @@ def test_bad_settings_are_refused(small_network, small_digits, memory):
         )
 
 
-def test_the_program_writes_rows(tmp_path, small_network, small_digits):
-    config = DataConfig(train_examples=80, test_examples=40, noise_rate=0.2)
-    run = Run.create(
-        tmp_path, small_network, data=config, examples=small_digits
-    )
-    run.record_epoch(small_network, 1)
+def test_the_program_writes_rows(small_run):
     done = programs.launcher().run(
         "binaries.inject",
-        f"--run_dir={tmp_path}",
+        f"--run_dir={small_run}",
         "--rankings=random,own_projection",
         "--items=2",
     )
-    rows = json.loads((tmp_path / "injection.json").read_text())["rows"]
+    rows = json.loads((small_run / "injection.json").read_text())["rows"]
     keys = {"model", "ranking", "ratio", "k", "recall", "low", "high", "items"}
     assert len(rows) == 6 and keys <= set(rows[0])
     assert "own_projection finds" in done.stdout
