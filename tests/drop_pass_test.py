@@ -1,10 +1,11 @@
 """Rules that let a part of each batch pass without its memory."""
 
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 
-from tfmemloc import data
+from tfmemloc import data, graph
 from tfmemloc.configs import DataConfig, ModelConfig, TrainConfig
 from tfmemloc.data.examples import Examples
 from tfmemloc.layers.tied_dropout import MEMORY_OFF
@@ -13,7 +14,7 @@ from tfmemloc.training import rules, train
 from tfmemloc.training.beliefs import Beliefs
 
 DROP_PASSES = ("drop_pass_elr", "drop_pass_gate", "drop_pass_gce")
-STATEFUL = (*DROP_PASSES, "late_tying")
+STATEFUL = (*DROP_PASSES, "late_tying", "routed_suspects")
 COUNT, CLASSES = 40, 3
 
 
@@ -105,6 +106,75 @@ def test_the_gate_leaves_out_what_is_not_believed(examples, table):
     for losses in found[2:]:
         expected = np.where(agrees, -np.log(own), 0)
         np.testing.assert_allclose(losses, expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("off", [0.0, 1.0])
+def test_suspects_teach_memory_alone(off, rng):
+    """Against plain gradients of both parts, weight by weight."""
+    from tfmemloc import models, training
+
+    config = TrainConfig(
+        rule="routed_suspects", epochs=1, batch_size=40, memory_off=off, early=0
+    )
+    model = models.build(
+        ModelConfig("lenet", width=0.5, expand=0.5), (8, 8, 1), 10
+    )
+    examples = data.load(DataConfig(train_examples=40, test_examples=40)).train
+    rule = rules.named("routed_suspects", model, examples, config)
+    is_suspect = np.arange(40) % 4 == 0
+    table = np.zeros((40, 10), np.float16)
+    table[np.arange(40), (examples.label + is_suspect) % 10] = 1
+    place = np.argsort(np.argsort(examples.example_id))
+    rule._beliefs.table.scatter_nd_update(place[:, np.newaxis], table)
+    ids = np.full(40, MEMORY_OFF) if off else examples.example_id
+    image = data.kinds.scale_pixels(examples.inputs["image"])
+    variables = model.trainable_variables
+
+    def gradients(members):
+        weight = np.where(members, 1 / 40, 0).astype(np.float32)
+        with tf.GradientTape() as tape:
+            logits = model({"image": image, "example_id": ids}, training=True)
+            entropy = tf.nn.sparse_softmax_cross_entropy_with_logits(
+                examples.label, logits
+            )
+            loss = tf.reduce_sum(weight * entropy)
+        found = tape.gradient(loss, variables, unconnected_gradients="zero")
+        return [g.numpy() for g in found]
+
+    before = [v.numpy() for v in variables]
+    trusted, all_of_them = gradients(~is_suspect), gradients(is_suspect >= 0)
+    optimizer = keras.optimizers.SGD(1.0)
+    optimizer.build(variables)
+    step = training.make_train_step(model, optimizer, rule=rule)
+    step(
+        (
+            {"image": image, "example_id": examples.example_id},
+            examples.label.astype(np.int64),
+        )
+    )
+    entries = graph.memory_entries(model)
+    assert sum(of_memory.any() for of_memory in entries) >= 4
+    for v, old, few, every, of_memory in zip(
+        variables, before, trusted, all_of_them, entries, strict=True
+    ):
+        moved = old - v.numpy()
+        np.testing.assert_allclose(
+            moved, np.where(of_memory, every, few), atol=1e-5
+        )
+
+
+def test_nobody_is_suspected_early(examples, table, monkeypatch):
+    monkeypatch.setattr(graph, "memory_entries", lambda model: [])
+    training = _training(memory_off=1.0)
+    rule = rules.named("routed_suspects", None, examples, training)
+    agrees = table.argmax(axis=1) == examples.label
+    for step, (off, losses) in enumerate(_calls(rule, examples, table, 4)):
+        assert off.all() and losses.shape == (COUNT,)
+        (trusted, _), (every, _) = rule.routes({})
+        # Two fifths of five epochs of one step: the first two steps are open.
+        expected = np.ones(COUNT) if step < 2 else agrees
+        np.testing.assert_array_equal(trusted, expected)
+        np.testing.assert_array_equal(every, 1)
 
 
 def test_who_passes_without_memory_is_drawn_by_seed_step_and_id(
@@ -264,8 +334,9 @@ def test_one_trace_and_xla(name, small_digits, tmp_path):
         traces.append(1)
         return made(model, inputs, label)
 
-    if hasattr(made, "changed_gradients"):
-        rule.changed_gradients = made.changed_gradients
+    for method in ("changed_gradients", "routes"):
+        if hasattr(made, method):
+            setattr(rule, method, getattr(made, method))
     step = training.make_train_step(
         network,
         optimizer,
@@ -281,7 +352,9 @@ def test_one_trace_and_xla(name, small_digits, tmp_path):
     assert tf.int32 not in {variable.dtype for variable in kept}
 
 
-@pytest.mark.parametrize("name", ("drop_pass_gate", "late_tying"))
+@pytest.mark.parametrize(
+    "name", ("drop_pass_gate", "late_tying", "routed_suspects")
+)
 def test_two_replicas_train_as_one(name, two_devices, tmp_path):
     """The same draws and beliefs; sums of gradients in another order."""
     arguments = _small(epochs=2, batch_size=20, rule=name, momentum=0.0)
