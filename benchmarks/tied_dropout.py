@@ -71,8 +71,8 @@ def _tied(rule: str = "cross_entropy", off: float = 0.5, **model) -> Method:
     )
 
 
-def _gate(early: float) -> Method:
-    method = _tied("drop_pass_gate", expand=1.0)
+def _gate(early: float, rule: str = "drop_pass_gate") -> Method:
+    method = _tied(rule, expand=1.0)
     training = {**method.training, "early": early}
     return dataclasses.replace(method, training=training, edit=True)
 
@@ -92,6 +92,8 @@ METHODS = {
     "expanded": _tied(expand=1.0),
     "expanded + gate": _gate(0.4),
     "expanded + early gate": _gate(0.2),
+    "expanded + routing": _gate(0.4, "routed_suspects"),
+    "expanded + early routing": _gate(0.2, "routed_suspects"),
     "expanded + GCE": _tied("drop_pass_gce", expand=1.0),
     "expanded + late tying": _tied("late_tying", expand=1.0),
 }
