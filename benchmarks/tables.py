@@ -67,6 +67,13 @@ def _protocols() -> str:
     return _fenced(report.text_table(Table(lines, shown.formats)))
 
 
+def _groups() -> str:
+    """How many units hold all wrong labels of a class."""
+    rows = Result.load(RESULTS / "digits_group_units").by_subset()
+    counts = ("size", "random_size", "activation_size")
+    return _fenced(report.text_table(Table(rows, dict.fromkeys(counts, ".3g"))))
+
+
 def _critical_digits() -> list[dict[str, Any]]:
     return Result.load(RESULTS / "digits_seed0_critical_units").by_subset()
 
@@ -350,6 +357,7 @@ BLOCKS: Mapping[str, Callable[[], str]] = {
     "sources": lambda: _fenced(
         report.text_table(Table(_read("sources")["rows"], default=".3f"))
     ),
+    "groups": _groups,
     "injection": lambda: audit_tables.injection(_read("injection")["rows"]),
     "membership": lambda: audit_tables.membership(_read("membership")),
     "lost_units": lambda: _fenced(

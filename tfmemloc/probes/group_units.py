@@ -26,9 +26,10 @@ from tfmemloc import configs
 from tfmemloc.checks import check_range
 from tfmemloc.data.examples import Examples
 from tfmemloc.fields import check_fields
-from tfmemloc.report import figures
+from tfmemloc.probes import group_figures
 from tfmemloc.result import Figure, Result, Table, or_none
 from tfmemloc.snapshots import Source, model_of
+from tfmemloc.statistics import median_or_none
 from tfmemloc.subsets import OfSubsets
 from tfmemloc.units import GatedModel, SearchConfig, UnitGates, drawn, rankings
 from tfmemloc.units import search as searching
@@ -157,6 +158,27 @@ class GroupUnits(OfUnits, OfSubsets, Result):
             for g in range(len(self.group))
         ]
 
+    def by_subset(self) -> list[dict[str, Any]]:
+        """A row for each subset: medians of the sets, means of the rest."""
+        return [
+            {
+                "subset": subset,
+                "groups": int(mine.sum()),
+                "examples": int(self.examples[mine].sum()),
+                "flipped": int(self.flipped[mine].sum()),
+                "size": float(np.median(self.size[mine])),
+                "random_size": median_or_none(self.random_size[mine]),
+                "activation_size": median_or_none(self.activation_size[mine]),
+                "to_true_label": float(self.to_true_label[mine].mean()),
+                **{
+                    f"{name}_after": float(self.accuracy_after[mine, s].mean())
+                    for s, name in enumerate(self.subsets)
+                },
+            }
+            for subset in dict.fromkeys(self.subset)
+            for mine in [self.is_of(subset)]
+        ]
+
     def table(self) -> Table:
         """The rows, without the names of the units."""
         counts = ("size", "greedy_size", "random_size", "activation_size")
@@ -170,14 +192,14 @@ class GroupUnits(OfUnits, OfSubsets, Result):
 
     def sentence(self) -> str:
         """How large the sets are, and what their removal costs."""
-        parts = [
-            f"{self._median(subset)} units ({subset}, "
-            f"{self._of(subset).sum()} groups)"
-            for subset in dict.fromkeys(self.subset)
-        ]
+        rows = self.by_subset()
+        sizes = " and ".join(
+            f"{row['size']:g} units ({row['subset']}, {row['groups']} groups)"
+            for row in rows
+        )
         text = (
             f"The median set whose removal flips {self.share:.0%} of a group "
-            f"with the same {self.by} is {' and '.join(parts)}."
+            f"with the same {self.by} is {sizes}."
         )
         unflipped = int((~self.flipped).sum())
         if unflipped:
@@ -185,12 +207,11 @@ class GroupUnits(OfUnits, OfSubsets, Result):
                 f" {unflipped} groups had not flipped at the limit of "
                 f"{self.limit} units."
             )
-        mine = self._of(self.memorized)
-        after = self.accuracy_after[mine].mean(axis=0)
         harm = ", ".join(
-            f"{value:.1%} of {count} {subset} (before: {before:.1%})"
-            for value, count, subset, before in zip(
-                after, self.bystanders, self.subsets, self.baseline, strict=True
+            f"{rows[0][f'{subset}_after']:.1%} of {count} {subset} (before: "
+            f"{before:.1%})"
+            for count, subset, before in zip(
+                self.bystanders, self.subsets, self.baseline, strict=True
             )
         )
         return (
@@ -200,68 +221,25 @@ class GroupUnits(OfUnits, OfSubsets, Result):
 
     def figures(self) -> dict[str, Figure]:
         """Sizes of the sets by group, and what else goes with them."""
-        drawing, (sizes, harm) = figures.side_by_side(
-            self.by.replace("_", " "),
-            ["units removed until the group flips", "accuracy (%)"],
-        )
-        names = list(dict.fromkeys(self.group))
-        for subset in dict.fromkeys(self.subset):
-            mine = self._of(subset)
-            places = [names.index(self.group[g]) for g in np.flatnonzero(mine)]
-            color = figures.color_of(subset, self.subsets)
-            for marker, words, values in (
-                ("o", "", self.size),
-                ("x", ", by activation", self.activation_size),
-                ("+", ", random", self.random_size),
-            ):
-                sizes.plot(
-                    places,
-                    values[mine],
-                    marker,
-                    color=color,
-                    label=subset + words,
-                    fillstyle="full" if subset == self.memorized else "none",
-                )
-        mine = self._of(self.memorized)
-        places = [names.index(self.group[g]) for g in np.flatnonzero(mine)]
-        for s, subset in enumerate(self.subsets):
-            color = figures.color_of(subset, self.subsets)
-            harm.axhline(100 * self.baseline[s], color=color, linestyle=":")
-            harm.plot(
-                places,
-                100 * self.accuracy_after[mine, s],
-                figures.MARKERS[s % len(figures.MARKERS)],
-                color=color,
-                label=f"other {subset}",
-            )
-        sizes.set_yscale("log")
-        sizes.yaxis.set_major_formatter("{x:g}")
-        for axes in (sizes, harm):
-            axes.set_xticks(range(len(names)), names, fontsize=8)
-            axes.legend(fontsize=6)
         return {
             "group_units": Figure(
                 "How many units hold each group, with controls, and the "
                 f"accuracy on all others without those of a {self.memorized} "
                 "group (dotted: nothing removed).",
-                drawing,
+                group_figures.sizes_and_harm(self),
             )
         }
 
     def key_numbers(self) -> dict[str, float]:
         """The median set of each subset's groups."""
         return {
-            f"median set of a group, {subset}": float(
-                np.median(self.size[self._of(subset)])
-            )
-            for subset in dict.fromkeys(self.subset)
+            f"median set of a group, {row['subset']}": row["size"]
+            for row in self.by_subset()
         }
 
-    def _of(self, subset: str) -> np.ndarray:
+    def is_of(self, subset: str) -> np.ndarray:
+        """[G] whether a group's examples are of this subset."""
         return np.array(self.subset) == subset
-
-    def _median(self, subset: str) -> str:
-        return f"{np.median(self.size[self._of(subset)]):g}"
 
 
 def find_group_units(
