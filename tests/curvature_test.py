@@ -13,7 +13,7 @@ from tfmemloc import CurvatureConfig, remove_memory, storage
 from tfmemloc.configs import DataConfig
 from tfmemloc.data import from_arrays, load
 from tfmemloc.data.labels import hold_out
-from tfmemloc.gradients import curvature_factors, kernels_of
+from tfmemloc.gradients import curvature, curvature_factors, kernels_of
 from tfmemloc.removal.copies import own_copy
 from tfmemloc.removal.curvature import bases as bases_
 from tfmemloc.removal.curvature import choice
@@ -407,6 +407,31 @@ def test_some_positions_are_enough(rng):
     assert np.abs(whole.inputs - some.inputs).max() < 0.25 * scale
     again = curvature_factors(model, examples, positions=30)[0]
     np.testing.assert_array_equal(whole.inputs, again.inputs)
+
+
+def test_of_many_examples_fewer_positions_are_enough(rng, monkeypatch):
+    keras.utils.set_random_seed(0)
+    model = MODELS["conv2d"]()  # 36 inputs at 30 places, then 90 at one.
+    x = rng.normal(size=(300, 6, 5, 4)).astype(np.float32)
+    examples = from_arrays(x, np.arange(300) % 3)
+
+    def factors(positions):
+        return curvature_factors(model, examples, positions=positions)
+
+    few = factors(7)
+    # 7 places of 300 examples, or 2100 rows.
+    monkeypatch.setattr(curvature, "_ROWS", 2000)
+    monkeypatch.setattr(curvature, "_ROWS_EACH", 1)
+    for one, other in zip(few, factors(20), strict=True):
+        np.testing.assert_array_equal(one.inputs, other.inputs)
+    # A wide kernel has more: 58 for each of 36 columns.
+    monkeypatch.setattr(curvature, "_ROWS", 1)
+    monkeypatch.setattr(curvature, "_ROWS_EACH", 58)
+    np.testing.assert_array_equal(few[0].inputs, factors(20)[0].inputs)
+    # Who asks for all gets all, and nobody fewer than a few.
+    assert not np.array_equal(few[0].inputs, factors(None)[0].inputs)
+    monkeypatch.setattr(curvature, "_ROWS_EACH", 1)
+    np.testing.assert_array_equal(factors(4)[0].inputs, factors(20)[0].inputs)
 
 
 def test_a_choice_can_be_written_and_read():

@@ -58,6 +58,11 @@ Scalar = Literal["logits", "labels", "sampled"]
 # Kernels with a longer side have factors that no machine takes apart: the
 # outputs of a language model for its vocabulary.
 LARGEST_SIDE = 16384
+# A is taken over no more rows (an example at a position) than this, or than so
+# many for each of its columns: sums over more differ by less than the choice of
+# a cut can tell, and for wide kernels take most of the time.
+_ROWS, _ROWS_EACH = 640_000, 100
+_LEAST_POSITIONS = 4
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -75,6 +80,11 @@ class Kernel:
     name: str
     as_matrices: Callable[[tf.Tensor], tf.Tensor]
     as_kernel: Callable[[tf.Tensor], tf.Tensor]
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(groups, I, O)."""
+        return tuple(self.as_matrices(self.variable.value).shape)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -195,10 +205,10 @@ def curvature_factors(
             Conv2D, DepthwiseConv1D and DepthwiseConv2D that are trainable.
         examples: N examples.
         scalar: whose gradient is taken; see the head of this module.
-        positions: A is taken over so many positions of each example, the same
-            of all, drawn by the seed, and scaled to all of them; None takes
-            them all. Large pictures have far more than the few thousand that
-            a matrix of this size needs.
+        positions: A is taken over at most so many positions of each example,
+            the same of all, drawn by the seed, and scaled to all of them; None
+            takes them all. Where examples are many, fewer are taken: there are
+            far more than a matrix of this size needs.
         seed: of the signs, the labels and the positions that are drawn; signs
             and labels are a function of the seed and the example id.
         memory_budget: bytes that a chunk of examples may take.
@@ -239,6 +249,7 @@ class _Pass:
     def __init__(self, model, examples, scalar, positions, seed):
         self._model = model
         self._positions = positions
+        self._examples = len(examples)
         self._scalar = scalar
         self._seed = masks.fold_seed(seed, "curvature")
         self._layers = weighted_layers(model)
@@ -305,19 +316,31 @@ class _Pass:
         found = _kernel_terms(calls, gradients)
         self._kernels = [kernel for kernel, _ in found]
         return [
-            (self._inputs_of(term, label), _second_moments(term.right))
-            for _, term in found
+            (
+                self._inputs_of(kernel, term, label),
+                _second_moments(term.right),
+            )
+            for kernel, term in found
         ]
 
-    def _inputs_of(self, term, label):
+    def _inputs_of(self, kernel, term, label):
         """A, over all positions or those that are drawn."""
         count = term.right.shape[1]
-        if self._positions is None or count <= self._positions:
+        wanted = self._positions_of(count, kernel.shape[1])
+        if wanted == count:
             return _second_moments(_counted(term, label))
         drawn = np.random.default_rng(self._seed).permutation(count)
-        places = np.sort(drawn[: self._positions])
-        scale = count / self._positions
+        places = np.sort(drawn[:wanted])
+        scale = count / wanted
         return scale * _second_moments(_counted(term, label, places))
+
+    def _positions_of(self, count: int, size: int) -> int:
+        """How many of `count` positions are enough for `size` columns."""
+        if self._positions is None:
+            return count
+        rows = max(_ROWS, _ROWS_EACH * size)
+        enough = max(_LEAST_POSITIONS, -(-rows // self._examples))
+        return min(count, self._positions, enough)
 
     def _scalars(self, logits, ids, label):
         """The scalar of each example whose gradient is taken: [B]."""

@@ -68,7 +68,8 @@ class CurvatureConfig:
         scalar: whose curvature: `logits`, `labels` or `sampled`; see
             `tfmemloc.curvature_factors`.
         positions: of each example (of a picture or a text) over which the
-            curvature is taken; more than there are takes all.
+            curvature is taken, at most: more than there are takes all, and
+            where examples are many, fewer are enough.
         rounds: how often the network is edited and refitted.
         refit_epochs: epochs after each edit on the examples whose label the
             edited network predicts; 0 does not train, and edits once.
