@@ -163,18 +163,30 @@ def test_suspects_teach_memory_alone(off, rng):
         )
 
 
-def test_nobody_is_suspected_early(examples, table, monkeypatch):
+def test_suspects_are_few_and_none_is_early(examples, table, monkeypatch):
     monkeypatch.setattr(graph, "memory_entries", lambda model: [])
     training = _training(memory_off=1.0)
     rule = rules.named("routed_suspects", None, examples, training)
-    agrees = table.argmax(axis=1) == examples.label
-    for step, (off, losses) in enumerate(_calls(rule, examples, table, 4)):
+    rows = np.arange(COUNT)
+    believed, margin = np.full((COUNT, CLASSES), 1 / CLASSES), 0.0
+    shares = []
+    for step, (off, losses) in enumerate(_calls(rule, examples, table, 300)):
         assert off.all() and losses.shape == (COUNT,)
         (trusted, _), (every, _) = rule.routes({})
+        believed = 0.7 * believed + 0.3 * _probability(table)
+        others = believed.copy()
+        others[rows, examples.label] = 0
+        lead = others.max(axis=1) - believed[rows, examples.label]
+        suspected = lead > margin
+        margin = max(0.0, margin + 0.05 * (suspected.mean() - 0.2))
+        shares.append(suspected.mean())
         # Two fifths of five epochs of one step: the first two steps are open.
-        expected = np.ones(COUNT) if step < 2 else agrees
-        np.testing.assert_array_equal(trusted, expected)
+        sure = np.abs(lead - margin) > 0.02  # Half precision.
+        expected = np.ones(COUNT) if step < 2 else ~suspected
+        np.testing.assert_array_equal(trusted[sure], expected[sure])
         np.testing.assert_array_equal(every, 1)
+    # Two thirds of random labels are not believed; a fifth is suspected.
+    assert shares[2] > 0.5 and abs(np.mean(shares[-100:]) - 0.2) < 0.05
 
 
 def test_who_passes_without_memory_is_drawn_by_seed_step_and_id(

@@ -58,9 +58,13 @@ def row_of(sorted_ids: tf.Tensor, ids: tf.Tensor) -> tf.Tensor:
 
 def step_counter() -> tf.Variable:
     """Counts steps: each replica adds one, and one counts."""
+    return one_of_all_replicas(np.int64(0))
+
+
+def one_of_all_replicas(value: np.generic) -> tf.Variable:
+    """A number that all replicas compute alike, and one of them writes."""
     return tf.Variable(
-        0,
+        value,
         trainable=False,
-        dtype=tf.int64,
         aggregation=tf.VariableAggregation.ONLY_FIRST_REPLICA,
     )

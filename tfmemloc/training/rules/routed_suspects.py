@@ -6,12 +6,14 @@ Three kinds of examples, as in SGTM ("Beyond data filtering", 2025):
     retain      memory off; the other weights learn
     unlabeled   memory on; all weights learn
 
-An example is *forget* where the dropped network has not believed its label
-until now (`tfmemloc.training.beliefs`), whether its memory is on or off: off,
-it teaches nothing, but the dropped network is asked about it again. Of all
-others the share `TrainConfig.memory_off` is *retain* in a step, a function of
-(seed, step, id). Early in the training (`TrainConfig.early`) nobody is
-suspected.
+An example is *forget* where the dropped network until now
+(`tfmemloc.training.beliefs`) found another label more probable by a margin,
+whether its memory is on or off: off, it teaches nothing, but the dropped
+network is asked about it again. The margin grows while more than a fifth of
+the examples are suspected: a network that leaves out all that it does not
+believe stays with the little that it knew. Of all others the share
+`TrainConfig.memory_off` is *retain* in a step, a function of (seed, step, id).
+Early in the training (`TrainConfig.early`) nobody is suspected.
 
 The gradients are masked on the weights' entries, not stopped on the way.
 """
@@ -31,6 +33,10 @@ from tfmemloc.data.examples import IDS, Examples
 from tfmemloc.training.beliefs import Beliefs
 from tfmemloc.training.drop_pass import MemoryOff
 from tfmemloc.training.rules import cross_entropy
+from tfmemloc.training.tables import one_of_all_replicas
+
+_MOST = 0.2  # Share of the examples that are suspected, in the long run.
+_PACE = 0.05  # How fast the margin follows.
 
 
 class RoutedSuspects:
@@ -49,7 +55,12 @@ class RoutedSuspects:
         steps = steps_per_epoch(len(examples), training.batch_size)
         self._open_until = round(training.early * steps * training.epochs)
         self._is_trusted: tf.Tensor | None = None
-        self.variables = [self._memory_off.step, self._beliefs.table]
+        self._margin = one_of_all_replicas(np.float32(0))
+        self.variables = [
+            self._memory_off.step,
+            self._beliefs.table,
+            self._margin,
+        ]
 
     def __call__(
         self,
@@ -63,10 +74,30 @@ class RoutedSuspects:
         entropy, logits = cross_entropy.rule(
             model, without_memory(inputs, off), label
         )
-        believed = tf.argmax(self._beliefs.updated(ids, logits, off), axis=1)
+        believed = self._beliefs.updated(ids, logits, off)
         is_early = self._memory_off.step <= self._open_until
-        self._is_trusted = (believed == tf.cast(label, tf.int64)) | is_early
+        self._is_trusted = is_early | ~self._suspected(believed, label)
         return entropy, logits
+
+    def _suspected(self, believed: tf.Tensor, label: tf.Tensor) -> tf.Tensor:
+        """Whose label is believed less than another by the margin: [B]."""
+        own = tf.one_hot(
+            label, believed.shape[1], on_value=True, off_value=False
+        )
+        of_label = tf.reduce_sum(tf.where(own, believed, 0.0), axis=1)
+        of_another = tf.reduce_max(tf.where(own, 0.0, believed), axis=1)
+        suspected = of_another - of_label > self._margin
+        counts = tf.stack(
+            [
+                tf.reduce_sum(tf.cast(suspected, tf.float32)),
+                tf.cast(tf.size(label), tf.float32),
+            ]
+        )
+        replica = tf.distribute.get_replica_context()
+        count, size = tf.unstack(replica.all_reduce("sum", counts))
+        wider = self._margin + _PACE * (count / size - _MOST)
+        self._margin.assign(tf.maximum(wider, 0.0))
+        return suspected
 
     def routes(
         self, inputs: Mapping[str, tf.Tensor]
