@@ -96,7 +96,9 @@ class GatedModel:
         self._fill = self._population_means()
         self._term = term_of(
             config,
-            lambda gate: self._functions["population"](gate).numpy(),
+            lambda gate: self._functions["population"](
+                tf.constant(gate)
+            ).numpy(),
             gates.units,
         )
 
@@ -241,7 +243,8 @@ class GatedModel:
             size = max(8, 1 << (stop - start - 1).bit_length())
             rows = np.minimum(np.arange(start, start + size), stop - 1)
             batch = self._batch(examples, rows)
-            given = function(*batch, *(gate[rows] for gate in gates), *shared)
+            values = [*(gate[rows] for gate in gates), *shared]
+            given = function(*batch, *map(tf.constant, values))
             parts.append([t.numpy()[: stop - start] for t in given])
         return [np.concatenate(column) for column in zip(*parts, strict=True)]
 
