@@ -54,7 +54,8 @@ class GroupSearchConfig:
             population's mean loss is taken: `exact` (again under each group's
             own gates, at every step), `frozen` (once, with all units on) or
             `none` (not at all).
-        population: number of training examples over which that mean is taken.
+        population: number of training examples over which the population's
+            mean loss is taken.
         limit: maximum number of units to remove.
         bystanders: number of other examples of each subset on which the harm
             of a removal is measured; None takes all.
