@@ -147,6 +147,12 @@ def _slow_group(gradients, variables, members, population, share, limit):
             gate.assign(part)
 
 
+def test_what_was_not_memorized_has_no_units(tmp_path):
+    run, examples = toys.memory_run(tmp_path)
+    with pytest.raises(ValueError, match="predicts none of the noisy labels"):
+        find_group_units(run.model(epoch=0), examples)
+
+
 def test_bad_requests_are_refused(small_network, small_digits):
     clean = small_digits.take(small_digits.subset != "noisy")
     with pytest.raises(ValueError, match="no noisy or atypical examples. Exp"):

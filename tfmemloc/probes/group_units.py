@@ -279,7 +279,7 @@ def find_group_units(
     wanted = _groups(examples, config)
     right = gated.is_right(wanted.examples)
     known = np.unique(wanted.group[right])
-    if not len(known):
+    if not right[wanted.examples.subset == examples.memorized].any():
         raise ValueError(
             f"The network predicts none of the {examples.memorized} labels of "
             f"{examples.name}. Expected some that it memorized."
