@@ -90,11 +90,8 @@ def draw_injection(
         path: of the picture.
     """
     drawing, (deletion, edit) = figures.side_by_side(
-        "recall of planted units (%), mean of 1, 2 and 5 % of each layer",
-        [
-            "other wrong labels left, less own ones (points)",
-            "wrong labels that one curvature edit takes out (%)",
-        ],
+        "recall of planted units (%)",
+        ["others' labels kept, less own", "taken out by one edit (%)"],
     )
     for k, model in enumerate(dict.fromkeys(r["model"] for r in found["rows"])):
         recall = _means(found["rows"], model, lambda row: row["recall"])

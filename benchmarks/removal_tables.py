@@ -19,6 +19,7 @@ NAMES = {
     "mnist": "MNIST 10,000, quarter ResNet-9",
     "mobilenet": "MNIST 5,000, MobileNetV3Small",
     "cifar": "CIFAR-10 5,000, quarter ResNet-9",
+    "cifar10k": "CIFAR-10 10,000, quarter ResNet-9",
     "cifar20": "CIFAR-10 20,000, quarter ResNet-9",
     "cifar50": "CIFAR-10 45,000, ResNet-9",
 }

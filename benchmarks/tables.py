@@ -56,9 +56,9 @@ def _critical(rows: list[dict[str, Any]]) -> str:
     return _fenced(report.text_table(critical_table(rows)))
 
 
-def _protocols() -> str:
+def _protocols(name: str) -> str:
     """The same search under our options and under the paper's."""
-    rows = _read("digits_protocols")["rows"]
+    rows = _read(name)["rows"]
     shown = critical_table(rows)
     lines = [
         {"protocol": row["protocol"], **line}
@@ -324,7 +324,8 @@ BLOCKS: Mapping[str, Callable[[], str]] = {
     "critical_cifar10": lambda: _critical(
         _read("cifar10_5000_critical_units")["table"]
     ),
-    "protocols": _protocols,
+    "protocols": lambda: _protocols("digits_protocols"),
+    "protocols_cifar10": lambda: _protocols("cifar10_10000_protocols"),
     "own_units": lambda: _table("digits_seed0_own_units_example_tied"),
     "label_errors_digits": lambda: _label_errors("digits"),
     "label_errors_mnist": lambda: _label_errors("mnist"),

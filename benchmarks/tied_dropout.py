@@ -93,7 +93,6 @@ METHODS = {
     "expanded + gate": _gate(0.4),
     "expanded + early gate": _gate(0.2),
     "expanded + routing": _gate(0.4, "routed_suspects"),
-    "expanded + early routing": _gate(0.2, "routed_suspects"),
     "expanded + GCE": _tied("drop_pass_gce", expand=1.0),
     "expanded + late tying": _tied("late_tying", expand=1.0),
 }
