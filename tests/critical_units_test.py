@@ -29,7 +29,7 @@ from tfmemloc.units import (
     drawn,
 )
 from tfmemloc.units import search as searching
-from tfmemloc.units.population import CachedTerm
+from tfmemloc.units.population import CachedTerm, term_of
 
 
 def _find(model, examples, *, ids=None, layers=None, search=None, **options):
@@ -196,6 +196,21 @@ def test_the_same_units_as_one_example_at_a_time(
         )
         same.append(mine == removed and flipped == result.flipped[n])
     assert np.mean(same) >= 0.99
+
+
+def test_equal_gates_are_asked_for_once():
+    asked = []
+
+    def exact(gate):
+        asked.append(len(gate))
+        return gate @ np.arange(12.0).reshape(4, 3)
+
+    term = term_of(SearchConfig(population_term="exact"), exact, 4)
+    gate = np.ones((5, 4), np.float32)
+    gate[[1, 3], 2] = 0
+    found = term(gate, np.arange(5), gate)
+    assert asked == [2]
+    np.testing.assert_array_equal(found, gate @ np.arange(12.0).reshape(4, 3))
 
 
 def test_the_cached_term_is_its_slow_twin(small_network, small_digits):
