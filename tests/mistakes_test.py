@@ -419,6 +419,26 @@ HUB = {
     "ViT": lambda hub: hub.ViTImageClassifier(
         backbone=hub.ViTBackbone((16, 16, 3), 8, 2, 2, 16, 32), num_classes=3
     ),
+    "MobileNet": lambda hub: hub.MobileNetImageClassifier(
+        backbone=hub.MobileNetBackbone(
+            stackwise_expansion=[[16, 16]],
+            stackwise_num_blocks=[2],
+            stackwise_num_filters=[[8, 8]],
+            stackwise_kernel_size=[[3, 3]],
+            stackwise_num_strides=[[2, 1]],
+            stackwise_se_ratio=[[None, 0.25]],
+            stackwise_activation=[["relu", "hard_swish"]],
+            stackwise_padding=[[1, 1]],
+            input_num_filters=8,
+            output_num_filters=16,
+            depthwise_filters=8,
+            depthwise_stride=2,
+            depthwise_residual=False,
+            last_layer_filter=16,
+            image_shape=(16, 16, 3),
+        ),
+        num_classes=3,
+    ),
     "BERT": lambda hub: hub.BertTextClassifier(
         backbone=hub.BertBackbone(50, 2, 2, 16, 32, max_sequence_length=6),
         num_classes=3,
