@@ -86,7 +86,7 @@ def draw_injection(
     Args:
         found: what `benchmarks.injection` keeps.
         removals: the rows of `benchmarks.removal`.
-        settings: name of a network here -> its name there.
+        settings: name of a network here -> its name there, if it has one.
         path: of the picture.
     """
     drawing, (deletion, edit) = figures.side_by_side(
@@ -111,7 +111,7 @@ def draw_injection(
                 [100 * spared[name] for name in names],
                 **style,
             )
-        taken = _taken_out(removals, settings[model])
+        taken = _taken_out(removals, settings.get(model))
         if taken is not None:
             edit.plot(100 * max(recall.values()), 100 * taken, **style)
     edit.set_xlabel("recall of the best ranking (%)")
@@ -130,7 +130,7 @@ def _means(rows: Rows, model: str, value) -> dict[str, float]:
     return {name: float(np.mean(values)) for name, values in found.items()}
 
 
-def _taken_out(removals: Rows, setting: str) -> float | None:
+def _taken_out(removals: Rows, setting: str | None) -> float | None:
     """The share of known wrong labels that one cut takes; None: no such row."""
     noisy = {
         (row["method"], row["seed"]): row["noisy"]

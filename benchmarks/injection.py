@@ -42,10 +42,14 @@ RESULTS = pathlib.Path("docs") / "results" / "injection.json"
 FIGURE = pathlib.Path("docs") / "injection.png"
 FLAGS = flags.FLAGS
 _TEXT = presets.PRESETS["stdlib"][1]
+# Networks that `benchmarks.removal` has as well -> their names there.
+_SHARED = {
+    "resnet9 digits": "digits",
+    "vit digits": "vit",
+    "resnet9 cifar10": "cifar",
+}
 SETTINGS = {
-    "resnet9 digits": removal.SETTINGS["digits"],
-    "vit digits": removal.SETTINGS["vit"],
-    "resnet9 cifar10": removal.SETTINGS["cifar"],
+    **{name: removal.SETTINGS[key] for name, key in _SHARED.items()},
     "transformer stdlib": removal.Setting(
         DataConfig("stdlib", **presets.TEXT_DATA),
         ModelConfig("transformer", dropout="none"),
@@ -61,13 +65,7 @@ def main() -> None:
         audit_tables.draw_injection(
             storage.read_json(FLAGS.results),
             storage.read_json(removal.RESULTS)["rows"],
-            {
-                name: next(
-                    (k for k, s in removal.SETTINGS.items() if s is setting),
-                    name,
-                )
-                for name, setting in SETTINGS.items()
-            },
+            _SHARED,
             FIGURE,
         )
         return

@@ -109,7 +109,7 @@ def test_the_gate_leaves_out_what_is_not_believed(examples, table):
 
 
 @pytest.mark.parametrize("off", [0.0, 1.0])
-def test_suspects_teach_memory_alone(off, rng):
+def test_suspects_teach_memory_alone(off):
     """Against plain gradients of both parts, weight by weight."""
     from tfmemloc import models, training
 

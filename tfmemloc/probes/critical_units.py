@@ -48,7 +48,7 @@ from tfmemloc.statistics import bootstrap_interval, median_or_none
 from tfmemloc.subsets import OfSubsets
 from tfmemloc.units import GatedModel, SearchConfig, UnitGates
 from tfmemloc.units import search as searching
-from tfmemloc.units.names import OfUnits
+from tfmemloc.units.of_units import OfUnits
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -180,19 +180,12 @@ class CriticalUnits(OfUnits, OfSubsets, Result):
 
     def _harm_in_words(self, last) -> str:
         shared = self.sharing()[-1]
-        harm = ", ".join(
-            f"{last[f'{subset}_after']:.1%} of {count} {subset} (before: "
-            f"{before:.1%})"
-            for subset, count, before in zip(
-                self.subsets, self.bystanders, self.baseline, strict=True
-            )
-        )
         return (
             f"The {last['subset']} examples' sets are of {shared['distinct']} "
             f"different units; the most frequent, {shared['top_unit']}, is in "
             f"{shared['top_share']:.1%} of them. After the removal of one "
             f"{last['subset']} example's set the network is right, on "
-            f"average, on {harm}."
+            f"average, on {self.harm_in_words(last)}."
         )
 
     def figures(self) -> dict[str, Figure]:

@@ -33,7 +33,7 @@ from tfmemloc.statistics import median_or_none
 from tfmemloc.subsets import OfSubsets
 from tfmemloc.units import GatedModel, SearchConfig, UnitGates, drawn, rankings
 from tfmemloc.units import search as searching
-from tfmemloc.units.names import OfUnits
+from tfmemloc.units.of_units import OfUnits
 from tfmemloc.units.sought import Sought
 
 
@@ -208,16 +208,10 @@ class GroupUnits(OfUnits, OfSubsets, Result):
                 f" {unflipped} groups had not flipped at the limit of "
                 f"{self.limit} units."
             )
-        harm = ", ".join(
-            f"{rows[0][f'{subset}_after']:.1%} of {count} {subset} (before: "
-            f"{before:.1%})"
-            for count, subset, before in zip(
-                self.bystanders, self.subsets, self.baseline, strict=True
-            )
-        )
         return (
             f"{text} Without the set of a {self.memorized} group the network "
-            f"is right, on average, on {harm}, the group left out."
+            f"is right, on average, on {self.harm_in_words(rows[0])}, the "
+            "group left out."
         )
 
     def figures(self) -> dict[str, Figure]:
@@ -290,7 +284,7 @@ def find_group_units(
         group=np.searchsorted(known, wanted.group[right]),
     )
     found = searching.search(gated, sought, rankings.named(config.ranking))
-    members, first = sought.examples, _first_of(sought)
+    members, first = sought.examples, sought.starts
     return GroupUnits(
         layers=gates.names,
         sizes=gates.sizes,
@@ -369,8 +363,3 @@ def _drawn_of(examples, value, count, config) -> np.ndarray:
     return drawn(
         ids, len(ids) if count is None else count, config.seed, "group"
     )
-
-
-def _first_of(sought: Sought) -> np.ndarray:
-    """[G] the row of each group's first example."""
-    return np.searchsorted(sought.group, np.arange(len(sought)))

@@ -220,8 +220,9 @@ def accuracy_after(
 ) -> np.ndarray:
     """[G, S] accuracy on the bystanders, those sought left out."""
     right = gated.bystanders_right(gate)
-    owner = sought.owner_of(gated.bystanders.example_id)
-    others = owner != np.arange(len(sought))[:, np.newaxis]
+    ids = sought.examples.example_id[:, np.newaxis]
+    is_own = ids == gated.bystanders.example_id
+    others = ~np.logical_or.reduceat(is_own, sought.starts, axis=0)
     return np.stack(
         [
             (right * others)[:, member].sum(axis=1)

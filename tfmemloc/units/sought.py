@@ -36,6 +36,11 @@ class Sought:
     def __len__(self) -> int:
         return int(self.group[-1]) + 1 if len(self.group) else 0
 
+    @property
+    def starts(self) -> np.ndarray:
+        """[G] the row of each group's first example."""
+        return np.searchsorted(self.group, np.arange(len(self)))
+
     def of(self, numbers: np.ndarray) -> Sought:
         """Some of the groups, in rising order, with numbers from 0 again."""
         rows = np.flatnonzero(np.isin(self.group, numbers))
@@ -47,9 +52,8 @@ class Sought:
 
     def mean(self, values: np.ndarray) -> np.ndarray:
         """Means over the examples of each group: [N, ...] -> [G, ...]."""
-        starts = np.searchsorted(self.group, np.arange(len(self)))
         count = np.bincount(self.group, minlength=len(self))
-        total = np.add.reduceat(values, starts, axis=0)
+        total = np.add.reduceat(values, self.starts, axis=0)
         return total / count.reshape(-1, *[1] * (values.ndim - 1))
 
     def has_flipped(self, is_wrong: np.ndarray) -> np.ndarray:
@@ -62,10 +66,3 @@ class Sought:
         return self.has_flipped(
             ~gated.is_right(self.examples, gate[self.group])
         )
-
-    def owner_of(self, example_id: np.ndarray) -> np.ndarray:
-        """The number of the group that each id is in; -1 for none."""
-        owner = dict(
-            zip(self.examples.example_id.tolist(), self.group, strict=True)
-        )
-        return np.array([owner.get(i, -1) for i in example_id.tolist()])

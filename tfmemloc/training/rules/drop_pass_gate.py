@@ -14,10 +14,10 @@ import keras
 import tensorflow as tf
 
 from tfmemloc.configs import TrainConfig
-from tfmemloc.data.batches import steps_per_epoch
 from tfmemloc.data.examples import Examples
 from tfmemloc.training.beliefs import Beliefs
 from tfmemloc.training.drop_pass import DropPass
+from tfmemloc.training.tables import early_steps
 
 
 def make(
@@ -26,8 +26,7 @@ def make(
     """The rule for a training of this network on these examples."""
     del model
     beliefs = Beliefs(examples)
-    steps = steps_per_epoch(len(examples), training.batch_size)
-    open_until = round(training.early * steps * training.epochs)
+    open_until = early_steps(examples, training)
 
     def drop_loss(ids, label, logits, entropy, off) -> tf.Tensor:
         believed = beliefs.updated(ids, logits, off)

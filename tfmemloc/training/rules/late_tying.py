@@ -21,10 +21,10 @@ import tensorflow as tf
 
 from tfmemloc import graph
 from tfmemloc.configs import TrainConfig
-from tfmemloc.data.batches import steps_per_epoch, without_memory
+from tfmemloc.data.batches import without_memory
 from tfmemloc.data.examples import IDS, Examples
 from tfmemloc.training.rules import cross_entropy
-from tfmemloc.training.tables import step_counter
+from tfmemloc.training.tables import early_steps, step_counter
 
 _SLOW = 0.1
 
@@ -94,5 +94,4 @@ def make(
             "made with ModelConfig(expand=...) or tie_dropout(model, "
             "expand=...)."
         )
-    steps = steps_per_epoch(len(examples), training.batch_size)
-    return LateTying(round(training.early * steps * training.epochs), memory)
+    return LateTying(early_steps(examples, training), memory)

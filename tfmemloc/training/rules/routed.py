@@ -71,15 +71,27 @@ class Routed:
         self, inputs: Mapping[str, tf.Tensor]
     ) -> list[tuple[tf.Tensor, list[np.ndarray]]]:
         """(weight of each example [B], which entries learn from them)."""
-        others = tf.cast(~self._is_repeated(inputs), tf.float32)
-        return [
-            (others, [~of_memory for of_memory in self._entries]),
-            (tf.ones_like(others), list(self._entries)),
-        ]
+        return memory_learns_from_all(~self._is_repeated(inputs), self._entries)
 
     def _is_repeated(self, inputs) -> tf.Tensor:
         ids = inputs.get(TIE_IDS, inputs[IDS])
         return row_of(self._repeated, ids) < self._repeated.shape[0]
+
+
+def memory_learns_from_all(
+    others: tf.Tensor, entries: Sequence[np.ndarray]
+) -> list[tuple[tf.Tensor, list[np.ndarray]]]:
+    """The routes in which all other weights learn from some examples alone.
+
+    Args:
+        others: bool [B], from whom.
+        entries: for each trainable variable, which entries are memory's.
+    """
+    weight = tf.cast(others, tf.float32)
+    return [
+        (weight, [~of_memory for of_memory in entries]),
+        (tf.ones_like(weight), list(entries)),
+    ]
 
 
 def make(

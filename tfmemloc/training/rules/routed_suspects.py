@@ -28,12 +28,13 @@ import tensorflow as tf
 
 from tfmemloc import graph
 from tfmemloc.configs import TrainConfig
-from tfmemloc.data.batches import steps_per_epoch, without_memory
+from tfmemloc.data.batches import without_memory
 from tfmemloc.data.examples import IDS, Examples
 from tfmemloc.training.beliefs import Beliefs
 from tfmemloc.training.drop_pass import MemoryOff
 from tfmemloc.training.rules import cross_entropy
-from tfmemloc.training.tables import one_of_all_replicas
+from tfmemloc.training.rules.routed import memory_learns_from_all
+from tfmemloc.training.tables import early_steps, one_of_all_replicas
 
 _MOST = 0.2  # Share of the examples that are suspected, in the long run.
 _PACE = 0.05  # How fast the margin follows.
@@ -52,8 +53,7 @@ class RoutedSuspects:
         self._entries = graph.memory_entries(model)
         self._beliefs = Beliefs(examples)
         self._memory_off = MemoryOff(training)
-        steps = steps_per_epoch(len(examples), training.batch_size)
-        self._open_until = round(training.early * steps * training.epochs)
+        self._open_until = early_steps(examples, training)
         self._is_trusted: tf.Tensor | None = None
         self._margin = one_of_all_replicas(np.float32(0))
         self.variables = [
@@ -107,11 +107,7 @@ class RoutedSuspects:
         Of the inputs with which the rule was called last.
         """
         del inputs
-        trusted = tf.cast(self._is_trusted, tf.float32)
-        return [
-            (trusted, [~of_memory for of_memory in self._entries]),
-            (tf.ones_like(trusted), list(self._entries)),
-        ]
+        return memory_learns_from_all(self._is_trusted, self._entries)
 
 
 def make(
