@@ -7,7 +7,7 @@ os.environ.setdefault("MPLBACKEND", "Agg")
 # TensorFlow leaves oneDNN off on CPUs without AVX-512, and its other kernels
 # have no gradient of grouped convolutions.
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
-# As many test processes run as there are cores; more threads wait for each
+# There are test processes enough for the cores; more threads wait for each
 # other. With one, tests that compute much take up to a third less time.
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("TF_NUM_INTRAOP_THREADS", "1")
@@ -46,6 +46,11 @@ gc.set_threshold(100_000, 20, 50)
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 REAL_DATA = ROOT.parent / "shared" / "tfds"
+
+
+def pytest_collection_modifyitems(items):
+    """The longest test, which mostly waits, begins while others run."""
+    items.sort(key=lambda item: item.path.name != "workers_test.py")
 
 
 def shared_folder(tmp_path_factory, name, make):
