@@ -87,6 +87,7 @@ METHODS = {
     "standard edited": Method(edit=True),
     "standard + gate": _standard("drop_pass_gate"),
     "standard + GCE": _standard("drop_pass_gce"),
+    "standard + SOP": _standard("sop"),
     "sparse": Method({"dropout": "sparse", "width": 0.5, "p_gen": 0.5}),
     "carved": _tied(width=0.5, p_gen=0.5),
     "expanded": _tied(expand=1.0),

@@ -14,7 +14,7 @@ from tfmemloc.training import rules, train
 from tfmemloc.training.beliefs import Beliefs
 
 DROP_PASSES = ("drop_pass_elr", "drop_pass_gate", "drop_pass_gce")
-STATEFUL = (*DROP_PASSES, "late_tying", "routed_suspects")
+STATEFUL = (*DROP_PASSES, "late_tying", "routed_suspects", "sop")
 COUNT, CLASSES = 40, 3
 
 
@@ -189,6 +189,37 @@ def test_suspects_are_few_and_none_is_early(examples, table, monkeypatch):
     assert shares[2] > 0.5 and abs(np.mean(shares[-100:]) - 0.2) < 0.05
 
 
+def test_sop_is_its_formula(examples, table):
+    """Gradients by hand; labels that are wrong are soon said by u and v."""
+    training = _training()
+    rule = rules.named("sop", None, examples, training)
+    rows, label = np.arange(COUNT), examples.label
+    p = _probability(np.float64(4 * table))
+    predicted = np.eye(CLASSES)[p.argmax(axis=1)]
+    u, v = np.full(COUNT, 1e-8), np.full((COUNT, CLASSES), 1e-8)
+    found = [losses for _, losses in _calls(rule, examples, 4 * table, 200)]
+    for losses in found:
+        more, less = np.minimum(u**2, 1), np.minimum(v**2, 1)
+        less[rows, label] = 0
+        moved = p - less
+        moved[rows, label] += more
+        is_free = moved > 1e-4
+        moved = np.maximum(moved, 1e-4)
+        total, own = moved.sum(axis=1), moved[rows, label]
+        np.testing.assert_allclose(
+            losses, -np.log(own / total), rtol=1e-3, atol=1e-5
+        )
+        slope_u = (1 / total - 1 / own) * is_free[rows, label]
+        slope_u = np.where((own / total > 1e-4) & (u**2 < 1), slope_u, 0)
+        slope_v = np.where(v**2 < 1, -2 * (predicted - less), 0)
+        slope_v[rows, label] = 0
+        u = u - 10 / COUNT * slope_u * 2 * u
+        v = v - 10 / COUNT * slope_v * 2 * v
+    is_wrong = p.argmax(axis=1) != label
+    first, last = np.median([found[0][is_wrong], found[-1][is_wrong]], axis=1)
+    assert first > 3 and last < 0.1
+
+
 def test_who_passes_without_memory_is_drawn_by_seed_step_and_id(
     examples, table
 ):
@@ -222,12 +253,19 @@ def test_beliefs_are_kept_by_id_whatever_the_order(examples, rng):
     np.testing.assert_allclose(beliefs.table.numpy(), expected, atol=1e-3)
 
 
-@pytest.mark.parametrize("name", ("drop_pass_elr", "drop_pass_gate"))
-def test_next_tokens_have_no_beliefs(name, rng):
+@pytest.mark.parametrize(
+    ("name", "other"),
+    [
+        ("drop_pass_elr", "drop_pass_gce"),
+        ("drop_pass_gate", "drop_pass_gce"),
+        ("sop", "generalized_cross_entropy"),
+    ],
+)
+def test_next_tokens_have_no_beliefs(name, other, rng):
     tokens = data.from_arrays(
         rng.integers(0, 5, (8, 6)), rng.integers(0, 5, (8, 6))
     )
-    with pytest.raises(ValueError, match='use rule="drop_pass_gce"'):
+    with pytest.raises(ValueError, match=f'use rule="{other}"'):
         rules.named(name, None, tokens, TrainConfig())
 
 
@@ -365,7 +403,7 @@ def test_one_trace_and_xla(name, small_digits, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "name", ("drop_pass_gate", "late_tying", "routed_suspects")
+    "name", ("drop_pass_gate", "late_tying", "routed_suspects", "sop")
 )
 def test_two_replicas_train_as_one(name, two_devices, tmp_path):
     """The same draws and beliefs; sums of gradients in another order."""
