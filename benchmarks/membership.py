@@ -65,26 +65,20 @@ class Halves:
     """
 
     setting: removal.Setting
-    tied: tied_dropout.Method
+    tied: removal.Tied
     pairs: int
 
 
+_GATE = tied_dropout.METHODS["expanded + gate"]
 HALVES = {
     "digits": Halves(
         removal.SETTINGS["digits"],
-        tied_dropout.Method(
-            {
-                "dropout": "example_tied",
-                "width": removal.SETTINGS["digits"].tied_width,
-                "p_gen": 0.5,
-                "p_mem": 0.1,
-            }
-        ),
+        removal.SETTINGS["digits"].tied,
         pairs=8,
     ),
     "cifar": Halves(
         removal.SETTINGS["cifar"],
-        tied_dropout.METHODS["expanded + gate"],
+        removal.Tied({"expand": 1.0}, _GATE.training),
         pairs=4,
     ),
 }
@@ -105,10 +99,7 @@ def _attack(name: str, halves: Halves) -> None:
     setting = halves.setting.of_seed(0)
     examples = load(setting.data)
     standard = setting.model, setting.training
-    tied = (
-        dataclasses.replace(setting.model, **halves.tied.model),
-        dataclasses.replace(setting.training, **halves.tied.training),
-    )
+    tied = halves.tied.of(*standard)
     runs = {
         kind: [
             _half(f"{name}_{kind}", setting.data, *of, examples, pair, other)

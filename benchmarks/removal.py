@@ -47,6 +47,7 @@ from tfmemloc import (
     TrainConfig,
     ascend_gradient,
     audit_durability,
+    audit_recitation,
     compare_with_critical_units,
     dampen_weights,
     edit_outputs,
@@ -54,6 +55,7 @@ from tfmemloc import (
     fine_tune,
     forget_and_learn_again,
     load,
+    losses,
     mask_weights,
     optimize_negative_preference,
     predict_logits,
@@ -78,6 +80,23 @@ FLAGS = flags.FLAGS
 
 
 @dataclasses.dataclass(frozen=True)
+class Tied:
+    """How a network with example-tied dropout differs from the standard one."""
+
+    model: dict[str, Any]
+    training: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+    def of(
+        self, model: ModelConfig, training: TrainConfig
+    ) -> tuple[ModelConfig, TrainConfig]:
+        """The tied network beside a standard one, and its training."""
+        return (
+            dataclasses.replace(model, dropout="example_tied", **self.model),
+            dataclasses.replace(training, **self.training),
+        )
+
+
+@dataclasses.dataclass(frozen=True)
 class Setting:
     """A data set, a network and how it is trained."""
 
@@ -86,8 +105,8 @@ class Setting:
     model: ModelConfig | Callable[[int], keras.Model]
     training: TrainConfig
     seeds: tuple[int, ...] = (0, 1, 2)
-    # Width of the tied network whose served width is that of `model`.
-    tied_width: float | None = None
+    # What example-tied dropout of the same served width changes of it all.
+    tied: Tied | None = None
     # Measured only where it is named: days on a CPU.
     is_for_gpu: bool = False
 
@@ -136,13 +155,14 @@ def _mobile_net(seed: int) -> keras.Model:
 _CIFAR = DataConfig(
     "cifar10", train_examples=5555, test_examples=10000, heldout=0.1
 )
+_TINYMEM, _ = presets.PRESETS["tinymem"]
 _CIFAR_TRAINING = _preset("cifar10", epochs=20, evaluate_every=5, save_every=2)
 SETTINGS = {
     "digits": Setting(
         DataConfig("digits", heldout=0.1),
         ModelConfig(width=0.5, dropout="none"),
         _preset("digits", save_every=5),
-        tied_width=1.0,
+        tied=Tied({"width": 1.0, "p_gen": 0.5}),
     ),
     "vit": Setting(
         DataConfig("digits", heldout=0.1),
@@ -179,11 +199,20 @@ SETTINGS = {
             evaluate_every=5,
         ),
     ),
+    "tinymem": Setting(
+        DataConfig("tinymem", **presets.TINYMEM_DATA),
+        ModelConfig(**{**_TINYMEM, "dropout": "none", "expand": 0.0}),
+        _preset("tinymem", rule="cross_entropy", memory_off=0.5),
+        tied=Tied(
+            {"expand": _TINYMEM["expand"]},
+            {"rule": "routed", "memory_off": 1.0},
+        ),
+    ),
     "cifar": Setting(
         _CIFAR,
         ModelConfig(width=0.25, dropout="none"),
         _CIFAR_TRAINING,
-        tied_width=0.5,
+        tied=Tied({"width": 0.5, "p_gen": 0.5}),
     ),
     "cifar10k": Setting(
         dataclasses.replace(_CIFAR, train_examples=11111),
@@ -307,6 +336,7 @@ class Kept:
             **{k: v for k, v in result.rows()[stage].items() if k != "stage"},
             "seconds": result.seconds,
             "epoch_seconds": self._epoch_seconds,
+            **_recited(model, examples),
             **{
                 f"noisy after {attack}": value
                 for attack, value in zip(
@@ -319,7 +349,20 @@ class Kept:
         print(self._of, method, forget, shown, f"{row['seconds']:.0f} s")
 
 
-_SHOWN = ("noisy", "noisy_true_label", "clean", "test", "average_precision")
+_SHOWN = (
+    *("noisy", "noisy_true_label", "clean", "test", "average_precision"),
+    *("recited", "right", "test_right"),
+)
+
+
+def _recited(model: keras.Model, examples: Examples) -> dict[str, float]:
+    """Of sequences, which wrong ones are known by heart."""
+    if examples.label.ndim == 1:
+        return {}
+    (row,) = audit_recitation({"network": model}, examples).rows()
+    return {
+        name: value for name, value in row.items() if not isinstance(value, str)
+    }
 
 
 def rows() -> list[dict[str, Any]]:
@@ -350,8 +393,8 @@ def _methods(
     def suspects() -> np.ndarray:
         train_examples = examples.train
         logits = predict_logits(edited()[0], train_examples)
-        believed = logits.argmax(axis=1) == train_examples.label
-        return train_examples.example_id[~believed]
+        believed = losses.correct(train_examples.label, logits)
+        return train_examples.example_id[believed < 0.5]
 
     yield "before", "-", lambda: _same(run, examples)
     yield "curvature edit", "nothing", cut(refit_epochs=0)
@@ -364,7 +407,11 @@ def _methods(
     yield "refits alone (control)", "nothing", cut(keep=1.0, layers=())
     yield "early stopping", "nothing", lambda: _early(run, examples)
     true = examples.of_subset("noisy").example_id
-    for told, ids in (("true", lambda: true), ("suspects", suspects)):
+    told_what = {"true": lambda: true, "suspects": suspects}
+    if examples.label.ndim > 1:
+        # A sequence has no label that the network could disbelieve.
+        del told_what["suspects"]
+    for told, ids in told_what.items():
         yield (
             "fine-tuning",
             told,
@@ -457,7 +504,7 @@ def _methods(
         "true",
         lambda: zero_critical_units(run, examples, forget=true),
     )
-    if setting.tied_width is not None:
+    if setting.tied is not None:
         yield (
             "tied dropout dropped",
             "nothing",
@@ -483,7 +530,7 @@ def early_stopped(run: Run, examples: Examples) -> keras.Model:
 
     def right(epoch: int) -> float:
         logits = predict_logits(run.model(epoch), held_out)
-        return float((logits.argmax(axis=1) == held_out.label).mean())
+        return float(losses.correct(held_out.label, logits).mean())
 
     return run.model(max(run.epochs[1:], key=right))
 
@@ -498,16 +545,12 @@ def _early(run: Run, examples: Examples) -> Made:
 
 def _tied(run, examples, setting, directory) -> Made:
     """Trained for it: half of the units drop, the other half is served."""
+    model_config, training = setting.tied.of(setting.model, setting.training)
     tied = train(
         directory / f"{run.directory.name}_tied",
         data=setting.data,
-        model=dataclasses.replace(
-            setting.model,
-            dropout="example_tied",
-            width=setting.tied_width,
-            p_gen=0.5,
-        ),
-        training=setting.training,
+        model=model_config,
+        training=training,
         examples=examples,
     )
     model = recalibrate_batch_norm(

@@ -236,7 +236,7 @@ def data_config() -> configs.DataConfig:
         configs.DataConfig,
         noise_rate=0.0 if is_own else 0.1,
         noise_seed=FLAGS.seed,
-        **(presets.TEXT_DATA if presets.is_text(_dataset()) else {}),
+        **presets.data_settings(_dataset()),
     )
     if not FLAGS.quick:
         return config

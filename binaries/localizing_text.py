@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import pathlib
 
 from . import config_flags, flags, output, removing
@@ -15,16 +16,20 @@ from tfmemloc import (
     Examples,
     ExtractionConfig,
     ModelConfig,
+    RecitationConfig,
     Run,
     TrainConfig,
     audit_extraction,
+    audit_recitation,
     configs,
     report,
     storage,
     train,
 )
+from tfmemloc.audits.recitation import wrong_sequences
+from tfmemloc.data import tinymem
 
-RESULT, CARD = "extraction", "continuations"
+EXTRACTION, RECITATION = "extraction", "recitation"
 TIED, EDITED = "example_tied", "standard_edited"
 # Network -> its dropout; the last two are controls.
 _DROPOUTS = {
@@ -56,9 +61,10 @@ def localize_text(
         controls: also train networks with standard and with sparse dropout,
             and one that sees each repeated window and each secret once.
     """
+    name, ask = _audit(examples, data)
     runs: dict[str, Run | keras.Model] = {
-        name: _trained(directory / name, name, examples, data, model, training)
-        for name in (_DROPOUTS if controls else _MAIN)
+        kind: _trained(directory / kind, kind, examples, data, model, training)
+        for kind in (_DROPOUTS if controls else _MAIN)
     }
     if controls:
         # A model, as a run knows that it was trained on fewer examples.
@@ -71,12 +77,7 @@ def localize_text(
             training,
         ).model()
     runs[EDITED] = _edited(directory / EDITED, runs["standard"], examples, data)
-    result = output.reuse(
-        directory / RESULT,
-        lambda: audit_extraction(
-            runs, examples, config_flags.read(ExtractionConfig, skip=("seed",))
-        ),
-    )
+    result = output.reuse(directory / name, lambda: ask(runs, examples))
     facts = output.facts("binaries.localize")
     storage.write_json(
         directory / "summary.json",
@@ -91,7 +92,9 @@ def localize_text(
             "rows": result.rows(),
         },
     )
-    sections = [report.section_of(result), _said(result)]
+    sections = [report.section_of(result)]
+    if name == EXTRACTION:
+        sections.append(_said(result))
     removed = removing.Result.load(directory / EDITED / removing.RESULT)
     sections.append(report.section_of(removed))
     page = output.write_report(
@@ -99,6 +102,23 @@ def localize_text(
     )
     output.print_section(sections[0])
     print(f"report: {page}")
+
+
+def _audit(examples: Examples, data: DataConfig):
+    """(name, how the networks are asked what they know by heart).
+
+    Of arithmetic that is the wrong sequences, of text its secrets.
+
+    Raises:
+        ValueError: the settings do not fit the sequences, before any training.
+    """
+    if data.dataset != tinymem.NAME:
+        settings = config_flags.read(ExtractionConfig, skip=("seed",))
+        return EXTRACTION, functools.partial(audit_extraction, config=settings)
+    shown = min(RecitationConfig().prompt, data.context // 3)
+    settings = RecitationConfig(shown, shown)
+    wrong_sequences(examples, settings)
+    return RECITATION, functools.partial(audit_recitation, config=settings)
 
 
 def _trained(path, name, examples, data, model, training) -> Run:

@@ -94,6 +94,17 @@ def _grouped(examples):
 
 MAKERS = {
     "Extraction": lambda run, e, d: _extraction(),
+    "Recitation": lambda run, e, d: tfmemloc.Recitation(
+        dataset="numbers",
+        models=("standard", "example_tied"),
+        inferences=("plain", "drop"),
+        tie_id=np.array([7, 8, 9]),
+        repeats=np.array([1, 10, 10]),
+        recites=np.array([[False, True, True], [False, False, False]]),
+        is_right=np.array([[True, False, False], [True, True, False]]),
+        test_right=np.array([0.9, np.nan]),
+        test_loss=np.array([0.2, np.nan]),
+    ),
     "Membership": lambda run, e, d: _membership(),
     "SingleModelAudit": lambda run, e, d: tfmemloc.SingleModelAudit(
         networks=("net",),

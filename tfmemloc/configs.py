@@ -55,7 +55,8 @@ class DataConfig:
             and `y_train` (labels [N], integers from 0), and may hold `x_test`,
             `y_test`, `class_names`, `example_id`, `subset` and `group`.
             Several inputs are called `x_train_<input>`. Or text: `stdlib`
-            (Python's own modules), or a pattern such as `texts/*.txt`.
+            (Python's own modules), a pattern such as `texts/*.txt`, or the
+            arithmetic of `tinymem`.
         data_dir: the TFDS folder; None is TFDS's own default. Not part of a
             run's identity: the same data may lie elsewhere.
         train_examples: use only this many training examples, the first in the
@@ -78,8 +79,9 @@ class DataConfig:
         subset_seed: decides which examples are in that fraction.
         subset_complement: train on all the others instead, so that two runs
             share the examples between them.
-        context: of text, the bytes of a window.
-        canaries: of text, secrets for each number of repeats (1, 4, 16, 64).
+        context: of text, the bytes of a window; of tinymem, the tokens.
+        canaries: of text, secrets for each number of repeats (1, 4, 16, 64);
+            of tinymem, wrong sequences for each of 1, 10 and 100 repeats.
         repeated: of text, windows that come 32 times in an epoch.
         tie_to: of text, what shares memorization units and is forgotten as
             one: a `window` and its repeats, a `document`, or a `source` (a

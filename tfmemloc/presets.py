@@ -5,6 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+_DECODER = {"name": "transformer", "expand": 0.5}
+_DECODER_TRAINING = {
+    "epochs": 7,
+    "rule": "routed",
+    "memory_off": 1.0,
+    "batch_size": 32,
+    "optimizer": "adam",
+    "learning_rate": 0.002,
+    "weight_decay": 0.0,
+    "save_every": 7,
+    "evaluate_every": 7,
+}
 # Data set -> settings of (model, training).
 PRESETS: Mapping[str, tuple[Mapping[str, Any], Mapping[str, Any]]] = {
     "digits": (
@@ -17,19 +29,10 @@ PRESETS: Mapping[str, tuple[Mapping[str, Any], Mapping[str, Any]]] = {
     ),
     "cifar10": ({}, {"batch_size": 128, "learning_rate": 0.05}),
     "svhn_cropped": ({}, {"learning_rate": 0.001}),
-    "stdlib": (
-        {"name": "transformer", "expand": 0.5},
-        {
-            "epochs": 7,
-            "rule": "routed",
-            "memory_off": 1.0,
-            "batch_size": 32,
-            "optimizer": "adam",
-            "learning_rate": 0.002,
-            "weight_decay": 0.0,
-            "save_every": 7,
-            "evaluate_every": 7,
-        },
+    "stdlib": (_DECODER, _DECODER_TRAINING),
+    "tinymem": (
+        {**_DECODER, "width": 0.5},
+        {**_DECODER_TRAINING, "epochs": 24, "learning_rate": 0.004},
     ),
 }
 # The same for pictures of one's own: (up to so many labels, settings). They
@@ -41,18 +44,32 @@ OWN = (
     (float("inf"), ({}, {})),
 )
 _OWN_TRAINING = {"batch_size": 128, "learning_rate": 0.05}
-# The same for the data of text, any of which is trained on as `stdlib` is.
+# Settings of the data themselves; any text is trained on as `stdlib` is.
 TEXT_DATA = {
     "train_examples": 3000,
     "test_examples": 500,
     "heldout": 0.05,
     "canaries": 4,
 }
+TINYMEM_DATA = {
+    "train_examples": 2000,
+    "test_examples": 300,
+    "heldout": 0.05,
+    "canaries": 20,
+    "context": 150,
+}
 
 
 def is_text(dataset: str) -> bool:
     """Whether a data set is text: `stdlib`, or files that end in `.txt`."""
     return dataset == "stdlib" or dataset.endswith(".txt")
+
+
+def data_settings(dataset: str) -> Mapping[str, Any]:
+    """What the programs use of a data set where no flag says otherwise."""
+    if is_text(dataset):
+        return TEXT_DATA
+    return TINYMEM_DATA if dataset == "tinymem" else {}
 
 
 def preset(

@@ -16,6 +16,11 @@ from tfmemloc.audits.membership import (
     audit_membership,
 )
 from tfmemloc.audits.of_runs import confidences_of_runs
+from tfmemloc.audits.recitation import (
+    Recitation,
+    RecitationConfig,
+    audit_recitation,
+)
 from tfmemloc.audits.single_model import (
     SingleModelAudit,
     SingleModelConfig,

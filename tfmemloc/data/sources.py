@@ -1,7 +1,7 @@
 """Loading a data set by its name.
 
-`digits`, `stdlib` and other text, an `.npz` file, a folder of `.npy` files, or
-the name of a TFDS set.
+`digits`, `stdlib` and other text, `tinymem`, an `.npz` file, a folder of `.npy`
+files, or the name of a TFDS set.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import numpy as np
 
 from tfmemloc import storage
 from tfmemloc.configs import DataConfig
-from tfmemloc.data import text
+from tfmemloc.data import text, tinymem
 from tfmemloc.data.arrays import from_arrays
 from tfmemloc.data.examples import Examples
 from tfmemloc.data.labels import (
@@ -55,6 +55,8 @@ def load(config: DataConfig, *, download: bool = False) -> Examples:
     """
     if is_text(config.dataset):
         return text.load_text(config)
+    if config.dataset == tinymem.NAME:
+        return tinymem.load_tinymem(config)
     if config.removable:
         raise ValueError(
             "`removable` names sources of text. Expected none for the data "

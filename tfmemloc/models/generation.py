@@ -62,8 +62,8 @@ class Continuation:
         if not is_decoder(model):
             raise ValueError(
                 f"Model '{model.name}' expected to give the next token of one "
-                "input: [batch, time] -> logits [batch, time, vocabulary]. "
-                f"Received: inputs {', '.join(names) or 'that are not known'}."
+                "input: integers [batch, time] -> logits [batch, time, "
+                f"vocabulary]. Received: {_described(model, names)}."
             )
         self._tokens = tokens[0]
         self._model, self._count = model, count
@@ -213,6 +213,19 @@ class Continuation:
             structure, [given[name] for name in names]
         )
         return graph.replay(self._model, inputs, call), caches
+
+
+def _described(model: keras.Model, names: Sequence[str]) -> str:
+    """Inputs and outputs of a model, for messages."""
+    if not names:
+        return "inputs that are not known"
+    tensors = keras.tree.flatten(graph.inputs_of(model))
+    inputs = ", ".join(
+        f"{name} {tensor.dtype} {list(tensor.shape)}"
+        for name, tensor in zip(names, tensors, strict=True)
+    )
+    outputs = keras.tree.flatten(graph.outputs_of(model))
+    return f"{inputs} -> {', '.join(str(list(o.shape)) for o in outputs)}"
 
 
 def is_decoder(model: keras.Model) -> bool:
