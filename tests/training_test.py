@@ -13,6 +13,7 @@ from tfmemloc import data, evaluation, models, storage, training
 from tfmemloc.configs import DataConfig, ModelConfig, TrainConfig
 from tfmemloc.runs import Run
 from tfmemloc.training.live import curves, write_live_page
+from tfmemloc.training.progress import sampled
 
 DATA = DataConfig(train_examples=80, test_examples=40, noise_rate=0.2)
 # Quickly traced; where BatchNorm matters, the other one.
@@ -391,6 +392,47 @@ def test_evaluate_every_changes_nothing_but_what_is_measured(
     every = {line["epoch"]: line["accuracy"] for line in finished.history}
     assert measured == {1: None, 2: None, 3: every[3], 4: every[4]}
     _assert_same_weights(run, finished)
+
+
+def test_large_subsets_are_measured_on_a_sample(finished, tmp_path):
+    pages = []
+
+    def watch(run, epoch):
+        write_live_page(run, epoch)
+        pages.append((run.directory / "live.html").read_text())
+
+    run = _train(
+        tmp_path / "run",
+        training=dataclasses.replace(TRAIN, evaluate_examples=20),
+        on_epoch_end=watch,
+    )
+    _assert_same_weights(run, finished)
+    # 64 clean and 16 noisy examples, 40 of the test; the last epoch on all.
+    assert [line.get("sampled") for line in run.history] == [
+        *[{"clean": 20, "test": 20}] * 3,
+        None,
+    ]
+    assert run.history[-1]["accuracy"] == finished.history[-1]["accuracy"]
+    part, counts = sampled(run.examples(), 20)
+    assert counts == {"clean": 20, "test": 20} and len(part) == 20 + 16 + 20
+    # The same examples each time, whatever their order.
+    again, _ = sampled(run.examples().take(np.arange(120)[::-1]), 20)
+    assert set(again.example_id) == set(part.example_id)
+    measured = evaluation.evaluate(run.model(2, inference="drop"), part)
+    for subset in part.subsets:
+        assert run.history[1]["accuracy"]["drop"][subset] == pytest.approx(
+            measured.of(subset)["accuracy"]
+        )
+    assert "clean by a sample of 20; test by a sample of 20" in pages[1]
+    assert "sample" not in pages[-1]
+    history = training.TrainingHistory.of({"mine": run.history})
+    assert "are those of 20 examples, drawn once" in history.sentence()
+    whole = training.TrainingHistory.of({"mine": finished.history})
+    assert "drawn" not in whole.sentence()
+    # Where a training stops by them, all are measured.
+    stopping = dataclasses.replace(TRAIN, evaluate_examples=20, stop_at=1.0)
+    run = _train(tmp_path / "stopping", training=stopping)
+    assert not any("sampled" in line for line in run.history)
 
 
 def test_one_class_is_nothing_to_learn(tmp_path, small_digits):

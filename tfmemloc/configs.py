@@ -223,9 +223,11 @@ class TrainConfig:
         save_every: keep the weights of every n-th epoch, and of the
             first and the last.
         evaluate_every: measure the accuracies of every n-th epoch, and
-            of the last. Measuring takes a forward pass over all examples for
-            each behaviour of the network, about a third of the time of a
-            tied network's epoch.
+            of the last. Measuring takes a forward pass for each behaviour of
+            the network, about a third of the time of a tied network's epoch.
+        evaluate_examples: measure them on at most so many examples of each
+            subset, drawn by their ids; on all after the last epoch, and where
+            `stop_at` looks at them. None measures all.
         stop_at: stop when the accuracy on all training examples has been at
             least this for `patience` epochs; None never stops early.
         patience: see `stop_at`.
@@ -247,6 +249,7 @@ class TrainConfig:
     jit_compile: bool = False
     save_every: int = 1
     evaluate_every: int = 1
+    evaluate_examples: int | None = 10_000
     stop_at: float | None = None
     patience: int = 3
     seed: int = 0
@@ -261,6 +264,8 @@ class TrainConfig:
             "patience",
         ):
             check_range(name, getattr(self, name), 1, None)
+        if self.evaluate_examples is not None:
+            check_range("evaluate_examples", self.evaluate_examples, 1, None)
         check_range("learning_rate", self.learning_rate, 0.0, None)
         check_range("memory_off", self.memory_off, 0.0, 1.0)
         check_range("early", self.early, 0.0, 1.0)

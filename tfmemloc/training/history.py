@@ -24,6 +24,8 @@ class TrainingHistory(Result):
     curves: tuple[tuple[tuple[str, str], ...], ...]
     epochs: np.ndarray  # [R, E] epoch; 0 is padding.
     accuracy: np.ndarray  # [R, E, C] in [0, 1]; NaN where not measured.
+    # Of large subsets, how many examples were measured before the last epoch.
+    sampled: int | None = None
 
     @classmethod
     def of(
@@ -42,7 +44,19 @@ class TrainingHistory(Result):
                 for c, (inference, subset) in enumerate(curves[name]):
                     value = known.get(inference, {}).get(subset, np.nan)
                     accuracy[r, e, c] = value
-        return cls(tuple(histories), tuple(curves.values()), epochs, accuracy)
+        counts = {
+            count
+            for lines in histories.values()
+            for line in lines
+            for count in line.get("sampled", {}).values()
+        }
+        return cls(
+            tuple(histories),
+            tuple(curves.values()),
+            epochs,
+            accuracy,
+            max(counts, default=None),
+        )
 
     def rows(self) -> list[dict[str, Any]]:
         """A row for each network and epoch."""
@@ -82,7 +96,13 @@ class TrainingHistory(Result):
             f"{network} {int((self.epochs[r] > 0).sum())}"
             for r, network in enumerate(self.networks)
         )
-        return f"Epochs recorded: {counts}."
+        words = f"Epochs recorded: {counts}."
+        if self.sampled:
+            words += (
+                " Before the last epoch, accuracies of larger subsets are "
+                f"those of {self.sampled:,} examples, drawn once."
+            )
+        return words
 
     def figures(self) -> dict[str, Figure]:
         """Curves by epoch, a panel for each network."""

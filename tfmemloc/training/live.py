@@ -85,7 +85,10 @@ def write_live_page(run: Run, epoch: int | None = None) -> None:
 
 def _state(last: Mapping[str, Any], epochs: int) -> str:
     """How far it is."""
-    return f"Epoch {last['epoch']} of {epochs}, loss {last['loss']:.3f}"
+    words = f"Epoch {last['epoch']} of {epochs}, loss {last['loss']:.3f}"
+    for subset, count in last.get("sampled", {}).items():
+        words += f"; {subset} by a sample of {count:,}"
+    return words
 
 
 def _left(seconds: float) -> str:

@@ -39,6 +39,7 @@ from tfmemloc.training.progress import (
     accuracies,
     behaviour_predictors,
     progress_words,
+    sampled,
     summary_writer,
     write_summary,
 )
@@ -317,9 +318,22 @@ class _Loop:
             "learning_rate": float(self.rate(epoch * self.steps - 1)),
         }
         if self._is_due(epoch, self.training.evaluate_every):
-            line["accuracy"] = accuracies(predictors, self.examples)
+            measured, parts = self._measured(epoch)
+            line["accuracy"] = accuracies(predictors, measured)
+            if parts:
+                line["sampled"] = parts
         line["seconds"] = round(time.perf_counter() - started, 3)
         return line
+
+    def _measured(self, epoch: int) -> tuple[Examples, dict[str, int]]:
+        """The examples whose accuracy is measured; see `sampled`."""
+        training = self.training
+        is_whole = epoch == training.epochs or training.stop_at is not None
+        return (self.examples, {}) if is_whole else self._sample
+
+    @functools.cached_property
+    def _sample(self) -> tuple[Examples, dict[str, int]]:
+        return sampled(self.examples, self.training.evaluate_examples)
 
     def _save(self, epoch: int, line: Mapping[str, Any]) -> None:
         """Keeps an epoch: weights, history, and last of all the state."""

@@ -7,10 +7,13 @@ from collections.abc import Mapping
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from tfmemloc import evaluation, graph
 from tfmemloc.data.examples import Examples
+from tfmemloc.data.labels import drawn_ids
+from tfmemloc.layers import masks
 from tfmemloc.runs import Run
 
 
@@ -26,6 +29,28 @@ def behaviour_predictors(
         )
         for inference in ("tied", "drop")
     }
+
+
+def sampled(
+    examples: Examples, most: int | None
+) -> tuple[Examples, dict[str, int]]:
+    """At most so many examples of each subset, drawn by their ids.
+
+    Returns:
+        The examples; name of a subset that is not whole -> how many are left.
+    """
+    counts = {
+        name: np.sum(examples.subset == name) for name in examples.subsets
+    }
+    large = [name for name in counts if most and counts[name] > most]
+    if not large:
+        return examples, {}
+    kept = ~np.isin(examples.subset, large)
+    for name in large:
+        ids = examples.example_id[examples.subset == name]
+        drawn = drawn_ids(ids, most, masks.fold_seed(0, "measured"))
+        kept |= np.isin(examples.example_id, drawn)
+    return examples.take(kept), dict.fromkeys(large, most)
 
 
 def accuracies(
