@@ -194,7 +194,7 @@ def _suspects(directory: pathlib.Path, run: Run, examples: Examples) -> int:
         directory / "example_scores",
         lambda: find_label_errors(run, examples, directory, ScoreConfig()),
     )
-    return len(scores.suspects())
+    return int(scores.is_suspect.sum())
 
 
 def _keep_settings(path: pathlib.Path, settings: dict) -> None:

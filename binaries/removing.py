@@ -109,7 +109,8 @@ def rank_labels(
     before, after = run.model(0), run.model(1)
     recorded = course_of(source, before, examples)
     scores = scores_of_edited([Edited(before, after, recorded)], examples)
-    return len(find_label_errors(scores, examples, out).suspects())
+    scores = find_label_errors(scores, examples, out)
+    return int(scores.is_suspect.sum())
 
 
 def _keep_settings(out, original, examples, settings) -> None:

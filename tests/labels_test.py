@@ -46,7 +46,7 @@ def scored(small_digits, rng_of_module):
 
 
 def test_issues_have_the_columns_of_others(scored, small_digits):
-    rows = suspects.issues(scored, small_digits)
+    rows = list(suspects.issues(scored, small_digits))
     assert [row["example_id"] for row in rows] == scored.example_id.tolist()
     scores = np.array([row["label_score"] for row in rows])
     order = np.argsort(scores, kind="stable")

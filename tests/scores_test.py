@@ -17,6 +17,7 @@ from tfmemloc.gradients.per_example import per_example_gradients
 from tfmemloc.labels import find_label_errors
 from tfmemloc.probes.critical_units import find_critical_units
 from tfmemloc.runs import Run
+from tfmemloc.scores import example_scores
 from tfmemloc.scores.example_scores import ExampleScores
 from tfmemloc.scores.of_predictions import scores_of_logits
 from tfmemloc.scores.of_runs import ScoreConfig, _rate, score_examples
@@ -55,6 +56,15 @@ def test_wrong_labels_are_found_on_digits(scored):
     assert suspects[0]["suspicion"] > 0.99
     combined = [row["combined"] for row in scored.rows()]
     assert combined == sorted(combined, reverse=True)
+
+
+def test_the_first_rows_are_saved_and_all_arrays(scored, tmp_path, monkeypatch):
+    monkeypatch.setattr(example_scores, "_SAVED", 3)
+    scored.save(tmp_path / "scores")
+    saved = storage.read_json(tmp_path / "scores.json")["rows"]
+    assert saved == scored.rows(3)
+    loaded = ExampleScores.load(tmp_path / "scores")
+    assert loaded.rows() == scored.rows() == list(scored.ranked())
 
 
 def _dropped_by_epoch(run, model, examples):

@@ -70,6 +70,24 @@ def test_a_failed_write_leaves_the_old_file(tmp_path):
     assert os.listdir(tmp_path) == ["x.json"]
 
 
+def test_rows_are_written_one_by_one(tmp_path):
+    rows = [{"id": n, "words": f"a, {n}"} for n in range(3)]
+    path = tmp_path / "rows.csv"
+    storage.write_csv(path, iter(rows))
+    assert path.read_bytes() == b'id,words\n0,"a, 0"\n1,"a, 1"\n2,"a, 2"\n'
+
+    def broken():
+        yield rows[0]
+        raise OSError("gone")
+
+    with pytest.raises(OSError, match="gone"):
+        storage.write_csv(path, broken())
+    assert path.read_text().count("\n") == 4  # What was there is left.
+    with pytest.raises(ValueError, match="expected a row at least"):
+        storage.write_csv(tmp_path / "none.csv", [])
+    assert not (tmp_path / "none.csv").exists()
+
+
 def test_json_refuses_nan_and_damage(tmp_path):
     with pytest.raises(ValueError, match="JSON"):
         storage.write_json(tmp_path / "x.json", float("nan"))

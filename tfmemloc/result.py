@@ -100,6 +100,10 @@ class Result:
         """One flat dict per cell of the arrays; pandas takes the list."""
         raise TypeError(f"{type(self).__name__} defines no rows.")
 
+    def saved_rows(self) -> list[Row]:
+        """The rows in the `.json`: all, where there is no reason for fewer."""
+        return self.rows()
+
     def table(self) -> Table:
         """The few rows that a person reads."""
         return Table(self.rows())
@@ -144,7 +148,7 @@ class Result:
                     for name, value in fields.items()
                     if name not in arrays
                 },
-                "rows": self.rows(),
+                "rows": self.saved_rows(),
             },
         )
 

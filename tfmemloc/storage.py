@@ -10,7 +10,9 @@ else as `.json`. Nothing is ever pickled.
 from __future__ import annotations
 
 import contextlib
+import csv
 import hashlib
+import io
 import json
 import os
 import pathlib
@@ -63,6 +65,31 @@ def write_atomically(
 def write_text(path: str | os.PathLike, text: str) -> None:
     """Writes `text` as UTF-8, atomically."""
     write_atomically(path, lambda file: file.write(text.encode("utf-8")))
+
+
+def write_csv(
+    path: str | os.PathLike, rows: Iterable[Mapping[str, Any]]
+) -> None:
+    """Writes rows with the keys of the first one, atomically, one by one.
+
+    Raises:
+        ValueError: there is no row, or one has other keys than the first.
+    """
+    rows = iter(rows)
+    first = next(rows, None)
+    if first is None:
+        raise ValueError(f"{path} expected a row at least. Received: none.")
+
+    def write(file) -> None:
+        text = io.TextIOWrapper(file, encoding="utf-8", newline="")
+        writer = csv.DictWriter(text, list(first), lineterminator="\n")
+        writer.writeheader()
+        writer.writerow(first)
+        writer.writerows(rows)
+        text.flush()
+        text.detach()
+
+    write_atomically(path, write)
 
 
 def write_json(path: str | os.PathLike, value: Any) -> None:

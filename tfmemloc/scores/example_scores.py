@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar
 
 import numpy as np
@@ -16,6 +16,9 @@ from tfmemloc.scores.quality import (
     evaluate_scores,
     suggestions_right,
 )
+
+# As many rows as a person, or a program that reads JSON, will look at.
+_SAVED = 10_000
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -71,7 +74,16 @@ class ExampleScores(Result):
         Where no label is known to be wrong, true labels are unknown: they, and
         the subset if it is the same for all, are left out.
         """
-        return [self._row(n) for n in self.order()[:count]]
+        return list(self.ranked(count))
+
+    def ranked(self, count: int | None = None) -> Iterator[dict[str, Any]]:
+        """`rows`, one by one: of a million examples they take gigabytes."""
+        for n in self.order()[:count]:
+            yield self._row(n)
+
+    def saved_rows(self) -> list[dict[str, Any]]:
+        """The first rows; `suspects.csv` and the arrays have all."""
+        return self.rows(_SAVED)
 
     def suspects(self, at_least: float = 0.0) -> list[dict[str, Any]]:
         """The rows of the suspects of at least this suspicion, in order."""
@@ -148,18 +160,19 @@ class ExampleScores(Result):
 
 def suspects_in_words(scores: ExampleScores) -> str:
     """What was found, in a few sentences."""
-    suspects = scores.suspects()
+    is_suspect = scores.is_suspect
     text = (
-        f"{len(suspects)} of {len(scores.label)} training labels are "
+        f"{is_suspect.sum()} of {len(scores.label)} training labels are "
         "suspected: without the memory of the example, and corrected for the "
         "shares of the classes, another label is more probable. "
-        f"{len(scores.suspects(at_least=0.5))} are more likely wrong than "
+        f"{(is_suspect & (scores.suspicion >= 0.5)).sum()} are more likely "
+        "wrong than "
         "right (a suspicion of one half or more)."
     )
     whole = [
         str(c)
         for c in np.unique(scores.label)
-        if scores.is_suspect[scores.label == c].mean() > 0.5
+        if is_suspect[scores.label == c].mean() > 0.5
     ]
     if whole:
         text += (
@@ -168,10 +181,11 @@ def suspects_in_words(scores: ExampleScores) -> str:
             "learned without memory is too little to judge them by. Train "
             "longer, raise p_gen, or give the true shares (prior)."
         )
-    wrong = int((scores.label != scores.true_label).sum())
+    is_wrong = scores.label != scores.true_label
+    wrong = int(is_wrong.sum())
     if not wrong:
         return text
-    hits = sum(row["label"] != row["true_label"] for row in suspects)
+    hits = int((is_suspect & is_wrong).sum())
     right, low, high = suggestions_right(scores)
     return (
         f"{text} {hits} of the suspects are among the {wrong} that are known "

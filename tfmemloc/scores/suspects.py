@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import os
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -43,8 +41,8 @@ def write_suspects(
     """
     directory = pathlib.Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
-    storage.write_text(directory / TABLE, _csv(scores.rows()))
-    storage.write_text(directory / ISSUES, _csv(issues(scores, examples)))
+    storage.write_csv(directory / TABLE, scores.ranked())
+    storage.write_csv(directory / ISSUES, issues(scores, examples))
     storage.write_json(directory / EVALUATION, _evaluation(scores))
     _write_page(directory / PAGE, scores, examples, shown)
     # The scores are saved last: if they exist, the page exists, too.
@@ -66,25 +64,26 @@ def check_examples(scores: ExampleScores, examples: Examples) -> None:
         )
 
 
-def issues(scores: ExampleScores, examples: Examples) -> list[dict[str, Any]]:
+def issues(
+    scores: ExampleScores, examples: Examples
+) -> Iterator[dict[str, Any]]:
     """The ranking as cleanlab's and FiftyOne's users know it, in data order.
 
-    Returns:
+    Yields:
         A row for each training example: `is_label_issue`; `label_score` in
         [0, 1], the lower the worse; `given_label` and `predicted_label`, the
         names of classes.
     """
     score = 1 - scores.of("combined")
-    return [
-        {
+    is_suspect = scores.is_suspect
+    for n in range(len(scores.label)):
+        yield {
             "example_id": int(scores.example_id[n]),
-            "is_label_issue": bool(scores.is_suspect[n]),
+            "is_label_issue": bool(is_suspect[n]),
             "label_score": round(float(score[n]), 6),
             "given_label": examples.class_name(int(scores.label[n])),
             "predicted_label": examples.class_name(int(scores.suggested[n])),
         }
-        for n in range(len(scores.label))
-    ]
 
 
 def _evaluation(scores: ExampleScores) -> dict[str, Any]:
@@ -107,16 +106,11 @@ def _evaluation(scores: ExampleScores) -> dict[str, Any]:
     return summary
 
 
-def _csv(rows: list[dict[str, Any]]) -> str:
-    file = io.StringIO()
-    writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return file.getvalue()
-
-
 def _write_page(path, scores, examples: Examples, count: int | None) -> None:
-    rows = scores.suspects()[:_SHOWN] if count is None else scores.rows(count)
+    if count is None:
+        rows = scores.asked(min(_SHOWN, int(scores.is_suspect.sum())))
+    else:
+        rows = scores.rows(count)
     cards = []
     if rows:
         shown = examples.of_ids([row["example_id"] for row in rows])
