@@ -96,8 +96,7 @@ def draw_injection(
     for k, model in enumerate(dict.fromkeys(r["model"] for r in found["rows"])):
         recall = _means(found["rows"], model, lambda row: row["recall"])
         style = {
-            "marker": figures.MARKERS[k % len(figures.MARKERS)],
-            "color": figures.SERIES[k % len(figures.SERIES)],
+            **figures.series(k),
             "linestyle": "",
             "label": model,
         }

@@ -89,8 +89,7 @@ def draw(rows: Rows, setting: str, path: os.PathLike) -> None:
             x,
             y,
             linestyle="",
-            marker=figures.MARKERS[k % len(figures.MARKERS)],
-            color=figures.SERIES[k % len(figures.SERIES)],
+            **figures.series(k),
         )
         axes.annotate(
             f"{method}, edited"

@@ -171,8 +171,7 @@ class Extraction(Result):
             zip(self.models, self.inferences, strict=True)
         ):
             style = {
-                "color": figures.SERIES[r % len(figures.SERIES)],
-                "marker": figures.MARKERS[r % len(figures.MARKERS)],
+                **figures.series(r),
                 "linestyle": figures.LINES.get(how, "-."),
                 "label": f"{name}, {how}",
             }

@@ -120,8 +120,7 @@ class Recitation(Result):
                     100 * self.recites[r, self.repeats == n].mean()
                     for n in times
                 ],
-                color=figures.SERIES[r % len(figures.SERIES)],
-                marker=figures.MARKERS[r % len(figures.MARKERS)],
+                **figures.series(r),
                 linestyle=figures.LINES.get(how, "-."),
                 label=f"{name}, {how}",
             )

@@ -140,8 +140,7 @@ class Deletion(Result):
                 100 * self.memorized[r],
                 100 * self.own[r],
                 label=ranking,
-                marker=figures.MARKERS[r % len(figures.MARKERS)],
-                color=figures.SERIES[r % len(figures.SERIES)],
+                **figures.series(r),
                 linestyle="-" if r < len(figures.SERIES) else "--",
             )
         axes.legend(fontsize=7)

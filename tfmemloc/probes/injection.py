@@ -173,8 +173,7 @@ class Injection(Result):
                 100 * self.shares,
                 100 * self.recall[r].mean(axis=1),
                 label=ranking,
-                marker=figures.MARKERS[r % len(figures.MARKERS)],
-                color=figures.SERIES[r % len(figures.SERIES)],
+                **figures.series(r),
                 linestyle="-" if r < len(figures.SERIES) else "--",
             )
         axes.set_ylim(0, 103)

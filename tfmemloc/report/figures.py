@@ -44,6 +44,14 @@ def color_of(name: str, names: Sequence[str] = ()) -> str:
     return SERIES[place % len(SERIES)]
 
 
+def series(place: int) -> dict[str, str]:
+    """The colour and the marker of a series, for Matplotlib's `plot`."""
+    return {
+        "color": SERIES[place % len(SERIES)],
+        "marker": MARKERS[place % len(MARKERS)],
+    }
+
+
 def bars(
     labels: Sequence[str],
     series: Mapping[str, np.ndarray],

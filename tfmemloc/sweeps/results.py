@@ -157,9 +157,8 @@ def _curves(result: SweepResults, names: Sequence[str]):
                 x,
                 [points[value][0] for value in x],
                 [points[value][1] for value in x],
-                marker=figures.MARKERS[i % len(figures.MARKERS)],
+                **figures.series(i),
                 capsize=3,
-                color=figures.SERIES[i % len(figures.SERIES)],
                 label=", ".join(
                     f"{other} {value}"
                     for other, value in zip(others, line, strict=True)

@@ -34,8 +34,7 @@ def curve(result: CurvatureEdit) -> dict[str, Figure]:
         axes.plot(
             train[members],
             heldout[members],
-            figures.MARKERS[k % len(figures.MARKERS)] + "-",
-            color=figures.SERIES[k % len(figures.SERIES)],
+            **figures.series(k),
             markersize=4,
             linewidth=1,
             label=_whole(number),
