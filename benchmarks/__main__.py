@@ -5,6 +5,7 @@ import sys
 
 from benchmarks import (
     critical_units,
+    decoder,
     edit,
     gradients,
     layers,
@@ -28,6 +29,7 @@ BENCHMARKS = {
     "recording": recording.run,
     "memory": memory.run,
     "edit": edit.run,
+    "decoder": decoder.run,
 }
 
 flags.flags.DEFINE_list("only", None, f"Some of {', '.join(BENCHMARKS)}.")

@@ -1,4 +1,4 @@
-"""Which score finds wrong labels, on three kinds of noise and three seeds.
+"""Which score finds wrong labels, on four kinds of noise and three seeds.
 
   python -m benchmarks.label_errors --seeds=0,1,2 \\
     --json=docs/results/digits_label_errors.json
@@ -45,7 +45,8 @@ from tfmemloc.scores.example_scores import ExampleScores
 from tfmemloc.training.loop import train
 from tfmemloc.units import SearchConfig
 
-KINDS = ("uniform", "confusable", "one_class")
+KINDS = ("uniform", "confusable", "one_class", "instance")
+_WEAK = 60  # Examples that the weak classifier has seen.
 _SUBSETS = 8
 _NETWORKS = 3
 
@@ -55,7 +56,8 @@ def noisy_labels(examples: data.Examples, kind: str, seed: int) -> np.ndarray:
 
     `uniform`: 10 % get any other class. `confusable`: 20 % get the class that
     a linear classifier confuses theirs with most. `one_class`: 40 % of class
-    3, and no others, get any other class.
+    3, and no others, get any other class. `instance`: those that a weak
+    classifier is surest to be of another class get that class, at most 20 %.
     """
     label, ids = examples.label.copy(), examples.example_id
     hashes = masks.hash_bits_numpy(masks.fold_seed(seed, kind), ids, 2)
@@ -66,6 +68,11 @@ def noisy_labels(examples: data.Examples, kind: str, seed: int) -> np.ndarray:
     elif kind == "confusable":
         wrong = rank < 0.2 * len(label)
         other = _confusable(examples)[label]
+    elif kind == "instance":
+        other, sureness = _weak(examples, hashes[:, 1])
+        mistaken = np.where(other != label, sureness, -1.0)
+        first = np.argsort(-mistaken, kind="stable")[: len(label) // 5]
+        wrong = np.isin(np.arange(len(label)), first[mistaken[first] > 0])
     else:
         wrong = np.zeros(len(label), bool)
         mine = np.flatnonzero(label == 3)
@@ -75,13 +82,34 @@ def noisy_labels(examples: data.Examples, kind: str, seed: int) -> np.ndarray:
     return label
 
 
-def _confusable(examples: data.Examples) -> np.ndarray:
-    """Class -> the one that a linear classifier takes it for most."""
+def _pixels(examples: data.Examples) -> np.ndarray:
+    """Some hundred pixels of each picture: [N, pixels] in [0, 1]."""
     pixels = np.asarray(examples.inputs["image"])
     pixels = pixels.reshape(len(examples), -1) / 255.0
+    return pixels[:, :: max(1, pixels.shape[1] // 800)]
+
+
+def _weak(
+    examples: data.Examples, rank: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """What a classifier of few examples, the first by `rank`, says of all.
+
+    Returns:
+        [N] its class; [N] how probable it finds that.
+    """
+    pixels = _pixels(examples)
+    seen = np.argsort(rank, kind="stable")[:_WEAK]
+    weak = LogisticRegression(max_iter=100)
+    weak.fit(pixels[seen], examples.label[seen])
+    chance = weak.predict_proba(pixels)
+    return weak.classes_[chance.argmax(axis=1)], chance.max(axis=1)
+
+
+def _confusable(examples: data.Examples) -> np.ndarray:
+    """Class -> the one that a linear classifier takes it for most."""
     chance = cross_val_predict(
         LogisticRegression(max_iter=100),
-        pixels[:, :: max(1, pixels.shape[1] // 800)],
+        _pixels(examples),
         examples.label,
         cv=5,
         method="predict_proba",
