@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.removal_tables import grouped, interval
 from tfmemloc import report
 from tfmemloc.audits.membership import strongest
 from tfmemloc.report import figures
@@ -162,4 +163,24 @@ def membership(found: dict[str, Any]) -> str:
                 )
             line["test"] = found["test_accuracy"].get(network)
             shown.append(line)
+    return _fenced(Table(shown))
+
+
+def worst_group(rows: Rows) -> str:
+    """Accuracy of the usual and of the other examples, over seeds."""
+    shown = []
+    keys = ("data", "model", "inference")
+    for (data, model, how), found in grouped(rows, *keys).items():
+        if how == "expected":
+            continue
+        line: dict[str, Any] = {
+            "data": data,
+            "network": f"{model} {'' if how == 'plain' else how}".rstrip(),
+            "seeds": len({row["seed"] for row in found}),
+        }
+        for group in ("usual", "other"):
+            own = [row for row in found if row["group"] == group]
+            line[group] = interval([row["accuracy"] for row in own])
+            line[f"{group}, lost"] = interval([row["lost"] for row in own])
+        shown.append(line)
     return _fenced(Table(shown))
