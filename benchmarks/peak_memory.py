@@ -13,7 +13,7 @@ import os
 import pathlib
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
@@ -30,14 +30,22 @@ def resident_bytes() -> int:
     return int(pages) * os.sysconf("SC_PAGE_SIZE")
 
 
+def private_bytes() -> int:
+    """The same without pages of files, such as data that lie on disk."""
+    resident, shared = pathlib.Path("/proc/self/statm").read_text().split()[1:3]
+    return (int(resident) - int(shared)) * os.sysconf("SC_PAGE_SIZE")
+
+
 @contextlib.contextmanager
-def sampled_peak() -> Iterator[list[int]]:
+def sampled_peak(
+    held: Callable[[], int] = resident_bytes,
+) -> Iterator[list[int]]:
     """Gives a list that ends up holding the peak growth in bytes."""
-    before, peak, done = resident_bytes(), [0], threading.Event()
+    before, peak, done = held(), [0], threading.Event()
 
     def sample():
         while not done.wait(0.002):
-            peak[0] = max(peak[0], resident_bytes() - before)
+            peak[0] = max(peak[0], held() - before)
 
     thread = threading.Thread(target=sample)
     thread.start()

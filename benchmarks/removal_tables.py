@@ -42,6 +42,12 @@ _FIRST = (
     "tied dropout dropped",
 )
 _MEASURES = ("noisy", "noisy_true_label", "clean", "test")
+_RECITED = {
+    "recited, 10x": "recited, 10x",
+    "recited, 100x": "recited, 100x",
+    "right instead": "right",
+    "right on new ones": "test_right",
+}
 _ATTACKS = {
     "none": "noisy",
     "8 bits": "noisy after rounding to 8 bits",
@@ -127,6 +133,26 @@ def full(rows: Rows, setting: str) -> str:
         }
         for (name, method, forget), found in _by_method(rows).items()
         if name == setting
+    ]
+    return fenced(lines)
+
+
+def recitation(rows: Rows) -> str:
+    """Every method on TinyMem: what is recited, and what is understood."""
+    lines = [
+        {
+            "method": method,
+            "told": forget,
+            "seeds": len(found),
+            **{
+                column: interval([row[measure] for row in found])
+                for column, measure in _RECITED.items()
+            },
+            "test_loss": f"{mean(found, 'test_loss'):.3f}",
+            "seconds": f"{statistics.median(r['seconds'] for r in found):.0f}",
+        }
+        for (name, method, forget), found in _by_method(rows).items()
+        if name == "tinymem"
     ]
     return fenced(lines)
 

@@ -15,7 +15,12 @@ import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from benchmarks import audit_tables, removal_tables, tied_tables
+from benchmarks import (
+    audit_tables,
+    cost_tables,
+    removal_tables,
+    tied_tables,
+)
 from tfmemloc import Result, report, storage
 from tfmemloc.probes.critical_units import critical_table
 from tfmemloc.result import Table
@@ -25,6 +30,7 @@ RESULTS = ROOT / "docs" / "results"
 TEXTS = (
     ROOT / "README.md",
     ROOT / "docs" / "audit.md",
+    ROOT / "docs" / "costs.md",
     ROOT / "docs" / "injection.md",
     ROOT / "docs" / "paper_map.md",
     ROOT / "docs" / "removal.md",
@@ -340,6 +346,7 @@ BLOCKS: Mapping[str, Callable[[], str]] = {
         )
         for name in removal_tables.NAMES
     },
+    "removal_tinymem": lambda: removal_tables.recitation(_removals()),
     "protect": lambda: removal_tables.protect(_read("protect")["rows"]),
     "durability_digits": lambda: removal_tables.durability(
         _removals(), "digits"
@@ -360,7 +367,17 @@ BLOCKS: Mapping[str, Callable[[], str]] = {
     ),
     "groups": _groups,
     "injection": lambda: audit_tables.injection(_read("injection")["rows"]),
-    "membership": lambda: audit_tables.membership(_read("membership")),
+    **{
+        f"membership_{name}": lambda name=name: audit_tables.membership(
+            _read(f"membership_{name}")
+        )
+        for name in ("digits", "cifar")
+    },
+    "worst_group": lambda: audit_tables.worst_group(
+        _read("worst_group")["rows"]
+    ),
+    "costs": lambda: cost_tables.seconds(_read("costs")["rows"]),
+    "costs_memory": lambda: cost_tables.memory(_read("costs")["rows"]),
     "lost_units": lambda: _fenced(
         report.text_table(_read("digits_lost_units")["rows"], percent=False)
     ),
