@@ -3,8 +3,8 @@
   python -m benchmarks.worst_group --run_dir=runs/groups
 
 trains networks, takes memory out of them and measures the groups of the test
-examples. On 2 cores a seed of the digits takes two minutes, one of CIFAR-10 ten;
-killed, the same command goes on. Writes docs/results/worst_group.json.
+examples; two minutes a seed of the digits, ten of CIFAR-10, on 2 CPU cores.
+Killed, the same command goes on. Writes docs/results/worst_group.json.
 
     coloured    the digits in red and blue: 0 to 4 are red and 5 to 9 blue, but
                 for one training picture in twenty, and half of the test ones.
