@@ -8,6 +8,8 @@ import numpy as np
 from scipy import stats
 
 _RESAMPLES = 1000
+# How many numbers are resampled at once.
+_RESAMPLED_NUMBERS = 4_000_000
 
 
 def bootstrap_interval(
@@ -36,6 +38,7 @@ def bootstrap_interval(
         statistic,
         confidence_level=level,
         n_resamples=_RESAMPLES,
+        batch=max(1, min(_RESAMPLES, _RESAMPLED_NUMBERS // len(values))),
         method="percentile",
         vectorized=True,
         rng=np.random.default_rng(0),
