@@ -54,6 +54,39 @@ DOCS = pathlib.Path("docs")
 FLAGS = flags.FLAGS
 
 
+Make = Callable[[Run, Examples], keras.Model]
+
+
+def _edited(run: Run, own: Examples) -> keras.Model:
+    return remove_memory(run, own, CurvatureConfig(refit_epochs=0))[0]
+
+
+def _edited_and_refit(run: Run, own: Examples) -> keras.Model:
+    work = run.directory.with_name(f"{run.directory.name}_edit")
+    return remove_memory(run, own, directory=work)[0]
+
+
+def _told(run: Run, own: Examples) -> keras.Model:
+    wrong = own.of_subset("noisy").example_id
+    config = NPOConfig(learning_rate=1e-3)
+    return optimize_negative_preference(run, own, config, forget=wrong)[0]
+
+
+def _pruned(run: Run, own: Examples) -> keras.Model:
+    dropped = with_inference(run.model(), "drop")
+    return prune_memorization(recalibrate_batch_norm(dropped, own.train))
+
+
+# Name of a kind of network -> (whose runs, how it is made of one).
+MADE: dict[str, tuple[str, Make]] = {
+    "standard early-stopped": ("standard", removal.early_stopped),
+    "standard edited": ("standard", _edited),
+    "standard edited and refit": ("standard", _edited_and_refit),
+    "standard after NPO, told": ("standard", _told),
+    "tied pruned": ("tied", _pruned),
+}
+
+
 @dataclasses.dataclass(frozen=True)
 class Halves:
     """Networks on halves of a data set.
@@ -62,11 +95,13 @@ class Halves:
         setting: data, standard network and its training.
         tied: what example-tied dropout of the same served width changes.
         pairs: of complementary halves.
+        made: which of `MADE` are attacked, too.
     """
 
     setting: removal.Setting
     tied: removal.Tied
     pairs: int
+    made: tuple[str, ...]
 
 
 _GATE = tied_dropout.METHODS["expanded + gate"]
@@ -75,11 +110,13 @@ HALVES = {
         removal.SETTINGS["digits"],
         removal.SETTINGS["digits"].tied,
         pairs=8,
+        made=tuple(MADE),
     ),
     "cifar": Halves(
         removal.SETTINGS["cifar"],
         removal.Tied({"expand": 1.0}, _GATE.training),
         pairs=4,
+        made=("standard early-stopped", "standard edited", "tied pruned"),
     ),
 }
 
@@ -117,8 +154,8 @@ def _attack(name: str, halves: Halves) -> None:
         runs,
         examples,
         made={
-            kind: (of, accuracy.measured(kind, make))
-            for kind, (of, make) in MADE.items()
+            kind: (MADE[kind][0], accuracy.measured(kind, MADE[kind][1]))
+            for kind in halves.made
         },
         progress=True,
     )
@@ -166,39 +203,6 @@ class Accuracies:
     def means(self) -> dict[str, float]:
         """Name of a kind -> mean over its networks."""
         return {kind: float(np.mean(v)) for kind, v in self._found.items()}
-
-
-Make = Callable[[Run, Examples], keras.Model]
-
-
-def _edited(run: Run, own: Examples) -> keras.Model:
-    return remove_memory(run, own, CurvatureConfig(refit_epochs=0))[0]
-
-
-def _edited_and_refit(run: Run, own: Examples) -> keras.Model:
-    work = run.directory.with_name(f"{run.directory.name}_edit")
-    return remove_memory(run, own, directory=work)[0]
-
-
-def _told(run: Run, own: Examples) -> keras.Model:
-    wrong = own.of_subset("noisy").example_id
-    config = NPOConfig(learning_rate=1e-3)
-    return optimize_negative_preference(run, own, config, forget=wrong)[0]
-
-
-def _pruned(run: Run, own: Examples) -> keras.Model:
-    dropped = with_inference(run.model(), "drop")
-    return prune_memorization(recalibrate_batch_norm(dropped, own.train))
-
-
-# Name of a kind of network -> (whose runs, how it is made of one).
-MADE: dict[str, tuple[str, Make]] = {
-    "standard early-stopped": ("standard", removal.early_stopped),
-    "standard edited": ("standard", _edited),
-    "standard edited and refit": ("standard", _edited_and_refit),
-    "standard after NPO, told": ("standard", _told),
-    "tied pruned": ("tied", _pruned),
-}
 
 
 def _half(
