@@ -8,6 +8,7 @@ import tensorflow as tf
 from tfmemloc import data, models, training
 from tfmemloc.configs import ModelConfig, TrainConfig
 from tfmemloc.layers.sparse_dropout import SparseDropout
+from tfmemloc.layers.temperature import Temperature
 from tfmemloc.layers.tied_dropout import ExampleTiedDropout
 from tfmemloc.models import vit
 
@@ -44,6 +45,7 @@ SUBJECTS = {
     "SparseDropout": lambda: _layer_model(SparseDropout(0.5)),
     "ShiftedPatches": lambda: _layer_model(vit.ShiftedPatches(2)),
     "TokenEmbedding": lambda: _layer_model(vit.TokenEmbedding(), shape=(16, 4)),
+    "Temperature": lambda: _layer_model(Temperature(0.5), shape=(16, 4)),
     "LocalityAttention": lambda: _layer_model(
         vit.LocalityAttention(2), shape=(16, 4)
     ),

@@ -12,6 +12,7 @@ from tfmemloc.gradients import calls
 from tfmemloc.gradients.engine import GradientEngine
 from tfmemloc.gradients.terms import Factored
 from tfmemloc.graph.inputs import arranged
+from tfmemloc.layers.temperature import Temperature
 
 layers = keras.layers
 
@@ -145,6 +146,7 @@ MODELS = {
     "einsum_ellipsis": lambda: _flat_model(
         (5, 6), layers.EinsumDense("...x,xy->...y", 4, bias_axes="y")
     ),
+    "temperature": lambda: _flat_model((5, 6), Temperature(0.4)),
     "attention": _attention_model,
     "embedding": _embedding_model,
     "shared": _shared_model,
@@ -323,7 +325,9 @@ def test_networks_are_exact(config, shape):
         if (graph.tied_layers(model))
         else model
     )
-    _assert_exact(model, _images(4, shape))
+    engine = _assert_exact(model, _images(4, shape))
+    # Attention is not computed twice.
+    assert set(engine.fallbacks) <= {"embedding.tokens"}
 
 
 def test_a_keras_application_is_exact():

@@ -17,6 +17,7 @@ import tensorflow as tf
 from tfmemloc.gradients.terms import Factored, Full, Lookup, Term, rows_at
 from tfmemloc.layers.decoding import AddPositions
 from tfmemloc.layers.switchable_batch_norm import SwitchableBatchNormalization
+from tfmemloc.layers.temperature import Temperature
 
 
 def _dense(layer, x, g):
@@ -328,6 +329,14 @@ def _positions(layer, x, g):
     return [(layer.position, Full(tf.pad(g, [[0, 0], [0, missing], [0, 0]])))]
 
 
+def _temperature(layer, x, g):
+    """d (x exp(t)) / dt is the output itself."""
+    temperature = tf.convert_to_tensor(layer.temperature)
+    axes = list(range(1, x.shape.rank))
+    product = tf.reduce_sum(tf.cast(x, tf.float32) * g, axes)
+    return [(layer.temperature, Full(product * tf.exp(temperature)))]
+
+
 # Exact types: a subclass may compute something else.
 HANDLERS = {
     keras.layers.Dense: _dense,
@@ -342,6 +351,7 @@ HANDLERS = {
     keras.layers.GroupNormalization: _group_norm,
     keras.layers.Embedding: _embedding,
     AddPositions: _positions,
+    Temperature: _temperature,
 }
 
 

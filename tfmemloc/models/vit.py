@@ -10,6 +10,7 @@ from __future__ import annotations
 import keras
 import tensorflow as tf
 
+from tfmemloc.layers.temperature import Temperature
 from tfmemloc.models import blocks
 from tfmemloc.models.factory import LayerFactory
 
@@ -165,14 +166,13 @@ class LocalityAttention(keras.layers.Layer):
 
     def build(self, qkv_shape):
         """Makes the temperature."""
-        per_head = qkv_shape[-1] // (3 * self.heads)
-        self.temperature = self.add_weight(
-            shape=(),
-            initializer=keras.initializers.Constant(
-                float(tf.math.log(per_head**-0.5))
-            ),
-            name="temperature",
+        _, tokens, units = qkv_shape
+        per_head = units // (3 * self.heads)
+        self.temperature = Temperature(
+            per_head**-0.5, dtype=self.dtype_policy, name="temperature"
         )
+        self.temperature.build((None, self.heads, tokens, tokens))
+        self.built = True
 
     def call(self, qkv):
         """Attends within each head."""
@@ -181,10 +181,7 @@ class LocalityAttention(keras.layers.Layer):
             qkv, [-1, tokens, 3, self.heads, units // self.heads]
         )
         query, key, value = tf.unstack(split, axis=2)
-        heat = tf.exp(
-            tf.cast(tf.convert_to_tensor(self.temperature), qkv.dtype)
-        )
-        product = tf.einsum("bqhd,bkhd->bhqk", query, key) * heat
+        product = self.temperature(tf.einsum("bqhd,bkhd->bhqk", query, key))
         own = tf.eye(tokens, dtype=tf.bool)
         product = tf.where(own, product.dtype.min, product)
         attended = tf.einsum("bhqk,bkhd->bqhd", tf.nn.softmax(product), value)
