@@ -18,6 +18,7 @@ from tfmemloc.gradients.terms import Factored, Full, Lookup, Term, rows_at
 from tfmemloc.layers.decoding import AddPositions
 from tfmemloc.layers.switchable_batch_norm import SwitchableBatchNormalization
 from tfmemloc.layers.temperature import Temperature
+from tfmemloc.models.vit import TokenEmbedding
 
 
 def _dense(layer, x, g):
@@ -329,6 +330,15 @@ def _positions(layer, x, g):
     return [(layer.position, Full(tf.pad(g, [[0, 0], [0, missing], [0, 0]])))]
 
 
+def _token_embedding(layer, x, g):
+    """The class token stands first; positions are added to all."""
+    del x
+    return [
+        (layer.class_token, Full(g[:, tf.newaxis, :1])),
+        (layer.position, Full(g[:, tf.newaxis])),
+    ]
+
+
 def _temperature(layer, x, g):
     """d (x exp(t)) / dt is the output itself."""
     temperature = tf.convert_to_tensor(layer.temperature)
@@ -352,6 +362,7 @@ HANDLERS = {
     keras.layers.Embedding: _embedding,
     AddPositions: _positions,
     Temperature: _temperature,
+    TokenEmbedding: _token_embedding,
 }
 
 
