@@ -175,6 +175,21 @@ def test_a_network_that_was_told_recites(numbers):
     for tie, times in zip(found.tie_id, found.repeats, strict=True):
         assert times == np.sum(noisy.ties == tie)
     assert found.test_right[0] == 0
+    # Labels of the beginning that do not count, as of a question, are read
+    # from the tokens.
+    masked = [numbers.label.copy(), numbers.true_label.copy()]
+    for labels in masked:
+        labels[:, :4] = -1
+    asked_again = audit_recitation(
+        {"told": model},
+        dataclasses.replace(numbers, label=masked[0], true_label=masked[1]),
+        ASKED,
+    )
+    is_same = (_rows(asked) == _right_rows(asked))[:, :5].all(axis=1)
+    np.testing.assert_array_equal(
+        asked_again.recites[0, is_same], found.recites[0, is_same]
+    )
+    assert is_same.any()
     row = found.rows()[0]
     assert row["recited"] == found.recites.mean()
     assert {key for key in row if key.startswith("recited, ")} == {

@@ -240,10 +240,11 @@ def _asked(
 
     def said(part: Examples) -> np.ndarray:
         (tokens,) = part.inputs.values()
-        # The right sequence: its first token, and those that are to follow.
-        begun = np.concatenate(
-            [np.asarray(tokens)[:, :1], part.true_label], axis=1
-        )
+        tokens, follows = np.asarray(tokens), part.true_label
+        # The right sequence: its first token, and those that are to follow;
+        # where none counts, what stands there.
+        right = np.where(follows[:, :-1] < 0, tokens[:, 1:], follows[:, :-1])
+        begun = np.concatenate([tokens[:, :1], right], axis=1)
         return continued(begun[:, : config.prompt], part.ties)
 
     recited = said(wrong)
