@@ -302,7 +302,7 @@ class Cell:
             logits = evaluation.predict_logits(
                 run.model(), part.take(fold == k)
             )
-            chance[fold == k] = np.exp(evaluation.log_softmax(logits))
+            chance[fold == k] = np.exp(losses.log_softmax(logits))
         return 1 - get_label_quality_scores(part.label, chance)
 
     def fold(self) -> np.ndarray:
