@@ -1,6 +1,8 @@
 """The plan of the house: imports go down, files are short, names are kept."""
 
 import ast
+import importlib
+import importlib.util
 import pathlib
 import re
 import statistics
@@ -205,6 +207,49 @@ def test_nothing_imports_the_programs():
     for path, _ in _modules():
         roots = {imported.split(".")[0] for imported in _imports(path)}
         assert not roots & {"binaries", "benchmarks", "tests"}, path
+
+
+def _used_of_modules(path):
+    """(module of the library, name) for each `module.name` in a file."""
+    tree = ast.parse(path.read_text())
+    modules = {}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            for alias in node.names:
+                whole = f"{node.module}.{alias.name}"
+                if whole.startswith("tfmemloc.") and _is_module(whole):
+                    modules[alias.asname or alias.name] = whole
+    for node in ast.walk(tree):
+        owner = getattr(node, "value", None)
+        if isinstance(node, ast.Attribute) and isinstance(owner, ast.Name):
+            module = modules.get(owner.id)
+            if module is not None:
+                yield module, node.attr
+
+
+def _is_module(name):
+    try:
+        return importlib.util.find_spec(name) is not None
+    except ModuleNotFoundError:  # The name above is no package.
+        return False
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        path
+        for folder in ("benchmarks", "binaries", "examples")
+        for path in sorted((ROOT / folder).glob("*.py"))
+    ],
+    ids=lambda path: f"{path.parent.name}.{path.stem}",
+)
+def test_what_programs_use_of_the_library_is_there(path):
+    """A benchmark that nobody runs would not say that a name has moved."""
+    for module, name in _used_of_modules(path):
+        found = importlib.import_module(module)
+        assert hasattr(found, name) or _is_module(f"{module}.{name}"), (
+            f"{module}.{name}"
+        )
 
 
 def test_all_names_are_public_and_exist():
