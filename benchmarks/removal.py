@@ -54,6 +54,7 @@ from tfmemloc import (
     find_critical_units,
     fine_tune,
     forget_and_learn_again,
+    graph,
     load,
     losses,
     mask_weights,
@@ -553,9 +554,9 @@ def _tied(run, examples, setting, directory) -> Made:
         training=training,
         examples=examples,
     )
-    model = recalibrate_batch_norm(
-        with_inference(tied.model(), "drop"), examples.train
-    )
+    model = with_inference(tied.model(), "drop")
+    if graph.batch_norms(model):
+        model = recalibrate_batch_norm(model, examples.train)
     seconds = sum(line["seconds"] for line in tied.history)
     fields = measures(run.model(), model, examples)
     return model, Removal(method="tied dropout", seconds=seconds, **fields)
