@@ -15,6 +15,7 @@ from benchmarks import (
     serving,
     tied_layer,
 )
+from benchmarks.harness import chosen
 from binaries import flags  # First: it quiets TensorFlow's start.
 from tfmemloc import storage
 
@@ -38,13 +39,7 @@ flags.flags.DEFINE_string("json", None, "Also write the rows to this file.")
 
 def main() -> None:
     """Measures, prints a table, writes the rows."""
-    names = flags.FLAGS.only or list(BENCHMARKS)
-    unknown = [name for name in names if name not in BENCHMARKS]
-    if unknown:
-        raise ValueError(
-            f"--only must name some of {', '.join(BENCHMARKS)}. Received: "
-            f"{', '.join(unknown)}."
-        )
+    names = chosen(flags.FLAGS.only, BENCHMARKS)
     rows = [row for name in names for row in BENCHMARKS[name]()]
     width = max(len(row.metric) for row in rows)
     for row in rows:

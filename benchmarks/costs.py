@@ -29,6 +29,7 @@ from typing import Any
 import numpy as np
 from sklearn.datasets import load_digits
 
+from benchmarks.harness import kept_rows
 from benchmarks.peak_memory import private_bytes, sampled_peak
 from binaries import flags, output  # First: they quiet TensorFlow's start.
 from tfmemloc import (
@@ -81,8 +82,7 @@ def main() -> None:
 
 
 def _rows() -> list[dict[str, Any]]:
-    path = pathlib.Path(FLAGS.results)
-    return storage.read_json(path)["rows"] if path.exists() else []
+    return kept_rows(FLAGS.results)
 
 
 def _measure(network: str, width: float, size: int) -> None:

@@ -11,11 +11,11 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from benchmarks.gradients import batch_gradient
 from benchmarks.harness import Row, ratios
 from tfmemloc import data
 from tfmemloc.configs import ModelConfig, TrainConfig
 from tfmemloc.gradients.engine import GradientEngine
-from tfmemloc.losses import cross_entropy
 from tfmemloc.models import build
 from tfmemloc.models.generation import Continuation
 from tfmemloc.training.optimizer import make_optimizer
@@ -48,18 +48,12 @@ def _norms(model: keras.Model, tokens: np.ndarray) -> list[Row]:
     }
     label = tf.roll(feed["tokens"], -1, axis=1)
 
-    @tf.function
-    def batch_gradient():
-        with tf.GradientTape() as tape:
-            logits = model(feed, training=False)
-            loss = tf.reduce_mean(cross_entropy(label, logits))
-        return tape.gradient(loss, [v.value for v in engine.variables])
-
+    gradient = batch_gradient(model, feed, label)
     return ratios(
         "decoder",
         {
             "batch": lambda: tf.nest.map_structure(
-                tf.convert_to_tensor, batch_gradient()
+                tf.convert_to_tensor, gradient()
             ),
             "norms": lambda: engine.norms_squared(feed, label).numpy(),
             "vectorized": lambda: reference.norms_squared(feed, label).numpy(),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import keras
 import numpy as np
 import tensorflow as tf
 
@@ -39,15 +40,9 @@ def _ratios(name: str, config: ModelConfig) -> list[Row]:
     reference = GradientEngine(model, engine="vectorized_map")
     direction = [tf.constant(v.numpy()) for v in engine.variables]
 
-    @tf.function
-    def batch_gradient():
-        with tf.GradientTape() as tape:
-            logits = model(feed, training=False)
-            loss = tf.reduce_mean(cross_entropy(label, logits))
-        return tape.gradient(loss, [v.value for v in engine.variables])
-
+    gradient = batch_gradient(model, feed, label)
     sides = {
-        "batch": lambda: batch_gradient()[0].numpy(),
+        "batch": lambda: gradient()[0].numpy(),
         "norms": lambda: engine.norms_squared(feed, label).numpy(),
         "dots": lambda: engine.dots(feed, label, direction).numpy(),
         "vectorized": lambda: reference.norms_squared(feed, label).numpy(),
@@ -74,6 +69,19 @@ def _ratios(name: str, config: ModelConfig) -> list[Row]:
             ),
         ],
     )
+
+
+def batch_gradient(model: keras.Model, feed, label):
+    """A traced function that gives the gradient of a batch's mean loss."""
+
+    @tf.function
+    def gradient():
+        with tf.GradientTape() as tape:
+            logits = model(feed, training=False)
+            loss = tf.reduce_mean(cross_entropy(label, logits))
+        return tape.gradient(loss, [v.value for v in model.trainable_variables])
+
+    return gradient
 
 
 def _peak_memory() -> Row:

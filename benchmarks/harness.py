@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+import pathlib
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
+
+from binaries import start  # noqa: F401  First: it starts TensorFlow quietly.
+from tfmemloc import storage
 
 REPEATS = 9
 
@@ -23,6 +29,28 @@ class Row:
     repeats: int
     reach: float | None  # What the project wants; None only reports.
     lower_is_better: bool
+
+
+def kept_rows(path: str | os.PathLike) -> list[dict[str, Any]]:
+    """The rows that a file of results holds; none if it is not there."""
+    path = pathlib.Path(path)
+    return storage.read_json(path)["rows"] if path.exists() else []
+
+
+def chosen(only: Sequence[str] | None, known: Iterable[str]) -> list[str]:
+    """The names of --only, or all that are known.
+
+    Raises:
+        ValueError: one is not known.
+    """
+    known = list(known)
+    unknown = [name for name in only or () if name not in known]
+    if unknown:
+        raise ValueError(
+            f"--only must name some of {', '.join(known)}. Received: "
+            f"{', '.join(unknown)}."
+        )
+    return list(only or known)
 
 
 def ratios(

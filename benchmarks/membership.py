@@ -23,6 +23,7 @@ import keras
 import numpy as np
 
 from benchmarks import removal, tied_dropout
+from benchmarks.harness import chosen
 from binaries import flags  # First: it quiets TensorFlow's start.
 from tfmemloc import (
     CurvatureConfig,
@@ -123,12 +124,7 @@ HALVES = {
 
 def main() -> None:
     """Trains halves, attacks, writes."""
-    for name in FLAGS.only or HALVES:
-        if name not in HALVES:
-            raise ValueError(
-                f"--only must name some of {', '.join(HALVES)}. Received: "
-                f"{name}."
-            )
+    for name in chosen(FLAGS.only, HALVES):
         _attack(name, HALVES[name])
 
 

@@ -26,6 +26,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from benchmarks.harness import chosen, kept_rows
 from binaries import flags  # First: it quiets TensorFlow's start.
 from tfmemloc import (
     CurvatureConfig,
@@ -258,12 +259,7 @@ def main() -> None:
         _lost_units()
         return
     on_cpu = [name for name, s in SETTINGS.items() if not s.is_for_gpu]
-    for name in FLAGS.only or on_cpu:
-        if name not in SETTINGS:
-            raise ValueError(
-                f"--only must name some of {', '.join(SETTINGS)}. Received: "
-                f"{name}."
-            )
+    for name in chosen(FLAGS.only or on_cpu, SETTINGS):
         seeds = [int(seed) for seed in FLAGS.seeds] or SETTINGS[name].seeds
         for seed in seeds:
             _measure(name, seed)
@@ -370,8 +366,7 @@ def _recited(model: keras.Model, examples: Examples) -> dict[str, float]:
 
 def rows() -> list[dict[str, Any]]:
     """All rows that were measured so far."""
-    path = pathlib.Path(FLAGS.results)
-    return storage.read_json(path)["rows"] if path.exists() else []
+    return kept_rows(FLAGS.results)
 
 
 Made = tuple[keras.Model, Removal]

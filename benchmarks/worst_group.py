@@ -32,6 +32,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks import removal
+from benchmarks.harness import chosen, kept_rows
 from binaries import flags  # First: it quiets TensorFlow's start.
 from tfmemloc import (
     DataConfig,
@@ -56,7 +57,7 @@ _RARE_COLOUR, _RARE_CLASSES = 0.05, 0.1
 
 def main() -> None:
     """Trains, forgets, measures what is not there yet."""
-    for name in FLAGS.only or CASES:
+    for name in chosen(FLAGS.only, CASES):
         for seed in map(int, FLAGS.seeds):
             key = {"data": name, "seed": seed}
             if not any(key.items() <= row.items() for row in _rows()):
@@ -67,8 +68,7 @@ def main() -> None:
 
 
 def _rows() -> list[dict[str, Any]]:
-    path = pathlib.Path(FLAGS.results)
-    return storage.read_json(path)["rows"] if path.exists() else []
+    return kept_rows(FLAGS.results)
 
 
 def _measured(name: str, seed: int) -> list[dict[str, Any]]:

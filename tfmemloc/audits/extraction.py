@@ -170,11 +170,7 @@ class Extraction(Result):
         for r, (name, how) in enumerate(
             zip(self.models, self.inferences, strict=True)
         ):
-            style = {
-                **figures.series(r),
-                "linestyle": figures.LINES.get(how, "-."),
-                "label": f"{name}, {how}",
-            }
+            style = figures.network(r, name, how)
             for axes, values in (
                 (left, 100 * self.extracted[r]),
                 (right, self.exposure[r]),

@@ -120,9 +120,7 @@ class Recitation(Result):
                     100 * self.recites[r, self.repeats == n].mean()
                     for n in times
                 ],
-                **figures.series(r),
-                linestyle=figures.LINES.get(how, "-."),
-                label=f"{name}, {how}",
+                **figures.network(r, name, how),
             )
         axes.set_xticks(range(len(times)), times.tolist())
         axes.set_ylim(-5, 105)

@@ -208,7 +208,7 @@ def windows(documents: Iterable[Document], config: DataConfig) -> Examples:
         _check_sources(config, sources)
         is_one = np.isin(sources, config.removable) & (subset != CANARY)
         tie_id = np.where(is_one, _ids_of(sources), tie_id)
-    label = _next(rows)
+    label = next_tokens(rows, padding=0)
     return Examples(
         inputs={"tokens": rows},
         label=label,
@@ -324,11 +324,11 @@ def _cut(documents, context: int):
     return np.concatenate(rows), np.array(names), np.array(sources)
 
 
-def _next(rows: np.ndarray) -> np.ndarray:
-    """The next token of each position; -1 where there is none."""
+def next_tokens(rows: np.ndarray, padding: int) -> np.ndarray:
+    """The next token of each position; -1 where there is none, or padding."""
     label = np.full(rows.shape, -1, np.int64)
     label[:, :-1] = rows[:, 1:]
-    label[label == 0] = -1  # Padding.
+    label[label == padding] = -1
     return label
 
 

@@ -27,10 +27,12 @@ from tfmemloc.checks import check_range
 from tfmemloc.configs import DataConfig
 from tfmemloc.data.examples import Examples
 from tfmemloc.data.labels import drawn_ids
+from tfmemloc.data.text import next_tokens
 from tfmemloc.layers import masks
 
 NAME = "tinymem"
 TOKENS = "0123456789,^$_"
+_PADDING = TOKENS.index("_")
 STEPS = (2, 3, 4, 5, 7)
 STARTS = 2000  # A sequence begins with 1 to this.
 # How often the rows of a noisy sequence come in an epoch.
@@ -102,8 +104,8 @@ def load_tinymem(config: DataConfig) -> Examples:
     ids_of_rows = _NOISY_IDS + place * max(REPEATS) + copy
     return Examples(
         inputs={"tokens": rows},
-        label=next_tokens(rows),
-        true_label=next_tokens(right),
+        label=next_tokens(rows, _PADDING),
+        true_label=next_tokens(right, _PADDING),
         example_id=np.where(is_noisy, ids_of_rows, place),
         subset=subset,
         classes=len(TOKENS),
@@ -112,14 +114,6 @@ def load_tinymem(config: DataConfig) -> Examples:
         words={"tokens": tuple(TOKENS)},
         tie_id=np.where(is_noisy, _NOISY_IDS + place, place),
     )
-
-
-def next_tokens(rows: np.ndarray) -> np.ndarray:
-    """The next token of each position; -1 where there is none."""
-    label = np.full(rows.shape, -1, np.int64)
-    label[:, :-1] = rows[:, 1:]
-    label[label == TOKENS.index("_")] = -1
-    return label
 
 
 def _check(config: DataConfig) -> None:

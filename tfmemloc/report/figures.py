@@ -52,6 +52,15 @@ def series(place: int) -> dict[str, str]:
     }
 
 
+def network(place: int, name: str, inference: str) -> dict[str, str]:
+    """How the line of a network in one behaviour looks, and its label."""
+    return {
+        **series(place),
+        "linestyle": LINES.get(inference, "-."),
+        "label": f"{name}, {inference}",
+    }
+
+
 def bars(
     labels: Sequence[str],
     series: Mapping[str, np.ndarray],
