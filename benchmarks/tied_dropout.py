@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -35,6 +36,7 @@ from tfmemloc import (
     Examples,
     OwnUnitsConfig,
     Run,
+    build,
     evaluate,
     find_own_units,
     load,
@@ -44,6 +46,7 @@ from tfmemloc import (
     report,
     storage,
     train,
+    with_inference,
 )
 from tfmemloc.evaluation import inference_models
 
@@ -97,13 +100,18 @@ METHODS = {
     "expanded + GCE": _tied("drop_pass_gce", expand=1.0),
     "expanded + late tying": _tied("late_tying", expand=1.0),
 }
-# At the paper's own size; `a fifth` is as wide as its dropped network.
+# At the paper's own size; `a fifth` is as wide as its dropped network, and
+# `frozen statistics` are the authors': of the first epoch alone.
+_FROZEN = {"rule": "first_epoch_statistics"}
+_PAPER = _tied(p_gen=0.2, p_mem=0.1)
 AT_PAPER_SIZE = {
     "standard": Method(),
     "standard edited": Method(edit=True),
     "standard a fifth": Method({"width": 0.2}),
-    "paper": _tied(p_gen=0.2, p_mem=0.1),
-    "expanded + gate": _gate(0.4),
+    "standard + frozen statistics": Method({}, _FROZEN),
+    "paper": _PAPER,
+    "paper + frozen statistics": Method(_PAPER.model, _FROZEN),
+    "expanded + gate": dataclasses.replace(_gate(0.4), edit=False),
 }
 
 
@@ -180,7 +188,7 @@ def _trained(
     is_standard = not chosen.model and not chosen.training
     directory = f"{name}_{seed}"
     if not is_standard:
-        directory += f"_{method.replace(' + ', '_').replace(' ', '_')}"
+        directory += "_" + "_".join(re.findall(r"\w+", method))
     training = setting.training
     if not is_standard:
         # Nobody asks for their course; measuring takes time.
@@ -212,11 +220,22 @@ def _networks(
             continue
         yield inference, model
         if inference == "drop":
+            if method.model.get("p_gen") == _PAPER.model["p_gen"]:
+                yield "rescaled", _rescaled(run, examples)
             recalibrated = recalibrate_batch_norm(model, examples.train)
             pruned = prune_memorization(recalibrated)
             yield "recalibrated", pruned
             if method.edit:
                 yield "edited", _edited(pruned, examples, run)
+
+
+def _rescaled(run: Run, examples: Examples) -> keras.Model:
+    """The drop as the authors have it, where what is left is made larger."""
+    config = dataclasses.replace(run.model_config, rescale="mass")
+    shape = examples.inputs["image"].shape[1:]
+    model = build(config, shape, examples.classes)
+    model.set_weights(run.weights())
+    return with_inference(model, "drop")
 
 
 def _edited(

@@ -1,0 +1,107 @@
+"""BatchNorm as the authors trained: in evaluation mode after the first epoch.
+
+    first epoch    statistics of the batch; the moving ones move
+    after it       the moving statistics, which stay as that epoch left them
+
+The authors' code measures the network after each epoch and never switches it
+back, so that from then on BatchNorm is an affine map, whose scale and offset
+are still trained. Tied dropout, which has a switch of its own there, goes on.
+This rule is for who wants their numbers; ours is `cross_entropy`.
+
+Source: `train.py` and `utils.py` of the paper's code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import keras
+import tensorflow as tf
+
+from tfmemloc import graph, losses
+from tfmemloc.configs import TrainConfig
+from tfmemloc.data.batches import steps_per_epoch
+from tfmemloc.data.examples import Examples
+from tfmemloc.evaluation import as_logits
+from tfmemloc.graph.inputs import arranged
+from tfmemloc.training.tables import step_counter
+
+
+class FirstEpochStatistics:
+    """The rule; counts the steps.
+
+    Args:
+        model: the network that is trained.
+        epoch_steps: how many steps the first epoch has.
+
+    Attributes:
+        variables: what a run saves to go on where it was killed.
+    """
+
+    def __init__(self, model: keras.Model, epoch_steps: int):
+        # Shares all weights; in evaluation mode it still has its memory on.
+        self._measured = (
+            graph.with_inference(model, "tied")
+            if graph.tied_layers(model)
+            else model
+        )
+        self._epoch_steps = epoch_steps
+        self._step = step_counter()
+        self.variables = [self._step]
+
+    def __call__(
+        self,
+        model: keras.Model,
+        inputs: Mapping[str, tf.Tensor],
+        label: tf.Tensor,
+    ) -> tuple[tf.Tensor, tf.Tensor]:
+        """Cross-entropy of each example [B], and the logits."""
+        is_first = self._step < self._epoch_steps
+        self._step.assign_add(1)
+        given = arranged(model, inputs)
+        outputs = tf.cond(
+            is_first,
+            lambda: model(given, training=True),
+            lambda: self._measured(given, training=False),
+        )
+        logits = as_logits(model, outputs)
+        return losses.cross_entropy(label, logits), logits
+
+
+def make(
+    model: keras.Model, examples: Examples, training: TrainConfig
+) -> FirstEpochStatistics:
+    """The rule for a training of this network on these examples.
+
+    Raises:
+        ValueError: the network has no BatchNorm, or layers that evaluation
+            mode would switch off; or several replicas train it, which cannot
+            meet inside of the choice between the two modes.
+    """
+    replicas = tf.distribute.get_strategy().num_replicas_in_sync
+    if replicas > 1:
+        raise ValueError(
+            'rule="first_epoch_statistics" trains on one device. Expected one '
+            f"replica. Received: {replicas}. Leave out --mirrored and "
+            "--workers."
+        )
+    if not graph.batch_norms(model):
+        raise ValueError(
+            f"Model '{model.name}' has no BatchNorm, whose statistics "
+            'rule="first_epoch_statistics" is about. Expected a network with '
+            'BatchNormalization layers, or rule="cross_entropy".'
+        )
+    random = [
+        layer.name
+        for layer in graph.flat_layers(model)
+        if isinstance(layer, keras.layers.Dropout)
+    ]
+    if random:
+        raise ValueError(
+            'rule="first_epoch_statistics" calls the network in evaluation '
+            "mode after its first epoch, where it would not drop any more. "
+            "Expected a network without dropout, or with example-tied "
+            f"dropout. Received: '{model.name}' with {', '.join(random)}."
+        )
+    steps = steps_per_epoch(len(examples), training.batch_size)
+    return FirstEpochStatistics(model, steps)
