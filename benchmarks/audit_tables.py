@@ -41,6 +41,19 @@ def text(rows: Rows) -> str:
     return _fenced(Table(shown, formats=formats, default=".3f"))
 
 
+def sources(rows: Rows) -> str:
+    """A row for each network and behaviour, means over seeds."""
+    shown = []
+    for row in rows:
+        losses = {
+            name: _with_interval(row, name)
+            for name in ("source_loss", "others_loss", "new_loss")
+        }
+        names = {name: row[name] for name in ("network", "inference")}
+        shown.append({**names, **losses})
+    return _fenced(Table(shown))
+
+
 def _with_interval(row: dict[str, Any], name: str) -> str:
     low, high = row.get(f"{name}_low"), row.get(f"{name}_high")
     if low is None:

@@ -362,9 +362,7 @@ BLOCKS: Mapping[str, Callable[[], str]] = {
         _read("tied_mechanism")["rows"]
     ),
     "text": lambda: audit_tables.text(_read("text")["rows"]),
-    "sources": lambda: _fenced(
-        report.text_table(Table(_read("sources")["rows"], default=".3f"))
-    ),
+    "sources": lambda: audit_tables.sources(_read("sources")["rows"]),
     "groups": _groups,
     "injection": lambda: audit_tables.injection(_read("injection")["rows"]),
     **{

@@ -75,8 +75,8 @@ def make(
 
     Raises:
         ValueError: the network has no BatchNorm, or layers that evaluation
-            mode would switch off; or several replicas train it, which cannot
-            meet inside of the choice between the two modes.
+            mode would switch off; or several replicas or a GPU under XLA are
+            to train it, which cannot choose between the two modes in a step.
     """
     replicas = tf.distribute.get_strategy().num_replicas_in_sync
     if replicas > 1:
@@ -84,6 +84,12 @@ def make(
             'rule="first_epoch_statistics" trains on one device. Expected one '
             f"replica. Received: {replicas}. Leave out --mirrored and "
             "--workers."
+        )
+    if training.jit_compile and tf.config.list_physical_devices("GPU"):
+        # XLA 2.21 gives the choice a size that its kernels do not take.
+        raise ValueError(
+            'rule="first_epoch_statistics" cannot be compiled by XLA for a '
+            "GPU. Expected jit_compile=False. Received: jit_compile=True."
         )
     if not graph.batch_norms(model):
         raise ValueError(
