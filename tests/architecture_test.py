@@ -32,6 +32,7 @@ ORDER = [
     "graph",
     "models",
     "evaluation",
+    "behaviours",
     "runs",
     "snapshots",
     "gradients",

@@ -26,6 +26,7 @@ import tensorflow as tf
 from tqdm import auto as tqdm
 
 from tfmemloc import data, graph, storage
+from tfmemloc.behaviours import Behaviours
 from tfmemloc.configs import DataConfig, ModelConfig, TrainConfig
 from tfmemloc.data.examples import Examples
 from tfmemloc.data.sources import load
@@ -37,7 +38,6 @@ from tfmemloc.training.drop_pass import DropPass
 from tfmemloc.training.optimizer import make_optimizer, make_rate
 from tfmemloc.training.progress import (
     accuracies,
-    behaviour_predictors,
     progress_words,
     sampled,
     summary_writer,
@@ -223,7 +223,7 @@ class _Loop:
             self.train_examples,
         )
         self.recorder.begin_epoch(epoch + 1)
-        predictors = behaviour_predictors(self.network)
+        behaviours = Behaviours(self.network)
         dataset = workers.share_batches(
             self.strategy,
             functools.partial(self._batches, epoch * self.steps),
@@ -254,7 +254,7 @@ class _Loop:
                 if not self.is_first:
                     self.recorder.end_epoch(epoch)
                     continue
-                line = self._describe(epoch, loss, predictors, started)
+                line = self._describe(epoch, loss, behaviours, started)
                 self._save(epoch, line)
                 write_summary(writer, line)
                 bar.set_postfix_str(progress_words(line))
@@ -308,7 +308,7 @@ class _Loop:
             )
         return loss
 
-    def _describe(self, epoch, loss, predictors, started) -> dict[str, Any]:
+    def _describe(self, epoch, loss, behaviours, started) -> dict[str, Any]:
         """The history line of an epoch that was just trained."""
         line = {
             "epoch": epoch,
@@ -319,7 +319,7 @@ class _Loop:
         }
         if self._is_due(epoch, self.training.evaluate_every):
             measured, parts = self._measured(epoch)
-            line["accuracy"] = accuracies(predictors, measured)
+            line["accuracy"] = accuracies(behaviours, measured)
             if parts:
                 line["sampled"] = parts
         line["seconds"] = round(time.perf_counter() - started, 3)

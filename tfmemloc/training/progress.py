@@ -6,29 +6,14 @@ import importlib.util
 from collections.abc import Mapping
 from typing import Any
 
-import keras
 import numpy as np
 import tensorflow as tf
 
-from tfmemloc import evaluation, graph
+from tfmemloc.behaviours import Behaviours
 from tfmemloc.data.examples import Examples
 from tfmemloc.data.labels import drawn_ids
 from tfmemloc.layers import masks
 from tfmemloc.runs import Run
-
-
-def behaviour_predictors(
-    network: keras.Model,
-) -> dict[str, evaluation.Predictor]:
-    """What is measured after each epoch: memory on, and memory off."""
-    if not graph.tied_layers(network):
-        return {"plain": evaluation.Predictor(network)}
-    return {
-        inference: evaluation.Predictor(
-            graph.with_inference(network, inference)
-        )
-        for inference in ("tied", "drop")
-    }
 
 
 def sampled(
@@ -54,16 +39,13 @@ def sampled(
 
 
 def accuracies(
-    predictors: Mapping[str, evaluation.Predictor], examples: Examples | None
+    behaviours: Behaviours, examples: Examples
 ) -> dict[str, dict[str, float]]:
     """Accuracy of each subset, in each behaviour, now."""
-    accuracy = {}
-    for inference, predict in predictors.items():
-        metrics = evaluation.evaluate(predict, examples)
-        accuracy[inference] = dict(
-            zip(metrics.subsets, metrics.accuracy.tolist(), strict=True)
-        )
-    return accuracy
+    return {
+        name: dict(zip(metrics.subsets, metrics.accuracy.tolist(), strict=True))
+        for name, metrics in behaviours.evaluate(examples).items()
+    }
 
 
 def progress_words(line: Mapping[str, Any]) -> str:

@@ -9,10 +9,11 @@ from typing import Any
 import keras
 
 from tfmemloc import storage
+from tfmemloc.behaviours import Behaviours
 from tfmemloc.configs import DataConfig
 from tfmemloc.data.examples import Examples
 from tfmemloc.runs import Run
-from tfmemloc.training.progress import accuracies, behaviour_predictors
+from tfmemloc.training.progress import accuracies
 
 
 class RecordRun(keras.callbacks.Callback):
@@ -58,11 +59,8 @@ class RecordRun(keras.callbacks.Callback):
         self.run = Run.create(
             self.directory, self.model, data=self.data, examples=self.examples
         )
-        self._predictors = (
-            behaviour_predictors(self.model)
-            if self.examples is not None
-            else {}
-        )
+        if self.examples is not None:
+            self._behaviours = Behaviours(self.model)
         self.run.record_epoch(self.model, 0, self._accuracy())
 
     def on_epoch_end(self, epoch, logs=None):
@@ -77,5 +75,6 @@ class RecordRun(keras.callbacks.Callback):
         self._lock.__exit__(None, None, None)
 
     def _accuracy(self) -> dict[str, Any]:
-        accuracy = accuracies(self._predictors, self.examples)
-        return {"accuracy": accuracy} if accuracy else {}
+        if self.examples is None:
+            return {}
+        return {"accuracy": accuracies(self._behaviours, self.examples)}
