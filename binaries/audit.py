@@ -20,7 +20,7 @@ of the given label's probability, and `member` [models, examples] bool; perhaps
 
 import pathlib
 
-from . import config_flags, flags, output
+from . import config_flags, flags, output, workers
 
 from tfmemloc import (
     CurvatureConfig,
@@ -51,6 +51,9 @@ flags.flags.DEFINE_string(
     "Name of a network, such as standard, that is also attacked after a "
     "removal by curvature; the shadows are edited in the same way.",
 )
+workers.define_workers(
+    "Share the networks of --run_dir between so many processes on this machine"
+)
 
 
 def main() -> None:
@@ -67,7 +70,17 @@ def main() -> None:
         )
     out = pathlib.Path(FLAGS.out_dir or FLAGS.run_dir)
     config = config_flags.read(MembershipConfig)
-    result = _of_runs(config) if FLAGS.run_dir else _of_file(config)
+    if FLAGS.workers > 1 and not FLAGS.run_dir:
+        raise ValueError(
+            "--workers shares the networks of --run_dir. Expected it, or one "
+            "worker. Received: --confidences."
+        )
+    if workers.begins("audit", out):
+        return
+    if not workers.is_first():
+        _confidences(out)
+        return
+    result = _of_runs(config, out) if FLAGS.run_dir else _of_file(config)
     out.mkdir(parents=True, exist_ok=True)
     with storage.lock_directory(out):
         write_audit(out, result)
@@ -146,8 +159,14 @@ def _of_file(config: MembershipConfig) -> Membership:
     )
 
 
-def _of_runs(config: MembershipConfig) -> Membership:
+def _of_runs(config: MembershipConfig, out: pathlib.Path) -> Membership:
     """The audit of the sweeps in a folder."""
+    confidences, member, examples = _confidences(out)
+    return audit_membership(confidences, member, config, subset=examples.subset)
+
+
+def _confidences(out: pathlib.Path):
+    """Of the networks in --run_dir, and of edited ones; see the library."""
     runs = runs_in(pathlib.Path(FLAGS.run_dir))
     made = {}
     if FLAGS.edit:
@@ -162,10 +181,10 @@ def _of_runs(config: MembershipConfig) -> Membership:
                 run, examples, CurvatureConfig(refit_epochs=0)
             )[0],
         )
-    confidences, member, examples = confidences_of_runs(
-        runs, made=made, progress=True
-    )
-    return audit_membership(confidences, member, config, subset=examples.subset)
+    return workers.sharing_in(
+        out / "shared",
+        lambda: confidences_of_runs(runs, made=made, progress=True),
+    )()
 
 
 def runs_in(directory: pathlib.Path) -> dict[str, list[Run]]:

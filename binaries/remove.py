@@ -27,7 +27,7 @@ import csv
 import pathlib
 from typing import Any
 
-from . import config_flags, flags, output, removing, sources
+from . import config_flags, flags, output, removing, sources, workers
 
 from tfmemloc import (
     CurvatureConfig,
@@ -118,12 +118,26 @@ config_flags.define(
     notes={"epochs": "that of the method", "learning_rate": "the method's"},
 )
 config_flags.define(CurvatureConfig)
+workers.define_workers(
+    "Share the passes of --method=curvature between so many processes on this "
+    "machine"
+)
 
 
 def main() -> None:
     """Edits, measures, writes, prints."""
     out = _out_directory()
+    if FLAGS.workers > 1 and FLAGS.method != CURVATURE:
+        raise ValueError(
+            "--workers shares the passes of --method=curvature. Expected it, "
+            f"or one worker. Received: --method={FLAGS.method}."
+        )
+    if workers.begins("remove", _work_directory(out)):
+        return
     source, examples, data = sources.read()
+    if not workers.is_first():
+        _removal(source, examples, out)[1]()
+        return
     with storage.lock_directory(out):
         settings, remove = _removal(source, examples, out)
         result = removing.keep_removal(
@@ -169,8 +183,9 @@ def _removal(
                 f"Expected no --forget. Received: --forget={FLAGS.forget}."
             )
         config = config_flags.read(CurvatureConfig)
-        work = pathlib.Path(FLAGS.work_dir or out / removing.WORK)
-        return removing.by_curvature(source, examples, config, work)
+        work = _work_directory(out)
+        settings, remove = removing.by_curvature(source, examples, config, work)
+        return settings, workers.sharing_in(work / "shared", remove)
     function, kind = METHODS[FLAGS.method]
     ids = _ids_to_forget(examples)
     if kind is None:  # It is trained anew, as it was.
@@ -183,7 +198,7 @@ def _removal(
             source,
             examples,
             forget=ids,
-            directory=FLAGS.work_dir or out / removing.WORK,
+            directory=_work_directory(out),
             progress=True,
         )
     fields = hints(kind)
@@ -248,6 +263,10 @@ def _out_directory() -> pathlib.Path:
     if FLAGS.out_dir:
         return pathlib.Path(FLAGS.out_dir)
     return pathlib.Path(FLAGS.run_dir) / "removed"
+
+
+def _work_directory(out: pathlib.Path) -> pathlib.Path:
+    return pathlib.Path(FLAGS.work_dir or out / removing.WORK)
 
 
 if __name__ == "__main__":

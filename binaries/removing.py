@@ -135,7 +135,8 @@ def _keep_settings(out, original, examples, settings) -> None:
                 f"--work_dir={out / WORK} factors need not be computed again."
             )
         return
-    found = {item.name for item in out.iterdir()} - {".lock"}
+    # Other workers keep their factors and logs in its working folder already.
+    found = {item.name for item in out.iterdir()} - {".lock", WORK}
     if found:
         raise ValueError(
             f"{out} is not the folder of a removal, and nothing in it is "

@@ -50,7 +50,7 @@ import glob
 import os
 import pathlib
 
-from . import config_flags, flags, output, sources
+from . import config_flags, flags, output, sources, workers
 
 import numpy as np
 
@@ -71,7 +71,7 @@ from tfmemloc import (
 )
 from tfmemloc.data import Examples, input_kinds, read_pairs
 from tfmemloc.fields import hints
-from tfmemloc.labels.by_removal import is_without_ties
+from tfmemloc.labels.by_removal import is_without_ties, score_by_removal
 from tfmemloc.labels.review import REVIEW
 from tfmemloc.scores.suspects import ISSUES, PAGE, TABLE
 
@@ -99,6 +99,9 @@ flags.flags.DEFINE_string(
     "does for a run.",
 )
 config_flags.define(ScoreConfig)
+workers.define_workers(
+    "Share the passes over the data between so many processes on this machine"
+)
 flags.flags.DEFINE_bool(
     "critical_set",
     False,
@@ -133,23 +136,31 @@ def main() -> None:
     directory = pathlib.Path(FLAGS.out_dir or _folder(runs))
     if FLAGS.decisions:
         _correct(runs, directory)
+    elif workers.begins("score_examples", directory):
+        return
     elif runs and not is_without_ties(runs):
         _score_tied(runs, directory)
     else:
-        _refuse_tied_flags()
-        if len(runs) > 1:
-            source, examples = runs, runs[0].examples(download=FLAGS.download)
-        else:
-            source, examples, _ = sources.read()
-        found = find_label_errors(
+        _score_by_removal(runs, directory)
+
+
+def _score_by_removal(runs: list[Run], directory: pathlib.Path) -> None:
+    _refuse_tied_flags()
+    if len(runs) > 1:
+        source, examples = runs, runs[0].examples(download=FLAGS.download)
+    else:
+        source, examples, _ = sources.read()
+    scored = workers.sharing_in(
+        directory / "shared",
+        lambda: score_by_removal(
             source,
             examples,
-            directory,
-            shown=FLAGS.shown,
-            progress=True,
+            directory=directory / "work",
             recording=_recording(),
-        )
-        _show(found, examples, directory)
+            progress=True,
+        ),
+    )()
+    _show(scored, examples, directory)
 
 
 def _recording() -> Recording | None:
@@ -236,20 +247,28 @@ def _score_tied(runs: list[Run], directory: pathlib.Path) -> None:
             "network is your own; see tfmemloc.second_split_times."
         )
     examples = run.examples(download=FLAGS.download)
-    found = find_label_errors(
-        runs,
-        examples,
-        directory,
-        config_flags.read(ScoreConfig),
-        shown=FLAGS.shown,
-        extra_scores=_extra_scores(run, examples, directory),
-    )
-    _show(found, examples, directory)
+    extra = {}
+    if workers.is_first():
+        extra = _extra_scores(run, examples, directory)
+    scored = workers.sharing_in(
+        directory / "shared",
+        lambda: scores.score_examples(
+            runs,
+            examples,
+            config_flags.read(ScoreConfig),
+            extra_scores=extra,
+        ),
+    )()
+    _show(scored, examples, directory)
 
 
 def _show(
-    found: ExampleScores, examples: Examples, directory: pathlib.Path
+    scored: ExampleScores, examples: Examples, directory: pathlib.Path
 ) -> None:
+    """Writes the pages and says where they are; the first worker does."""
+    if not workers.is_first():
+        return
+    found = find_label_errors(scored, examples, directory, shown=FLAGS.shown)
     output.print_section(report.section_of(found))
     twice = find_duplicates(examples)
     twice.save(directory / "duplicates")

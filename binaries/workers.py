@@ -1,4 +1,7 @@
-"""Several processes of one program that train together (`--workers`).
+"""Several processes of one program that work together (`--workers`).
+
+To train they share each batch (`tfmemloc.training.workers`), to measure they
+share passes over the data (`tfmemloc.sharing`).
 
 Each is told its place by TF_CONFIG, as TensorFlow has it. Engines that start a
 program on several machines set that variable themselves; then nothing is
@@ -16,16 +19,19 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import TypeVar
 
 from .flags import FLAGS, apply_determinism, flags
 
 import tensorflow as tf
 
-from tfmemloc import Run
+from tfmemloc import Run, sharing
 from tfmemloc.training.workers import number_of
 
 flags.disclaim_key_flags()
+
+T = TypeVar("T")
 
 # How often all begin again without an epoch between.
 _TRIES = 3
@@ -33,17 +39,48 @@ _POLL_SECONDS = 0.2
 _PATIENCE_SECONDS = 10
 
 
-def define_workers() -> None:
-    """Defines the flag of how many processes train."""
+def define_workers(
+    what: str = "Train in so many processes on this machine, each with its "
+    "share of every batch",
+) -> None:
+    """Defines the flag of how many processes do what."""
     flags.DEFINE_integer(
         "workers",
         1,
-        "Train in so many processes on this machine, each with its share of "
-        "every batch, and a GPU each where there are some. On several machines "
-        "set TF_CONFIG in each instead; --run_dir must be a folder that all of "
-        "them see.",
+        f"{what}, and a GPU each where there are some. On several machines set "
+        "TF_CONFIG in each instead; the folder of the results must be one that "
+        "all of them see.",
         lower_bound=1,
     )
+
+
+def begins(module: str, directory: pathlib.Path) -> bool:
+    """Runs this command in --workers processes; False if it is to go on itself.
+
+    Args:
+        module: the program's, such as `remove`.
+        directory: of its results.
+    """
+    if FLAGS.workers == 1 or is_one():
+        return False
+    directory.mkdir(parents=True, exist_ok=True)
+    start(module, directory)
+    return True
+
+
+def sharing_in(
+    directory: pathlib.Path, work: Callable[[], T]
+) -> Callable[[], T]:
+    """The same work, whose passes over the data the workers share."""
+
+    def shared() -> T:
+        if not is_one():
+            return work()
+        resolver = tf.distribute.cluster_resolver.TFConfigClusterResolver()
+        with sharing(number_of(resolver), _count(), directory):
+            return work()
+
+    return shared
 
 
 def is_one() -> bool:
@@ -161,7 +198,7 @@ def _run_all(module: str, directory: pathlib.Path) -> tuple[int, int]:
                     "-m",
                     f"{__package__}.{module}",
                     *sys.argv[1:],
-                    "--nofresh",
+                    *(["--nofresh"] if "fresh" in FLAGS else []),
                 ],
                 env={**os.environ, **_environment(k, addresses)},
                 stdin=subprocess.DEVNULL,

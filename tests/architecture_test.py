@@ -19,6 +19,7 @@ ORDER = [
     "fields",
     "portability",
     "storage",
+    "shares",
     "subsets",
     "statistics",
     "configs",

@@ -53,6 +53,7 @@ from tfmemloc.runs import Run
 from tfmemloc.snapshots import Snapshots
 
 # Measuring.
+from tfmemloc.shares import sharing
 from tfmemloc.evaluation import (
     SubsetMetrics,
     evaluate,
@@ -331,6 +332,7 @@ __all__ = [
     "scrub",
     "second_split_times",
     "set_labels",
+    "sharing",
     "split_by_score",
     "stable_ids",
     "subset_gradients",

@@ -14,8 +14,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfmemloc import graph, losses, subsets, tracing
-from tfmemloc.data.chunks import chunks
+from tfmemloc import graph, losses, shares, storage, subsets, tracing
+from tfmemloc.data.chunks import chunks, even_count
 from tfmemloc.data.examples import Examples, require_examples
 from tfmemloc.graph.inputs import arranged
 from tfmemloc.layers import masks
@@ -300,25 +300,49 @@ def recalibrate_batch_norm(
             f"Model '{model.name}' has no BatchNormalization layer. Expected "
             "one whose statistics can be recomputed."
         )
-    collector = graph.with_own_batch_norm(model, collect=True)
-    predict = Predictor(collector)
-    shares, means, variances = [], [], []
-    for chunk in chunks(shuffled(examples), batch_size, even=True):
-        predict(chunk.inputs)
-        shares.append(len(chunk.places) / len(examples))
-        found = graph.batch_norms(collector)
-        means.append([layer.moving_mean.numpy() for layer in found])
-        variances.append([layer.moving_variance.numpy() for layer in found])
+    count = even_count(len(examples), batch_size)
+    found = shares.together(
+        "batch_norm",
+        lambda: [
+            storage.digest(model.get_weights()),
+            examples.digest(),
+            batch_size,
+        ],
+        count,
+        lambda only: _batch_statistics(model, examples, batch_size, only),
+    )
+    sizes = [found[f"{chunk}/size"] for chunk in range(count)]
     for k, layer in enumerate(norms):
-        of_chunks = np.stack([row[k] for row in means]).astype(np.float64)
-        within = np.stack([row[k] for row in variances])
-        mean = np.average(of_chunks, axis=0, weights=shares)
-        between = np.average((of_chunks - mean) ** 2, axis=0, weights=shares)
+        of_chunks, within = (
+            np.stack([found[f"{chunk}/{k}/{name}"] for chunk in range(count)])
+            for name in ("mean", "variance")
+        )
+        of_chunks = of_chunks.astype(np.float64)
+        mean = np.average(of_chunks, axis=0, weights=sizes)
+        between = np.average((of_chunks - mean) ** 2, axis=0, weights=sizes)
         layer.moving_mean.assign(mean)
         layer.moving_variance.assign(
-            np.average(within, axis=0, weights=shares) + between
+            np.average(within, axis=0, weights=sizes) + between
         )
     return result
+
+
+def _batch_statistics(
+    model, examples, batch_size, only
+) -> dict[str, np.ndarray]:
+    """Mean and variance of some chunks at each BatchNorm, and their sizes."""
+    collector = graph.with_own_batch_norm(model, collect=True)
+    predict = Predictor(collector)
+    norms = graph.batch_norms(collector)
+    rows = {}
+    chosen = chunks(shuffled(examples), batch_size, even=True, only=only)
+    for number, chunk in zip(only, chosen, strict=True):
+        predict(chunk.inputs)
+        rows[f"{number}/size"] = np.array(len(chunk.places))
+        for k, layer in enumerate(norms):
+            rows[f"{number}/{k}/mean"] = layer.moving_mean.numpy()
+            rows[f"{number}/{k}/variance"] = layer.moving_variance.numpy()
+    return rows
 
 
 def shuffled(examples: Examples) -> Examples:

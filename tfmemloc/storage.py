@@ -10,6 +10,7 @@ else as `.json`. Nothing is ever pickled.
 from __future__ import annotations
 
 import contextlib
+import contextvars
 import csv
 import hashlib
 import io
@@ -34,6 +35,25 @@ class DirectoryInUseError(RuntimeError):
     """Another process holds the lock of a directory."""
 
 
+# One of several processes that may write the same file at a time.
+_writer: contextvars.ContextVar[str] = contextvars.ContextVar(
+    "writer", default=""
+)
+
+
+@contextlib.contextmanager
+def writing_as(writer: int) -> Iterator[None]:
+    """Within it, temporary files are this process's own.
+
+    Elsewhere a killed write is overwritten by the next one, whoever it is of.
+    """
+    token = _writer.set(f".{writer}")
+    try:
+        yield
+    finally:
+        _writer.reset(token)
+
+
 def write_atomically(
     path: str | os.PathLike, write: Callable[[IO[bytes]], None]
 ) -> None:
@@ -48,7 +68,7 @@ def write_atomically(
             was at `path` before, if any, is then still there unchanged.
     """
     path = pathlib.Path(path)
-    temporary = path.with_name(f".{path.name}.tmp")
+    temporary = path.with_name(f".{path.name}{_writer.get()}.tmp")
     try:
         with open(temporary, "wb") as file:
             write(file)

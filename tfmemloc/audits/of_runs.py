@@ -9,13 +9,13 @@ the attacker knows the id: an upper bound), and what a removal makes of it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import keras
 import numpy as np
 from tqdm import auto as tqdm
 
-from tfmemloc import data, losses
+from tfmemloc import data, losses, shares, storage
 from tfmemloc.data.examples import Examples
 from tfmemloc.evaluation import inference_models, predict_logits
 from tfmemloc.runs import Run
@@ -64,30 +64,56 @@ def confidences_of_runs(
     if examples is None:
         examples = data.load(configs[0])
     everyone = examples.train
+    everything = [(name, run) for name, each in runs.items() for run in each]
+
+    def asked(places) -> dict[str, np.ndarray]:
+        found = {}
+        for place in tqdm.tqdm(
+            places, desc="confidences", unit="run", disable=not progress
+        ):
+            name, run = everything[place]
+            own = subset_of(run, examples)
+            ids = own.train.example_id
+            found[f"{place}/"] = np.isin(everyone.example_id, ids)
+            for kind, network in _kinds(name, run, own, made or {}):
+                found[f"{place}/{kind}"] = confidences(network, everyone)
+        return found
+
+    found = shares.together(
+        "confidences",
+        lambda: [
+            everyone.digest(),
+            sorted(made or {}),
+            [[name, storage.digest(run.weights())] for name, run in everything],
+        ],
+        len(everything),
+        asked,
+    )
     phi: dict[str, list[np.ndarray]] = {}
     member: dict[str, list[np.ndarray]] = {}
-    everything = [(name, run) for name, each in runs.items() for run in each]
-    for name, run in tqdm.tqdm(
-        everything, desc="confidences", unit="run", disable=not progress
-    ):
-        own = subset_of(run, examples)
-        inside = np.isin(everyone.example_id, own.train.example_id)
-        model = run.model()
-        networks = {
-            network_name(name, how): behaving
-            for how, behaving in inference_models(model).items()
-        }
-        for kind, (of, make) in (made or {}).items():
-            if of == name:
-                networks[kind] = make(run, own)
-        for kind, network in networks.items():
-            phi.setdefault(kind, []).append(confidences(network, everyone))
-            member.setdefault(kind, []).append(inside)
+    for place in range(len(everything)):
+        prefix = f"{place}/"
+        for name in found:
+            if name.startswith(prefix) and name != prefix:
+                kind = name.removeprefix(prefix)
+                phi.setdefault(kind, []).append(found[name])
+                member.setdefault(kind, []).append(found[prefix])
     return (
         {kind: np.stack(rows) for kind, rows in phi.items()},
         {kind: np.stack(rows) for kind, rows in member.items()},
         everyone,
     )
+
+
+def _kinds(
+    name: str, run: Run, own: Examples, made: Mapping[str, tuple[str, Make]]
+) -> Iterator[tuple[str, keras.Model]]:
+    """The kinds of networks that a run gives, one after the other."""
+    for how, behaving in inference_models(run.model()).items():
+        yield network_name(name, how), behaving
+    for kind, (of, make) in made.items():
+        if of == name:
+            yield kind, make(run, own)
 
 
 def confidences(model: keras.Model, examples: Examples) -> np.ndarray:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -46,6 +46,7 @@ def chunks(
     size: int = 512,
     *,
     even: bool = False,
+    only: Sequence[int] | None = None,
     words: str = "",
     progress: bool = False,
 ) -> Iterator[Chunk]:
@@ -55,22 +56,30 @@ def chunks(
         examples: of any kind.
         size: examples in a chunk.
         even: make chunks of nearly equal size, not a short one at the end.
+        only: the indices of the chunks that are wanted; None: all.
         words: for the progress bar.
         progress: show one.
     """
     check_count("batch_size", size)
     count = len(examples)
     if even:
-        parts = np.array_split(np.arange(count), max(1, -(-count // size)))
+        parts = np.array_split(np.arange(count), even_count(count, size))
     else:
         parts = [
             np.arange(start, min(start + size, count))
             for start in range(0, count, size)
         ]
+    if only is not None:
+        parts = [parts[k] for k in only]
     for places in tqdm.tqdm(
         parts, desc=words, unit="chunk", disable=not progress, leave=False
     ):
         yield chunk_at(examples, places)
+
+
+def even_count(count: int, size: int) -> int:
+    """How many chunks of nearly equal size there are, of at most `size`."""
+    return max(1, -(-count // size))
 
 
 def as_arrays(examples: Examples) -> dict[str, np.ndarray]:

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from tfmemloc import subsets
+from tfmemloc import storage, subsets
 from tfmemloc.checks import as_array, as_ids, as_names, few
 from tfmemloc.data import rows as rows_
 from tfmemloc.data.kinds import kind_of
@@ -211,6 +211,11 @@ class Examples(OfSubsets):
         """One checksum of the inputs that are trained on."""
         train = self.fingerprint()["train"]
         return "-".join(str(train[name]) for name in self.inputs)
+
+    def digest(self) -> str:
+        """One checksum of ids, labels, and the inputs that are trained on."""
+        of = storage.digest([self.example_id, self.label])
+        return f"{of}-{self.inputs_digest()}"
 
 
 def places_of(

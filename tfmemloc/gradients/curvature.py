@@ -34,8 +34,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfmemloc import graph, tracing
-from tfmemloc.data.chunks import chunk_at, chunks
+from tfmemloc import graph, shares, storage, tracing
+from tfmemloc.data.chunks import chunk_at, chunks, even_count
 from tfmemloc.data.examples import IDS, Examples, require_examples
 from tfmemloc.evaluation import as_logits
 from tfmemloc.gradients.calls import (
@@ -63,6 +63,7 @@ LARGEST_SIDE = 16384
 # a cut can tell, and for wide kernels take most of the time.
 _ROWS, _ROWS_EACH = 640_000, 100
 _LEAST_POSITIONS = 4
+_SIDES = ("inputs", "outputs")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -236,11 +237,21 @@ def curvature_factors(
     size = min(
         LARGEST_CHUNK, examples_that_fit(pass_.bytes_each, memory_budget)
     )
-    for chunk in chunks(
-        examples, size, even=True, words="curvature", progress=progress
-    ):
-        pass_.add(chunk)
-    return pass_.factors()
+
+    def sums(only) -> dict[str, np.ndarray]:
+        words = {"words": "curvature", "progress": progress}
+        for chunk in chunks(examples, size, even=True, only=only, **words):
+            pass_.add(chunk)
+        return pass_.sums()
+
+    def key() -> list:
+        weights = storage.digest(model.get_weights())
+        return [weights, examples.digest(), scalar, positions, seed, size]
+
+    count = even_count(len(examples), size)
+    return pass_.factors(
+        shares.together("curvature", key, count, sums, shares.added)
+    )
 
 
 class _Pass:
@@ -287,13 +298,19 @@ class _Pass:
             for total, product in zip(sums, pair, strict=True):
                 total.assign_add(tf.cast(product, tf.float64))
 
-    def factors(self) -> list[KernelFactors]:
-        """What was summed."""
+    def sums(self) -> dict[str, np.ndarray]:
+        """What was summed, by kernel and side."""
+        return {
+            f"{k}/{side}": total.numpy()
+            for k, pair in enumerate(self._sums)
+            for side, total in zip(_SIDES, pair, strict=True)
+        }
+
+    def factors(self, sums) -> list[KernelFactors]:
+        """The factors of all kernels, of sums."""
         return [
-            KernelFactors(kernel, inputs.numpy(), outputs.numpy())
-            for kernel, (inputs, outputs) in zip(
-                self._kernels, self._sums, strict=True
-            )
+            KernelFactors(kernel, *(sums[f"{k}/{side}"] for side in _SIDES))
+            for k, kernel in enumerate(self._kernels)
         ]
 
     def _as_batch(self, chunk) -> tuple:

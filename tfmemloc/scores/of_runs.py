@@ -68,7 +68,14 @@ import keras
 import numpy as np
 from tqdm import auto as tqdm
 
-from tfmemloc import configs, evaluation, gradients, graph
+from tfmemloc import (
+    configs,
+    evaluation,
+    gradients,
+    graph,
+    shares,
+    storage,
+)
 from tfmemloc.data.examples import Examples, require_examples
 from tfmemloc.fields import check_fields
 from tfmemloc.runs import Run
@@ -218,16 +225,15 @@ def _predictions(run, model, examples: Examples, batch_size, progress):
     dropped = evaluation.Predictor(graph.with_inference(model, "drop"))
     tied = graph.with_inference(model, "tied")
     train, test = examples.train, examples.test
-    rows = []
-    for epoch in tqdm.tqdm(
-        _judging_epochs(run.epochs),
-        desc="judging",
-        unit="epoch",
-        disable=not progress,
-    ):
-        run.load_weights(model, epoch)
-        rows.append(
-            np.concatenate(
+    judging = _judging_epochs(run.epochs)
+
+    def judged(places) -> dict[str, np.ndarray]:
+        found = {}
+        for place in tqdm.tqdm(
+            places, desc="judging", unit="epoch", disable=not progress
+        ):
+            run.load_weights(model, judging[place])
+            found[str(place)] = np.concatenate(
                 [
                     evaluation.predict_logits(
                         dropped, part, batch_size=batch_size
@@ -236,9 +242,14 @@ def _predictions(run, model, examples: Examples, batch_size, progress):
                     if len(part)
                 ]
             )
-        )
+        return found
+
+    found = shares.together(
+        "judging", lambda: _key(run, train, judging), len(judging), judged
+    )
+    rows = np.stack([found[str(place)] for place in range(len(judging))])
+    run.load_weights(model, judging[-1])
     on = evaluation.predict_logits(tied, train, batch_size=batch_size)
-    rows = np.stack(rows)
     off = log_probabilities("dropped", rows[:, : len(train)], train, (3,))
     others, _ = checked_held_out(
         (rows[:, len(train) :], test.label), train, off
@@ -318,18 +329,37 @@ def _gradient_scores(run, model, train, progress):
     epochs = [epoch for epoch in run.epochs if epoch > 0]
     wanted = early_epoch(max(epochs)) + 1
     early = min(epochs, key=lambda epoch: abs(epoch - wanted))
-    engine = gradients.GradientEngine(graph.with_inference(model, "tied"))
-    found = {"tracin": np.zeros(len(train))}
-    for epoch in tqdm.tqdm(
-        epochs, desc="gradients", unit="epoch", disable=not progress
-    ):
-        run.load_weights(model, epoch)
-        squared = gradients.per_example_norms(engine, train, progress=False)
-        squared = (squared**2).sum(axis=1)
-        found["tracin"] += rates.get(epoch, 1.0) * squared
-        if epoch == early and early <= max(wanted, NOT_EARLY * max(epochs)):
-            found["grand"] = np.sqrt(squared)
+
+    def squared_norms(places) -> dict[str, np.ndarray]:
+        engine = gradients.GradientEngine(graph.with_inference(model, "tied"))
+        norms = {}
+        for place in tqdm.tqdm(
+            places, desc="gradients", unit="epoch", disable=not progress
+        ):
+            run.load_weights(model, epochs[place])
+            found = gradients.per_example_norms(engine, train, progress=False)
+            norms[str(epochs[place])] = (found**2).sum(axis=1)
+        return norms
+
+    squared = shares.together(
+        "gradients",
+        lambda: _key(run, train, epochs),
+        len(epochs),
+        squared_norms,
+    )
+    found = {
+        "tracin": sum(
+            rates.get(epoch, 1.0) * squared[str(epoch)] for epoch in epochs
+        )
+    }
+    if early <= max(wanted, NOT_EARLY * max(epochs)):
+        found["grand"] = np.sqrt(squared[str(early)])
     return found
+
+
+def _key(run: Run, train: Examples, epochs: Sequence[int]) -> list:
+    """What tells a pass over the epochs of a run from other passes."""
+    return [storage.digest(run.weights()), train.digest(), list(epochs)]
 
 
 def _rate(line: Mapping[str, Any]) -> float:

@@ -24,7 +24,7 @@ import time
 import keras
 import numpy as np
 
-from tfmemloc import evaluation, storage
+from tfmemloc import evaluation, shares, storage
 from tfmemloc.checks import check_range
 from tfmemloc.configs import TrainConfig
 from tfmemloc.data.examples import Examples
@@ -274,17 +274,25 @@ def _planned(
         if kept.get("asked") == json.loads(json.dumps(asked)):
             choice = Choice.from_json(kept["choice"])
             return choice.plan, choice
-    choice = choose(
-        model,
-        bases,
-        examples.train,
-        heldout,
-        layers=config.layers,
-        keep=config.keep,
-        first=number == 0,
-        seed=config.seed,
-        progress=progress,
+
+    def chosen() -> dict[str, np.ndarray]:
+        choice = choose(
+            model,
+            bases,
+            examples.train,
+            heldout,
+            layers=config.layers,
+            keep=config.keep,
+            first=number == 0,
+            seed=config.seed,
+            progress=progress,
+        )
+        return {"choice": np.array(json.dumps(dataclasses.asdict(choice)))}
+
+    found = shares.once(
+        "choice", lambda: [asked, storage.digest(model.get_weights())], chosen
     )
+    choice = Choice.from_json(json.loads(str(found["choice"])))
     if path is not None:
         storage.write_json(
             path, {"asked": asked, "choice": dataclasses.asdict(choice)}

@@ -13,12 +13,14 @@ import os
 import keras
 import numpy as np
 
-from tfmemloc import storage
+from tfmemloc import configs, shares, storage
 from tfmemloc.configs import TrainConfig
-from tfmemloc.data.chunks import chunks
+from tfmemloc.data.chunks import chunks, even_count
 from tfmemloc.data.examples import Examples
 from tfmemloc.evaluation import Predictor
 from tfmemloc.training.loop import train
+
+_CHUNK = 512
 
 
 def believed(
@@ -37,13 +39,24 @@ def believed(
         ValueError: it predicts none.
     """
     train_examples = examples.train
-    predict = Predictor(model)
-    is_right = np.concatenate(
-        [
-            predict(chunk.inputs).numpy().argmax(axis=-1) == chunk.label
-            for chunk in chunks(train_examples)
-        ]
+
+    def right(only) -> dict[str, np.ndarray]:
+        predict = Predictor(model)
+        found = chunks(train_examples, _CHUNK, even=True, only=only)
+        return {
+            str(number): predict(chunk.inputs).numpy().argmax(axis=-1)
+            == chunk.label
+            for number, chunk in zip(only, found, strict=True)
+        }
+
+    count = even_count(len(train_examples), _CHUNK)
+    parts = shares.together(
+        "believed",
+        lambda: [storage.digest(model.get_weights()), train_examples.digest()],
+        count,
+        right,
     )
+    is_right = np.concatenate([parts[str(k)] for k in range(count)])
     if not is_right.any():
         raise ValueError(
             f"Model '{model.name}' predicts no training label of "
@@ -77,13 +90,27 @@ def refit(
             nothing.
         progress: show a progress bar.
     """
-    with storage.kept_or_temporary(directory) as folder:
-        run = train(
-            folder,
-            model=model,
-            examples=examples.train,
-            training=training,
-            progress=progress,
-        )
-        # A finished run is only opened.
-        run.load_weights(model)
+
+    def trained() -> dict[str, np.ndarray]:
+        with storage.kept_or_temporary(directory) as folder:
+            run = train(
+                folder,
+                model=model,
+                examples=examples.train,
+                training=training,
+                progress=progress,
+            )
+            # A finished run is only opened.
+            weights = run.weights()
+        return {str(k): value for k, value in enumerate(weights)}
+
+    found = shares.once(
+        "refit",
+        lambda: [
+            storage.digest(model.get_weights()),
+            examples.train.digest(),
+            configs.to_json(training),
+        ],
+        trained,
+    )
+    model.set_weights([found[str(k)] for k in range(len(found))])
