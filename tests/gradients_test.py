@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from tests.oracles import assert_close, randomize
 from tfmemloc import gradients, graph, losses, models
 from tfmemloc.configs import ModelConfig
-from tfmemloc.gradients import calls
+from tfmemloc.gradients import calls, closed_forms, terms
 from tfmemloc.gradients.engine import GradientEngine
 from tfmemloc.gradients.terms import Factored
 from tfmemloc.graph.inputs import arranged
@@ -450,3 +450,58 @@ def test_weights_used_outside_of_their_layer_are_refused():
         GradientEngine(model).norms_squared(*batch)
     norms = GradientEngine(model, engine="vectorized_map").norms_squared(*batch)
     assert norms.shape == (2, 1)
+
+
+@pytest.mark.parametrize("few_positions", (False, True))
+@pytest.mark.parametrize(
+    ("shape", "options"),
+    (
+        ((6, 5, 3), {"kernel_size": 3, "padding": "same"}),
+        ((7, 8, 2), {"kernel_size": (3, 2), "strides": 2}),
+        ((9, 8, 2), {"kernel_size": (2, 4), "strides": 3, "padding": "same"}),
+        ((9, 9, 2), {"kernel_size": 3, "dilation_rate": 2, "padding": "same"}),
+        ((8, 9, 2), {"kernel_size": 2, "dilation_rate": (2, 3)}),
+    ),
+)
+def test_both_forms_of_a_convolution(
+    few_positions, shape, options, rng, monkeypatch
+):
+    """The norm by windows, and by Gram matrices, is that of the gradient."""
+    layer = layers.Conv2D(4, **options)
+    x = tf.constant(rng.normal(size=(3, *shape)), tf.float32)
+    g = tf.constant(rng.normal(size=layer(x).shape), tf.float32)
+    (_, term), _ = closed_forms.HANDLERS[layers.Conv2D](layer, x, g)
+    assert isinstance(term, terms.Windowed)
+    cost = -1e9 if few_positions else 1e9
+    monkeypatch.setattr(terms, "_ENTRY", cost)
+    is_gram = few_positions and options.get("strides", 1) == 1
+    assert term._few_positions() == is_gram
+    with tf.GradientTape(persistent=True) as tape:
+        loss = tf.unstack(tf.reduce_sum(layer(x) * g, [1, 2, 3]))
+    expected = np.stack(
+        [tape.gradient(one, layer.kernel.value) for one in loss]
+    )
+    direction = rng.normal(size=layer.kernel.shape).astype(np.float32)
+    np.testing.assert_allclose(term.full(), expected, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(
+        term.norms_squared(), (expected**2).sum((1, 2, 3, 4)), rtol=1e-4
+    )
+    np.testing.assert_allclose(
+        term.dot(tf.constant(direction)),
+        (expected * direction).sum((1, 2, 3, 4)),
+        rtol=1e-3,
+        atol=1e-3,
+    )
+
+
+def test_few_positions_are_told_by_what_each_form_costs(rng):
+    """ResNet-9's last convolutions have few, its first ones many."""
+
+    def few(size, channels):
+        x = tf.zeros([1, size, size, channels])
+        layer = layers.Conv2D(channels, 3, padding="same")
+        found = closed_forms.HANDLERS[layers.Conv2D](layer, x, layer(x))
+        return found[0][1]._few_positions()
+
+    assert few(8, 128) and few(4, 64)
+    assert not few(32, 64) and not few(16, 64) and not few(8, 8)

@@ -7,14 +7,22 @@ of the layer's weights as `terms`, or None where it has no closed form.
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Callable
+from typing import NamedTuple
 
 import keras
 import numpy as np
 import tensorflow as tf
 
-from tfmemloc.gradients.terms import Factored, Full, Lookup, Term, rows_at
+from tfmemloc.gradients.terms import (
+    Factored,
+    Full,
+    Lookup,
+    Term,
+    Windowed,
+    rows_at,
+)
 from tfmemloc.layers.decoding import AddPositions
 from tfmemloc.layers.switchable_batch_norm import SwitchableBatchNormalization
 from tfmemloc.layers.temperature import Temperature
@@ -116,16 +124,16 @@ def _einsum_labels(equation: str, rank: int) -> list[str] | None:
 
 
 def _conv(layer, x, g):
-    """Conv1D and Conv2D with groups; the patches are the left factor."""
-    patches_at = _patches(layer, x, g)
-    if patches_at is None:
+    """Conv1D and Conv2D with groups; the left factor is what a kernel sees."""
+    if layer.data_format != "channels_last":
         return None
+    sliding = _sliding(layer, x, g)
     kernel = layer.kernel.shape
     window, columns = math.prod(kernel[:-2]), kernel[-1] // layer.groups
     rows, groups = kernel[-2], layer.groups
 
     def left_at(places):
-        left = patches_at(places)
+        left = _patches_at(sliding, places)
         positions = left.shape[1]
         if groups > 1:
             left = tf.reshape(left, [-1, positions, window, groups, rows])
@@ -133,7 +141,10 @@ def _conv(layer, x, g):
         return tf.reshape(left, [-1, positions, groups, window * rows])
 
     grouped = [window, rows, groups, columns]
-    term = Factored(
+    make = Factored
+    if groups == 1 and window > 1:
+        make = functools.partial(Windowed, **sliding._asdict())
+    term = make(
         left_at,
         tf.reshape(g, [-1, math.prod(g.shape[1:-1]), groups, columns]),
         lambda value: tf.reshape(
@@ -153,14 +164,14 @@ def _conv(layer, x, g):
 
 def _depthwise_conv(layer, x, g):
     """Each input channel is a group with its own small kernel."""
-    patches_at = _patches(layer, x, g)
-    if patches_at is None:
+    if layer.data_format != "channels_last":
         return None
+    sliding = _sliding(layer, x, g)
     kernel = layer.kernel.shape
     window, channels, columns = math.prod(kernel[:-2]), kernel[-2], kernel[-1]
 
     def left_at(places):
-        left = patches_at(places)
+        left = _patches_at(sliding, places)
         left = tf.reshape(left, [-1, left.shape[1], window, channels])
         return tf.transpose(left, [0, 1, 3, 2])
 
@@ -177,84 +188,72 @@ def _depthwise_conv(layer, x, g):
     return _with_bias(layer, term, g)
 
 
-def _patches(layer, x, g) -> Callable[[np.ndarray | None], tf.Tensor] | None:
-    """What the kernel saw at some of T places, or (None) at all of them.
+class _Sliding(NamedTuple):
+    """What a kernel slides over, and how, along height and width.
 
-    The function that is returned gives [B, places, window * C].
+    The fields are those of a `Windowed`.
     """
-    if layer.data_format != "channels_last":
-        return None
+
+    pixels: tf.Tensor
+    places: tuple[int, int]
+    size: tuple[int, int]
+    strides: tuple[int, int]
+    rates: tuple[int, int]
+
+
+def _sliding(layer, x, g) -> _Sliding:
+    """The padded inputs as pictures (Conv1D has width 1), and the kernel."""
     x = tf.cast(x, tf.float32)
-    size, strides = layer.kernel_size, layer.strides
-    rates, padding = layer.dilation_rate, layer.padding
-    if padding == "causal":
-        x = tf.pad(x, [[0, 0], [rates[0] * (size[0] - 1), 0], [0, 0]])
-        padding = "valid"
-    if len(size) == 1:
+    size, strides, rates = (
+        (*of, 1)[:2]
+        for of in (layer.kernel_size, layer.strides, layer.dilation_rate)
+    )
+    if len(layer.kernel_size) == 1:
         x = x[:, :, tf.newaxis]
-        size, strides, rates = (*size, 1), (*strides, 1), (*rates, 1)
-    places_in_all = (*g.shape[1:-1], 1)[:2]
-
-    def at(places):
-        if places is not None:
-            index = _window_index(
-                x.shape[1:3], places_in_all, size, strides, rates, padding
-            )
-            return _windows(x, index[places])
-        if size == (1, 1):
-            found = x[:, :: strides[0], :: strides[1]]
-        else:
-            found = tf.image.extract_patches(
-                x,
-                [1, *size, 1],
-                [1, *strides, 1],
-                [1, *rates, 1],
-                padding.upper(),
-            )
-        return tf.reshape(
-            found, [-1, math.prod(places_in_all), found.shape[-1]]
-        )
-
-    return at
-
-
-def _windows(x, index: np.ndarray) -> tf.Tensor:
-    """The pixels of some windows alone: [B, P, window * C].
-
-    Args:
-        x: [B, height, width, C].
-        index: [P, window], from `_window_index`.
-    """
-    channels = x.shape[-1]
-    pixels = tf.reshape(x, [-1, math.prod(x.shape[1:3]), channels])
-    pixels = tf.pad(pixels, [[0, 0], [0, 1], [0, 0]])
-    found = tf.gather(pixels, index.ravel(), axis=1)
-    return tf.reshape(found, [-1, len(index), index.shape[1] * channels])
-
-
-def _window_index(shape, places, size, strides, rates, padding) -> np.ndarray:
-    """Which pixels a kernel sees at each place: [T, window].
-
-    The last index, height * width, is that of all pixels outside.
-    """
-    seen = []
+    places = (*g.shape[1:-1], 1)[:2]
+    padding = []
     for axis in range(2):
         reach = (size[axis] - 1) * rates[axis] + 1
-        before = 0
-        if padding == "same":
-            spare = (places[axis] - 1) * strides[axis] + reach - shape[axis]
-            before = max(spare, 0) // 2
-        seen.append(
-            strides[axis] * np.arange(places[axis])[:, np.newaxis]
-            + rates[axis] * np.arange(size[axis])
-            - before
+        spare = (places[axis] - 1) * strides[axis] + reach - x.shape[axis + 1]
+        spare = max(spare, 0)  # Of a valid convolution none is.
+        before = spare if layer.padding == "causal" else spare // 2
+        padding.append((before, spare - before))
+    pixels = tf.pad(x, [(0, 0), *padding, (0, 0)])
+    return _Sliding(pixels, places, size, strides, rates)
+
+
+def _patches_at(sliding: _Sliding, places: np.ndarray | None) -> tf.Tensor:
+    """What the kernel sees at some of T places, or at all: [B, P, window C]."""
+    pixels = sliding.pixels
+    channels, window = pixels.shape[3], math.prod(sliding.size)
+    if places is not None:
+        seen = _window_index(sliding)[places]
+        flat = tf.reshape(pixels, [-1, math.prod(pixels.shape[1:3]), channels])
+        found = tf.gather(flat, seen.ravel(), axis=1)
+        return tf.reshape(found, [-1, len(seen), window * channels])
+    if window == 1:
+        found = pixels[:, :: sliding.strides[0], :: sliding.strides[1]]
+    else:
+        found = tf.image.extract_patches(
+            pixels,
+            [1, *sliding.size, 1],
+            [1, *sliding.strides, 1],
+            [1, *sliding.rates, 1],
+            "VALID",
         )
-    rows = seen[0][:, np.newaxis, :, np.newaxis]
-    columns = seen[1][np.newaxis, :, np.newaxis, :]
-    inside = (rows >= 0) & (rows < shape[0])
-    inside = inside & (columns >= 0) & (columns < shape[1])
-    index = np.where(inside, rows * shape[1] + columns, math.prod(shape))
-    return index.reshape(math.prod(places), math.prod(size))
+    return tf.reshape(found, [-1, math.prod(sliding.places), window * channels])
+
+
+def _window_index(sliding: _Sliding) -> np.ndarray:
+    """Which of the flat pixels a kernel sees at each place: [T, window]."""
+    rows, columns = (
+        stride * np.arange(places)[:, np.newaxis] + rate * np.arange(size)
+        for places, size, stride, rate in zip(*sliding[1:], strict=True)
+    )
+    rows = rows[:, np.newaxis, :, np.newaxis]
+    columns = columns[np.newaxis, :, np.newaxis, :]
+    index = rows * sliding.pixels.shape[2] + columns
+    return index.reshape(math.prod(sliding.places), math.prod(sliding.size))
 
 
 def _switchable_batch_norm(layer, x, g):
