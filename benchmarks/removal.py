@@ -321,10 +321,6 @@ class Kept:
 
     def add(self, method, forget, original, model, result, examples) -> None:
         """Audits a new network and keeps its row."""
-        # Of the attacks only what they bring back is kept.
-        durable = audit_durability(
-            original, model, examples.take(examples.subset != "test")
-        )
         stage = 0 if method == "before" else 1
         row = {
             **self._of,
@@ -333,13 +329,11 @@ class Kept:
             **{k: v for k, v in result.rows()[stage].items() if k != "stage"},
             "seconds": result.seconds,
             "epoch_seconds": self._epoch_seconds,
-            **_recited(model, examples),
-            **{
-                f"noisy after {attack}": value
-                for attack, value in zip(
-                    durable.attacks[1:], durable.after[1:].tolist(), strict=True
-                )
-            },
+            **(
+                _recited(model, examples)
+                if examples.label.ndim > 1
+                else _brought_back(original, model, examples)
+            ),
         }
         storage.write_json(FLAGS.results, {"rows": [*rows(), row]})
         shown = {k: f"{v:.1%}" for k, v in row.items() if k in _SHOWN}
@@ -352,10 +346,23 @@ _SHOWN = (
 )
 
 
+def _brought_back(
+    original: keras.Model, model: keras.Model, examples: Examples
+) -> dict[str, float]:
+    """What attacks on a removal bring back of the wrong labels."""
+    durable = audit_durability(
+        original, model, examples.take(examples.subset != "test")
+    )
+    return {
+        f"noisy after {attack}": value
+        for attack, value in zip(
+            durable.attacks[1:], durable.after[1:].tolist(), strict=True
+        )
+    }
+
+
 def _recited(model: keras.Model, examples: Examples) -> dict[str, float]:
-    """Of sequences, which wrong ones are known by heart."""
-    if examples.label.ndim == 1:
-        return {}
+    """Which wrong sequences are known by heart."""
     rows = audit_recitation({"network": model}, examples).rows()
     # Of a tied network, what is served.
     row = next(r for r in rows if r["inference"] in ("plain", "drop"))
