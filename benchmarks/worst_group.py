@@ -19,6 +19,8 @@ No label is wrong. The networks have the same served width:
                     network, for all examples alike
     example_tied    with its memory (`tied`) and without (`drop`)
     standard_edited one curvature edit, with refits, chosen on examples held out
+    standard_edited_protected
+                    the same, told that the small group's labels are right
 """
 
 from __future__ import annotations
@@ -35,6 +37,7 @@ from benchmarks import removal
 from benchmarks.harness import chosen, kept_rows
 from binaries import flags  # First: it quiets TensorFlow's start.
 from tfmemloc import (
+    CurvatureConfig,
     DataConfig,
     Examples,
     GroupConfig,
@@ -92,12 +95,13 @@ def _measured(name: str, seed: int) -> list[dict[str, Any]]:
             "example_tied": tied,
         }.items()
     }
-    edited, _ = remove_memory(
-        networks["standard"], examples, directory=folder / "edit"
-    )
-    found = audit_groups(
-        {**networks, "standard_edited": edited}, examples, GroupConfig("test")
-    )
+    edited = {
+        kind: remove_memory(
+            networks["standard"], examples, config, directory=folder / "edit"
+        )[0]
+        for kind, config in EDITS.items()
+    }
+    found = audit_groups({**networks, **edited}, examples, GroupConfig("test"))
     return found.rows()
 
 
@@ -154,6 +158,10 @@ def _drawn(seed: int, salt: str, examples: Examples) -> np.ndarray:
     return bits[:, 0] / 2.0**32
 
 
+EDITS = {
+    "standard_edited": CurvatureConfig(),
+    "standard_edited_protected": CurvatureConfig(protect=(OTHER,)),
+}
 CASES: dict[str, tuple[Callable[[int], Examples], removal.Setting]] = {
     "coloured": (coloured, removal.SETTINGS["digits"]),
     "imbalanced": (imbalanced, removal.SETTINGS["cifar"]),
