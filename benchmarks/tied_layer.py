@@ -12,8 +12,10 @@ import tensorflow as tf
 
 from benchmarks.harness import Row, ratios
 from tfmemloc import graph
+from tfmemloc.behaviours import Behaviours
 from tfmemloc.configs import ModelConfig, TrainConfig
 from tfmemloc.data.examples import Examples
+from tfmemloc.evaluation import Predictor, evaluate
 from tfmemloc.models import build
 from tfmemloc.serving import prune_memorization
 from tfmemloc.training import rules
@@ -67,6 +69,7 @@ def run() -> list[Row]:
     ]
     return [
         *ratios("tied_layer", sides, wanted),
+        *_measuring(),
         *_mask_bytes(),
         *_pruned_bytes(),
     ]
@@ -109,6 +112,37 @@ def _step(network: dict[str, Any], rule: str):
         batch_spec=tf.nest.map_structure(tf.TensorSpec.from_tensor, batch),
     )
     return lambda: float(step(batch))
+
+
+def _measuring() -> list[Row]:
+    """Both behaviours measured together, over one after the other.
+
+    ResNet-9 as the paper ties it, from its first convolution on, and expanded
+    by half in its last block alone.
+    """
+    examples = _examples()
+    plain = build(ModelConfig(dropout="none"), _SHAPE, 10)
+    late = graph.tie_dropout(plain, after=["conv4.relu"], expand=0.5)
+    rows = []
+    for name, model in (
+        ("six places", build(ModelConfig(), _SHAPE, 10)),
+        ("its last place", late),
+    ):
+        behaviours = Behaviours(model)
+        apart = [
+            Predictor(graph.with_inference(model, inference))
+            for inference in ("tied", "drop")
+        ]
+        sides = {
+            "together": lambda it=behaviours: it.evaluate(examples),
+            "apart": lambda each=apart: [
+                evaluate(predict, examples) for predict in each
+            ],
+        }
+        metric = f"resnet9, {name} tied: measured together / apart"
+        wanted = [(metric, "together", "apart", None, True)]
+        rows += ratios("tied_layer", sides, wanted)
+    return rows
 
 
 def _pruned_bytes() -> list[Row]:
