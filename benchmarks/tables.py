@@ -346,6 +346,9 @@ BLOCKS: Mapping[str, Callable[[], str]] = {
         )
         for name in removal_tables.NAMES
     },
+    "removal_cifar_rivals": lambda: removal_tables.full(
+        _read("cifar10_rivals")["rows"], "cifar"
+    ),
     "removal_tinymem": lambda: removal_tables.recitation(_removals()),
     "protect": lambda: removal_tables.protect(_read("protect")["rows"]),
     "durability_digits": lambda: removal_tables.durability(

@@ -595,3 +595,47 @@ def test_half_precision_is_summed_in_full(rng, dtype):
     np.testing.assert_allclose(
         factors.inputs[0], rounded.T @ rounded, rtol=1e-5, atol=0.1
     )
+
+
+def test_a_rare_class_that_goes_with_the_memory_is_warned_of():
+    from tfmemloc.removal.curvature import edit
+
+    before = np.array([1.0, 0.9, 0.8, 1.0, np.nan])
+    after = np.array([1.0, 0.9, 0.1, 0.3, np.nan])
+    rare, even = np.array([90, 90, 9, 9, 0]), np.array([90, 90, 90, 90, 0])
+    shares = np.stack([before, after])
+    with pytest.warns(UserWarning, match=r"lost the class 2 \(80% .* 10% now"):
+        edit._warn_of_lost_classes("net", shares, rare)
+    # Of a frequent class the table says it, and nothing was lost here.
+    edit._warn_of_lost_classes("net", shares, even)
+    edit._warn_of_lost_classes("net", np.stack([before, before]), rare)
+
+
+def test_a_rare_class_is_lost_and_protected():
+    """Eight pictures of a digit among 1,600: what protect is for."""
+    digits = load(DataConfig(noise_rate=0.0))
+    x = digits.inputs["image"].reshape(len(digits), -1).astype(np.float32) / 255
+    y = digits.label
+    kept = (y != 8) | (np.cumsum(y == 8) <= 8)
+    x, y = x[kept], y[kept]
+    keras.utils.set_random_seed(0)
+    model = keras.Sequential(
+        [
+            keras.Input((64,)),
+            keras.layers.Dense(128, activation="relu"),
+            keras.layers.Dense(10),
+        ]
+    )
+    model.compile(
+        "adam", keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    )
+    model.fit(x, y, epochs=40, verbose=0)
+    group = np.where(y == 8, "rare", "usual")
+    examples = from_arrays(x, y, group=group)
+    config = CurvatureConfig(keep=0.8, refit_epochs=0)
+    with pytest.warns(UserWarning, match="lost the class 8"):
+        remove_memory(model, examples, config)
+    # A warning would be an error here.
+    remove_memory(
+        model, examples, dataclasses.replace(config, protect=("rare",))
+    )

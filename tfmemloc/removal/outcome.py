@@ -9,14 +9,20 @@ the same numbers: how many of the labels to be forgotten are still predicted
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import keras
 import numpy as np
 from sklearn import metrics
 
 from tfmemloc.data.examples import Examples
-from tfmemloc.evaluation import evaluate, predict_logits
+from tfmemloc.evaluation import (
+    SubsetMetrics,
+    evaluate,
+    joined_metrics,
+    measured,
+    predict_logits,
+)
 from tfmemloc.report import figures
 from tfmemloc.result import Figure, Result
 from tfmemloc.scores.of_training import margins
@@ -111,28 +117,66 @@ def measures(
     before: keras.Model, after: keras.Model, examples: Examples
 ) -> dict[str, Any]:
     """The fields of a `Removal` that compare two networks."""
-    found = [evaluate(model, examples) for model in (before, after)]
-    return {
+    return compared(before, after, examples)[0]
+
+
+def compared(
+    before: keras.Model, after: keras.Model, examples: Examples
+) -> tuple[dict[str, Any], np.ndarray | None]:
+    """The fields of a `Removal`, and what each class came to.
+
+    Returns:
+        The fields; and [2, classes] before and after, the share of the training
+        examples of each class, as they are labelled, that the network gets
+        right: NaN of a class without any, None of next tokens.
+    """
+    found = [_measured(model, examples) for model in (before, after)]
+    metrics_of = [each.metrics for each in found]
+    by_class = [each.by_class for each in found]
+    fields = {
         "dataset": examples.name,
-        "subsets": found[0].subsets,
-        "count": found[0].count,
-        "average_precision": np.array(
-            [_average_precision(model, examples) for model in (before, after)]
-        ),
+        "subsets": metrics_of[0].subsets,
+        "count": metrics_of[0].count,
+        "average_precision": np.array([each.precision for each in found]),
         **{
-            field: np.stack([getattr(m, field) for m in found])
+            field: np.stack([getattr(m, field) for m in metrics_of])
             for field in ("accuracy", "true_accuracy", "loss")
         },
     }
+    return fields, None if by_class[0] is None else np.stack(by_class)
 
 
-def _average_precision(model: keras.Model, examples: Examples) -> float:
-    """Of the ranking of the training labels by the network's margins."""
-    train = examples.train
-    if train.label.ndim > 1:
-        return float("nan")
+class _Measured(NamedTuple):
+    metrics: SubsetMetrics
+    # Of the ranking of the training labels by the network's margins.
+    precision: float
+    by_class: np.ndarray | None
+
+
+def _measured(model: keras.Model, examples: Examples) -> _Measured:
+    if examples.label.ndim > 1:
+        return _Measured(evaluate(model, examples), float("nan"), None)
+    logits = predict_logits(model, examples)
+    everything = measured(logits, examples, np.arange(len(examples)))
+    is_trained = examples.is_trained_on
+    return _Measured(
+        joined_metrics([everything], examples),
+        _average_precision(logits[is_trained], examples.train),
+        _right_by_class(logits[is_trained], examples.train),
+    )
+
+
+def _right_by_class(logits: np.ndarray, train: Examples) -> np.ndarray:
+    """[classes]; NaN of a class without an example."""
+    right = logits.argmax(axis=-1) == train.label
+    counts = np.bincount(train.label, minlength=train.classes)
+    hits = np.bincount(train.label, weights=right, minlength=train.classes)
+    return np.where(counts > 0, hits / np.maximum(counts, 1), np.nan)
+
+
+def _average_precision(logits: np.ndarray, train: Examples) -> float:
     wrong = train.label != train.true_label
     if not wrong.any():
         return float("nan")
-    margin = margins(predict_logits(model, train), train.label)
+    margin = margins(logits, train.label)
     return float(metrics.average_precision_score(wrong, -margin))

@@ -20,6 +20,7 @@ import json
 import os
 import pathlib
 import time
+import warnings
 
 import keras
 import numpy as np
@@ -49,11 +50,14 @@ from tfmemloc.removal.curvature.result import (
     EditRound,
     details,
 )
-from tfmemloc.removal.outcome import measures
+from tfmemloc.removal.outcome import compared
 from tfmemloc.snapshots import Source, model_of
 
 # Not trained on, and so fit to choose by. The test examples choose nothing.
 HELD_OUT = ("heldout", "validation")
+# A class with fewer examples than this share of the mean is rare, and one of
+# which less is right than this share of before is lost.
+_RARE, _LEFT = 0.5, 0.25
 
 
 @dataclasses.dataclass(frozen=True)
@@ -168,11 +172,40 @@ def remove_memory(
             part = dataclasses.replace(part, believed=len(trained.train))
         done.append(part)
     seconds = time.perf_counter() - started
+    fields, by_class = compared(original, model, examples)
+    if by_class is not None:
+        counts = np.bincount(examples.train.label, minlength=examples.classes)
+        _warn_of_lost_classes(model.name, by_class, counts)
     return model, CurvatureEdit(
-        method="curvature",
-        seconds=seconds,
-        **measures(original, model, examples),
-        **details(done),
+        method="curvature", seconds=seconds, **fields, **details(done)
+    )
+
+
+def _warn_of_lost_classes(
+    name: str, by_class: np.ndarray, counts: np.ndarray
+) -> None:
+    """Says which rare classes went with the memory.
+
+    Args:
+        name: of the model.
+        by_class: [2, classes] share that is right before and after.
+        counts: [classes] training examples.
+    """
+    before, after = by_class
+    is_rare = counts < _RARE * counts[counts > 0].mean()
+    is_lost = is_rare & (before > 0.5) & (after < _LEFT * before)
+    if not is_lost.any():
+        return
+    lost = ", ".join(
+        f"{k} ({before[k]:.0%} of its training examples right before, "
+        f"{after[k]:.0%} now)"
+        for k in np.flatnonzero(is_lost)
+    )
+    warnings.warn(
+        f"The edit of '{name}' lost the class {lost}. Rare classes look like "
+        "memory. If their labels are right, name them in `protect`, by a group "
+        "or a subset; or keep more (`keep`).",
+        stacklevel=3,
     )
 
 
