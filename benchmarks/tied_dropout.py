@@ -65,6 +65,7 @@ class Method:
     # What is done to the dropped network afterwards.
     edit: bool = False
     early: bool = False
+    rescaled: bool = False  # As the authors' drop, beside ours.
 
 
 def _tied(rule: str = "cross_entropy", off: float = 0.5, **model) -> Method:
@@ -103,14 +104,14 @@ METHODS = {
 # At the paper's own size; `a fifth` is as wide as its dropped network, and
 # `frozen statistics` are the authors': of the first epoch alone.
 _FROZEN = {"rule": "first_epoch_statistics"}
-_PAPER = _tied(p_gen=0.2, p_mem=0.1)
+_PAPER = dataclasses.replace(_tied(p_gen=0.2, p_mem=0.1), rescaled=True)
 AT_PAPER_SIZE = {
     "standard": Method(),
     "standard edited": Method(edit=True),
     "standard a fifth": Method({"width": 0.2}),
     "standard + frozen statistics": Method({}, _FROZEN),
     "paper": _PAPER,
-    "paper + frozen statistics": Method(_PAPER.model, _FROZEN),
+    "paper + frozen statistics": dataclasses.replace(_PAPER, training=_FROZEN),
     "expanded + gate": dataclasses.replace(_gate(0.4), edit=False),
 }
 
@@ -220,7 +221,7 @@ def _networks(
             continue
         yield inference, model
         if inference == "drop":
-            if method.model.get("p_gen") == _PAPER.model["p_gen"]:
+            if method.rescaled:
                 yield "rescaled", _rescaled(run, examples)
             recalibrated = recalibrate_batch_norm(model, examples.train)
             pruned = prune_memorization(recalibrated)

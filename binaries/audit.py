@@ -181,10 +181,8 @@ def _confidences(out: pathlib.Path):
                 run, examples, CurvatureConfig(refit_epochs=0)
             )[0],
         )
-    return workers.sharing_in(
-        out / "shared",
-        lambda: confidences_of_runs(runs, made=made, progress=True),
-    )()
+    with workers.shared(out / "shared"):
+        return confidences_of_runs(runs, made=made, progress=True)
 
 
 def runs_in(directory: pathlib.Path) -> dict[str, list[Run]]:

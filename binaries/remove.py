@@ -185,7 +185,12 @@ def _removal(
         config = config_flags.read(CurvatureConfig)
         work = _work_directory(out)
         settings, remove = removing.by_curvature(source, examples, config, work)
-        return settings, workers.sharing_in(work / "shared", remove)
+
+        def shared_remove():
+            with workers.shared(work / "shared"):
+                return remove()
+
+        return settings, shared_remove
     function, kind = METHODS[FLAGS.method]
     ids = _ids_to_forget(examples)
     if kind is None:  # It is trained anew, as it was.

@@ -150,16 +150,14 @@ def _score_by_removal(runs: list[Run], directory: pathlib.Path) -> None:
         source, examples = runs, runs[0].examples(download=FLAGS.download)
     else:
         source, examples, _ = sources.read()
-    scored = workers.sharing_in(
-        directory / "shared",
-        lambda: score_by_removal(
+    with workers.shared(directory / "shared"):
+        scored = score_by_removal(
             source,
             examples,
             directory=directory / "work",
             recording=_recording(),
             progress=True,
-        ),
-    )()
+        )
     _show(scored, examples, directory)
 
 
@@ -250,15 +248,13 @@ def _score_tied(runs: list[Run], directory: pathlib.Path) -> None:
     extra = {}
     if workers.is_first():
         extra = _extra_scores(run, examples, directory)
-    scored = workers.sharing_in(
-        directory / "shared",
-        lambda: scores.score_examples(
+    with workers.shared(directory / "shared"):
+        scored = scores.score_examples(
             runs,
             examples,
             config_flags.read(ScoreConfig),
             extra_scores=extra,
-        ),
-    )()
+        )
     _show(scored, examples, directory)
 
 

@@ -15,7 +15,7 @@ from tfmemloc.training.loop import train
 
 def main() -> None:
     """Trains and prints the accuracy of each subset."""
-    if flags.FLAGS.workers > 1 and not workers.is_one():
+    if workers.is_parent():
         if flags.FLAGS.download:  # Once, before each of them would.
             load(config_flags.data_config(), download=True)
         workers.start("train", flags.prepare_directory("config.json"))

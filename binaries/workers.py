@@ -19,8 +19,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from typing import TypeVar
+from collections.abc import Iterator
 
 from .flags import FLAGS, apply_determinism, flags
 
@@ -30,8 +29,6 @@ from tfmemloc import Run, sharing
 from tfmemloc.training.workers import number_of
 
 flags.disclaim_key_flags()
-
-T = TypeVar("T")
 
 # How often all begin again without an epoch between.
 _TRIES = 3
@@ -54,6 +51,11 @@ def define_workers(
     )
 
 
+def is_parent() -> bool:
+    """Whether this process is to start the --workers, and only that."""
+    return FLAGS.workers > 1 and not is_one()
+
+
 def begins(module: str, directory: pathlib.Path) -> bool:
     """Runs this command in --workers processes; False if it is to go on itself.
 
@@ -61,26 +63,22 @@ def begins(module: str, directory: pathlib.Path) -> bool:
         module: the program's, such as `remove`.
         directory: of its results.
     """
-    if FLAGS.workers == 1 or is_one():
+    if not is_parent():
         return False
     directory.mkdir(parents=True, exist_ok=True)
     start(module, directory)
     return True
 
 
-def sharing_in(
-    directory: pathlib.Path, work: Callable[[], T]
-) -> Callable[[], T]:
-    """The same work, whose passes over the data the workers share."""
-
-    def shared() -> T:
-        if not is_one():
-            return work()
-        resolver = tf.distribute.cluster_resolver.TFConfigClusterResolver()
-        with sharing(number_of(resolver), _count(), directory):
-            return work()
-
-    return shared
+@contextlib.contextmanager
+def shared(directory: pathlib.Path) -> Iterator[None]:
+    """Within it, the workers share passes over the data."""
+    if not is_one():
+        yield
+        return
+    resolver = tf.distribute.cluster_resolver.TFConfigClusterResolver()
+    with sharing(number_of(resolver), _count(), directory):
+        yield
 
 
 def is_one() -> bool:

@@ -198,7 +198,7 @@ def test_factors_and_statistics_are_those_of_one(
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    """A standard and a tied run, and two on halves, of small networks."""
+    """A standard and a tied run, and four on halves, of small networks."""
     folder = tmp_path_factory.mktemp("runs")
     training = TrainConfig(epochs=4, batch_size=32, learning_rate=0.05)
     data = configs.DataConfig(train_examples=200, test_examples=60, heldout=0.2)

@@ -122,10 +122,11 @@ def together(
             found = work(range(share.number, items, share.count))
         storage.write_arrays(own, found)
     if share.number == 0 and not whole.exists():
-        parts = [_awaited(path) for path in paths]
-        storage.write_arrays(whole, join(parts))
+        found = join([_awaited(path) for path in paths])
+        storage.write_arrays(whole, found)
         for path in paths:
             path.unlink()
+        return found
     return _awaited(whole)
 
 

@@ -325,11 +325,10 @@ def _planned(
     found = shares.once(
         "choice", lambda: [asked, storage.digest(model.get_weights())], chosen
     )
-    choice = Choice.from_json(json.loads(str(found["choice"])))
+    fields = json.loads(str(found["choice"]))
     if path is not None:
-        storage.write_json(
-            path, {"asked": asked, "choice": dataclasses.asdict(choice)}
-        )
+        storage.write_json(path, {"asked": asked, "choice": fields})
+    choice = Choice.from_json(fields)
     return choice.plan, choice
 
 
