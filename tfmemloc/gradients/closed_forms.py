@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import functools
 import math
-from typing import NamedTuple
 
 import keras
 import numpy as np
@@ -19,6 +18,7 @@ from tfmemloc.gradients.terms import (
     Factored,
     Full,
     Lookup,
+    Sliding,
     Term,
     Windowed,
     rows_at,
@@ -143,7 +143,7 @@ def _conv(layer, x, g):
     grouped = [window, rows, groups, columns]
     make = Factored
     if groups == 1 and window > 1:
-        make = functools.partial(Windowed, **sliding._asdict())
+        make = functools.partial(Windowed, sliding=sliding)
     term = make(
         left_at,
         tf.reshape(g, [-1, math.prod(g.shape[1:-1]), groups, columns]),
@@ -188,20 +188,7 @@ def _depthwise_conv(layer, x, g):
     return _with_bias(layer, term, g)
 
 
-class _Sliding(NamedTuple):
-    """What a kernel slides over, and how, along height and width.
-
-    The fields are those of a `Windowed`.
-    """
-
-    pixels: tf.Tensor
-    places: tuple[int, int]
-    size: tuple[int, int]
-    strides: tuple[int, int]
-    rates: tuple[int, int]
-
-
-def _sliding(layer, x, g) -> _Sliding:
+def _sliding(layer, x, g) -> Sliding:
     """The padded inputs as pictures (Conv1D has width 1), and the kernel."""
     x = tf.cast(x, tf.float32)
     size, strides, rates = (
@@ -219,10 +206,10 @@ def _sliding(layer, x, g) -> _Sliding:
         before = spare if layer.padding == "causal" else spare // 2
         padding.append((before, spare - before))
     pixels = tf.pad(x, [(0, 0), *padding, (0, 0)])
-    return _Sliding(pixels, places, size, strides, rates)
+    return Sliding(pixels, places, size, strides, rates)
 
 
-def _patches_at(sliding: _Sliding, places: np.ndarray | None) -> tf.Tensor:
+def _patches_at(sliding: Sliding, places: np.ndarray | None) -> tf.Tensor:
     """What the kernel sees at some of T places, or at all: [B, P, window C]."""
     pixels = sliding.pixels
     channels, window = pixels.shape[3], math.prod(sliding.size)
@@ -244,7 +231,7 @@ def _patches_at(sliding: _Sliding, places: np.ndarray | None) -> tf.Tensor:
     return tf.reshape(found, [-1, math.prod(sliding.places), window * channels])
 
 
-def _window_index(sliding: _Sliding) -> np.ndarray:
+def _window_index(sliding: Sliding) -> np.ndarray:
     """Which of the flat pixels a kernel sees at each place: [T, window]."""
     rows, columns = (
         stride * np.arange(places)[:, np.newaxis] + rate * np.arange(size)

@@ -23,8 +23,10 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import math
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
@@ -117,6 +119,24 @@ class Factored:
         )
 
 
+class Sliding(NamedTuple):
+    """What a kernel slides over, and how, along height and width.
+
+    Attributes:
+        pixels: [B, height, width, C] float32, with their padding.
+        places: of the output; T is their product.
+        size: of the kernel.
+        strides: of the kernel.
+        rates: of dilation.
+    """
+
+    pixels: tf.Tensor
+    places: tuple[int, int]
+    size: tuple[int, int]
+    strides: tuple[int, int]
+    rates: tuple[int, int]
+
+
 # What an entry of a Gram matrix costs beside its products, in multiplications:
 # measured on 3 x 3 kernels, 64 to 256 positions, on one CPU thread.
 _ENTRY = 400
@@ -135,18 +155,10 @@ class Windowed(Factored):
     windows is a sum of slices of the pixels' own.
 
     Attributes:
-        pixels: [B, height, width, C] float32, with their padding.
-        places: (height, width) of the output; T is their product.
-        size: (height, width) of the kernel.
-        strides: of the kernel.
-        rates: of dilation.
+        sliding: what the kernel slides over, and how.
     """
 
-    pixels: tf.Tensor
-    places: tuple[int, int]
-    size: tuple[int, int]
-    strides: tuple[int, int]
-    rates: tuple[int, int]
+    sliding: Sliding
 
     def norms_squared(self) -> tf.Tensor:
         """[B]; in the cheaper of the two forms."""
@@ -164,9 +176,15 @@ class Windowed(Factored):
 
     def dot(self, direction: tf.Tensor) -> tf.Tensor:
         """[B]; the inputs convolved with the direction, times `right`."""
-        weight = tf.reshape(direction, [*self.size, *direction.shape[-2:]])
+        weight = tf.reshape(
+            direction, [*self.sliding.size, *direction.shape[-2:]]
+        )
         projected = tf.nn.conv2d(
-            self.pixels, weight, self.strides, "VALID", dilations=self.rates
+            self.sliding.pixels,
+            weight,
+            self.sliding.strides,
+            "VALID",
+            dilations=self.sliding.rates,
         )
         right = tf.reshape(self.right, tf.shape(projected))
         return tf.reduce_sum(projected * right, axis=[1, 2, 3])
@@ -177,11 +195,14 @@ class Windowed(Factored):
         return self.to_weight(products[:, tf.newaxis])
 
     def _few_positions(self) -> bool:
-        if self.strides != (1, 1):
+        if self.sliding.strides != (1, 1):
             return False  # Of the pixels' products most would not be used.
-        positions, pixels = math.prod(self.places), self.pixels.shape[1:3]
-        rows, columns = self.pixels.shape[3], self.right.shape[3]
-        by_window = math.prod(self.size) * positions * rows * columns
+        positions, pixels = (
+            math.prod(self.sliding.places),
+            self.sliding.pixels.shape[1:3],
+        )
+        rows, columns = self.sliding.pixels.shape[3], self.right.shape[3]
+        by_window = math.prod(self.sliding.size) * positions * rows * columns
         gram = math.prod(pixels) ** 2 * rows
         gram += positions**2 * (columns + _ENTRY)
         return gram < by_window
@@ -189,33 +210,33 @@ class Windowed(Factored):
     def _products_by_window(self) -> list[tf.Tensor]:
         """[B, C, O] for each place in the kernel, row by row."""
         right = self.right[:, :, 0]
-        positions, channels = math.prod(self.places), self.pixels.shape[3]
+        positions, channels = (
+            math.prod(self.sliding.places),
+            self.sliding.pixels.shape[3],
+        )
         pixels = self._pixels_by_stride()
         products = []
-        for a in range(self.size[0]):
-            for b in range(self.size[1]):
-                (rows, row), (columns, column) = (
-                    self._seen(0, a),
-                    self._seen(1, b),
-                )
-                seen = pixels[:, rows, row, columns, column]
-                left = tf.reshape(seen, [-1, positions, channels])
-                products.append(tf.matmul(left, right, transpose_a=True))
+        for a, b in itertools.product(*map(range, self.sliding.size)):
+            rows, row = self._seen(0, a)
+            columns, column = self._seen(1, b)
+            seen = pixels[:, rows, row, columns, column]
+            left = tf.reshape(seen, [-1, positions, channels])
+            products.append(tf.matmul(left, right, transpose_a=True))
         return products
 
     def _window_gram(self) -> tf.Tensor:
         """Products of the windows at each two positions: [B, T, T]."""
-        height, width, channels = self.pixels.shape[1:]
-        flat = tf.reshape(self.pixels, [-1, height * width, channels])
+        height, width, channels = self.sliding.pixels.shape[1:]
+        flat = tf.reshape(self.sliding.pixels, [-1, height * width, channels])
         gram = tf.reshape(
             tf.matmul(flat, flat, transpose_b=True),
             [-1, height, width, height, width],
         )
-        rows = [self._seen(0, a)[0] for a in range(self.size[0])]
+        rows = [self._seen(0, a)[0] for a in range(self.sliding.size[0])]
         gram = tf.add_n([gram[:, at, :, at] for at in rows])
-        columns = [self._seen(1, b)[0] for b in range(self.size[1])]
+        columns = [self._seen(1, b)[0] for b in range(self.sliding.size[1])]
         gram = tf.add_n([gram[:, :, at, :, at] for at in columns])
-        positions = math.prod(self.places)
+        positions = math.prod(self.sliding.places)
         return tf.reshape(gram, [-1, positions, positions])
 
     def _pixels_by_stride(self) -> tf.Tensor:
@@ -225,20 +246,22 @@ class Windowed(Factored):
         that do not.
         """
         shape, padding = [-1], [(0, 0)]
-        for axis, stride in enumerate(self.strides):
-            size = self.pixels.shape[axis + 1]
+        for axis, stride in enumerate(self.sliding.strides):
+            size = self.sliding.pixels.shape[axis + 1]
             padding.append((0, -size % stride))
             shape += [-(-size // stride), stride]
-        pixels = tf.pad(self.pixels, [*padding, (0, 0)])
-        return tf.reshape(pixels, [*shape, self.pixels.shape[3]])
+        pixels = tf.pad(self.sliding.pixels, [*padding, (0, 0)])
+        return tf.reshape(pixels, [*shape, self.sliding.pixels.shape[3]])
 
     def _seen(self, axis: int, offset: int) -> tuple[slice, int]:
         """The pixels that one place of the kernel sees along an axis.
 
         Which ones by stride, and which within a stride.
         """
-        start, within = divmod(offset * self.rates[axis], self.strides[axis])
-        return slice(start, start + self.places[axis]), within
+        start, within = divmod(
+            offset * self.sliding.rates[axis], self.sliding.strides[axis]
+        )
+        return slice(start, start + self.sliding.places[axis]), within
 
 
 @dataclasses.dataclass
