@@ -16,6 +16,14 @@ def rule(
     model: keras.Model, inputs: Mapping[str, tf.Tensor], label: tf.Tensor
 ) -> tuple[tf.Tensor, tf.Tensor]:
     """Cross-entropy of each example [B], and the logits."""
-    outputs = model(arranged(model, inputs), training=True)
+    return of_outputs(
+        model, model(arranged(model, inputs), training=True), label
+    )
+
+
+def of_outputs(
+    model: keras.Model, outputs: tf.Tensor, label: tf.Tensor
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """The same, where the model was called already."""
     logits = as_logits(model, outputs)
     return losses.cross_entropy(label, logits), logits

@@ -18,12 +18,12 @@ from collections.abc import Mapping
 import keras
 import tensorflow as tf
 
-from tfmemloc import graph, losses
+from tfmemloc import graph
 from tfmemloc.configs import TrainConfig
 from tfmemloc.data.batches import steps_per_epoch
 from tfmemloc.data.examples import Examples
-from tfmemloc.evaluation import as_logits
 from tfmemloc.graph.inputs import arranged
+from tfmemloc.training.rules import cross_entropy
 from tfmemloc.training.tables import step_counter
 
 
@@ -64,8 +64,7 @@ class FirstEpochStatistics:
             lambda: model(given, training=True),
             lambda: self._measured(given, training=False),
         )
-        logits = as_logits(model, outputs)
-        return losses.cross_entropy(label, logits), logits
+        return cross_entropy.of_outputs(model, outputs, label)
 
 
 def make(
