@@ -10,7 +10,7 @@ it and two more, of other seeds. Beside them stand confident learning (cleanlab,
 5-fold predictions of the same network without tied layers), the loss of that
 network trained on all examples, and the rivals of `benchmarks.label_rivals`.
 `cost` is the time of all that must be run for a score, trainings included, as a
-multiple of one training of the tied network.
+multiple of one ordinary training, without tied layers.
 
 A cell's rows come in parts (`--parts`); those that the file of --json holds are
 not made again. The trainings are kept in --run_dir, so that other scores of the
@@ -32,7 +32,7 @@ import numpy as np
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import cross_val_predict
 
-from benchmarks import label_rivals
+from benchmarks import label_rivals, real_errors
 from binaries import config_flags, flags
 from tfmemloc import data, evaluation, losses, report, scores, storage
 from tfmemloc.configs import DataConfig, ModelConfig
@@ -45,7 +45,7 @@ from tfmemloc.scores.example_scores import ExampleScores
 from tfmemloc.training.loop import train
 from tfmemloc.units import SearchConfig
 
-KINDS = ("uniform", "confusable", "one_class", "instance")
+KINDS = ("uniform", "confusable", "one_class", "instance", "real")
 _WEAK = 60  # Examples that the weak classifier has seen.
 _SUBSETS = 8
 _NETWORKS = 3
@@ -121,6 +121,17 @@ def _confusable(examples: data.Examples) -> np.ndarray:
     return confusion.argmax(axis=1)
 
 
+def _examples(kind: str, seed: int) -> data.Examples:
+    """The data of --dataset with one kind of wrong labels."""
+    config = config_flags.data_config()
+    if kind == "real":
+        return real_errors.load(config.dataset, config.test_examples)
+    clean = data.load(dataclasses.replace(config, noise_rate=0.0))
+    label = noisy_labels(clean.train, kind, seed).tolist()
+    ids = clean.train.example_id.tolist()
+    return data.set_labels(clean, dict(zip(ids, label, strict=True)))
+
+
 _RECORDED = (
     "aum",
     "csl",
@@ -136,15 +147,8 @@ class Cell:
     """One kind of noise and seed: its data, trainings and times."""
 
     def __init__(self, kind: str, seed: int, folder: pathlib.Path):
-        clean = data.load(
-            dataclasses.replace(config_flags.data_config(), noise_rate=0.0)
-        )
-        label = noisy_labels(clean.train, kind, seed).tolist()
-        ids = clean.train.example_id.tolist()
         self.kind, self.seed, self.folder = kind, seed, folder
-        self.examples = data.set_labels(
-            clean, dict(zip(ids, label, strict=True))
-        )
+        self.examples = _examples(kind, seed)
         self.model = dataclasses.replace(
             config_flags.model_config("example_tied"), seed=seed
         )
@@ -241,11 +245,15 @@ class Cell:
         found = dataclasses.replace(found, names=(name, *found.names[1:]))
         return self.described(found)[:1]
 
+    def ordinary(self) -> Run:
+        """The network without tied layers, trained on all examples."""
+        run = self.train("plain", self.examples, self.plain, save_every=1)
+        self.note("plain_loss", [run])
+        return run
+
     def plain_loss(self) -> np.ndarray:
         """The loss of the network without tied layers."""
-        part = self.examples.train
-        run = self.train("plain", self.examples, self.plain)
-        self.note("plain_loss", [run])
+        part, run = self.examples.train, self.ordinary()
         logits = evaluation.predict_logits(run.model(), part)
         return losses.measured_losses(part.label, logits)
 
@@ -346,18 +354,17 @@ class Cell:
 
     def edited_rows(self) -> list[dict]:
         """The edit of the network without tied layers."""
-        run = self.train("plain", self.examples, self.plain)
-        self.note("plain", [run])
+        run = self.ordinary()
         # A fresh folder: what was kept of a removal would not be timed.
         with tempfile.TemporaryDirectory() as work:
             with self.timed("edit"):
                 found = score_by_removal(run, self.examples, directory=work)
             # A bare model has no recording: the edited network ranks alone.
             alone = score_by_removal(run.model(), self.examples, directory=work)
-        seconds = self.seconds["plain"] + self.seconds["edit"]
+        seconds = self.seconds["plain_loss"] + self.seconds["edit"]
         return self.rival_rows(
             {
-                "plain_csl": (found.of("csl"), self.seconds["plain"]),
+                "plain_csl": (found.of("csl"), self.seconds["plain_loss"]),
                 "edited": (alone.of("combined"), seconds),
                 "edited_and_csl": (found.of("combined"), seconds),
             }
@@ -376,7 +383,7 @@ class Cell:
         self, found: Mapping[str, tuple[np.ndarray, float]]
     ) -> list[dict]:
         """A row for each score that came with the seconds that it took."""
-        self.tied()
+        self.ordinary()
         part = self.examples.train
         values = {name: value for name, (value, _) in found.items()}
         measured = scores.evaluate_scores(
@@ -391,7 +398,7 @@ class Cell:
                 "noise": self.kind,
                 "seed": self.seed,
                 **row,
-                "cost": found[row["score"]][1] / self.seconds["training"],
+                "cost": found[row["score"]][1] / self.seconds["plain_loss"],
             }
             for row in measured
             if row["score"] in found
@@ -422,7 +429,7 @@ class Cell:
                 "suspicion_sum": float(found.suspicion.sum() / wrong.sum()),
                 "over_half": int(likely.sum()),
                 "over_half_wrong": int((likely & wrong).sum()),
-                "cost": costs[row["score"]] / training,
+                "cost": costs[row["score"]] / self.seconds["plain_loss"],
             }
             for row in scores.evaluate_scores(found)
         ]

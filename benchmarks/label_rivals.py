@@ -9,9 +9,10 @@ digits, which is in no table, by the mean over the three kinds of noise.
   the mean of both and a logistic regression, all on pixels; with `_adjusted`,
   predictions are divided by each class's mean first. Quality of a label is its
   normalized margin, which was better than its probability almost everywhere.
-- `cleanlab_early`, `cleanlab_averaged`: the same on the networks of the folds
-  at the epoch of the best accuracy on the given labels of the other folds, and
-  on the mean of the predictions of the second half of their epochs.
+- `cleanlab_last`, `cleanlab_early`, `cleanlab_averaged`: the same on the
+  networks of the folds at the end of their training, at the epoch of the best
+  accuracy on the given labels of the other folds, and on the mean of the
+  predictions of the second half of their epochs.
 - `dropped_sei`, `dropped_csl`, `dropped_wrong_event`, `dropped_csg`,
   `tied_sei`, `tied_csg`: the course of the training of the tied network,
   without its memory and with it; CSG is the sum over epochs of the squared
@@ -117,6 +118,7 @@ def networks(
     right = (chance.argmax(axis=2) == part.label).mean(axis=1)
     late = [place for place, e in enumerate(epochs) if e > epochs[-1] / 2]
     return {
+        "cleanlab_last": _quality(part.label, chance[-1]),
         "cleanlab_early": _quality(part.label, chance[right.argmax()]),
         "cleanlab_averaged": _quality(part.label, chance[late].mean(axis=0)),
     }

@@ -20,6 +20,10 @@ which a run has recorded (--recording for a .keras file):
   python -m binaries.score_examples --model=my.keras --dataset=mine.npz \\
     --out_dir=labels
 
+Without any network, all other examples judge each label, in seconds:
+
+  python -m binaries.score_examples --dataset=mine.npz --out_dir=labels
+
 Decide on review.html, save decisions.csv, and let the same command apply them:
 
   python -m binaries.score_examples --model=my.keras --dataset=mine.npz \\
@@ -27,12 +31,12 @@ Decide on review.html, save decisions.csv, and let the same command apply them:
 
 writes corrected_labels.csv and prints the command that trains on it.
 
-A suspect is an example for which another label is more probable when the
-network's memorization units are off; its suspicion is the probability that the
-label is wrong. Test examples calibrate the suspicion. Without them, a network
-that was not trained to the end may be sure of wrong predictions; the program
-then warns. In all scores, more is more suspicious; the table is sorted by
-"combined".
+A suspect is an example for which another label is more probable by what is
+known without the example itself: the network without its memory, and all other
+examples. Its suspicion is the probability that the label is wrong, by the other
+examples alone. Examples that were not trained on, with labels as they are, say
+how much either counts. In all scores, more is more suspicious; the table is
+sorted by "combined".
 
 Several networks rank better than one. Networks that were trained on the same
 data with different seeds can be scored together:
@@ -65,6 +69,7 @@ from tfmemloc import (
     find_duplicates,
     find_label_errors,
     report,
+    score_without_network,
     scores,
     second_split_times,
     storage,
@@ -131,7 +136,7 @@ flags.flags.DEFINE_integer(
 
 def main() -> None:
     """Scores, or corrects; writes, prints."""
-    sources.check()
+    sources.check(without_network=True)
     runs = _runs() if FLAGS.run_dir else []
     directory = pathlib.Path(FLAGS.out_dir or _folder(runs))
     if FLAGS.decisions:
@@ -149,7 +154,12 @@ def _score_by_removal(runs: list[Run], directory: pathlib.Path) -> None:
     if len(runs) > 1:
         source, examples = runs, runs[0].examples(download=FLAGS.download)
     else:
-        source, examples, _ = sources.read()
+        source, examples, _ = sources.read(without_network=True)
+    if source is None:
+        _recording()  # Refuses one.
+        scored = score_without_network(examples, progress=True)
+        _show(scored, examples, directory)
+        return
     with workers.shared(directory / "shared"):
         scored = score_by_removal(
             source,
@@ -167,8 +177,8 @@ def _recording() -> Recording | None:
         return None
     if FLAGS.model is None:
         raise ValueError(
-            "--recording expected a --model. Received: a run, whose own "
-            "recording is used."
+            "--recording expected a --model. Received: "
+            + ("a run, whose own is used." if FLAGS.run_dir else "none.")
         )
     return Recording.open(FLAGS.recording)
 
@@ -178,7 +188,7 @@ def _correct(runs: list[Run], directory: pathlib.Path) -> None:
     if runs:
         data, examples = runs[0].data, runs[0].examples(download=FLAGS.download)
     else:
-        _, examples, data = sources.read()
+        _, examples, data = sources.read(without_network=True)
     corrected = apply_decisions(examples, FLAGS.decisions)
     known = {}
     if data.label_file:

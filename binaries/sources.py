@@ -55,19 +55,28 @@ def define(run_help: str = flags.RUN_HELP) -> None:
     flags.define_download()
 
 
-def check() -> None:
+def check(*, without_network: bool = False) -> None:
     """Refuses both --run_dir and --model, neither, and data of a run.
+
+    Args:
+        without_network: --dataset alone will do.
 
     Raises:
         ValueError: says what was expected.
     """
-    if (FLAGS.run_dir is None) == (FLAGS.model is None):
+    has_run, has_model = (
+        name is not None for name in (FLAGS.run_dir, FLAGS.model)
+    )
+    is_alone = without_network and FLAGS.dataset and not has_run
+    if has_run and has_model or not (has_run or has_model or is_alone):
+        also = ", or --dataset alone" if without_network else ""
         raise ValueError(
-            "Expected --run_dir, or --model with --dataset. Received: "
-            + ("both." if FLAGS.run_dir else "neither.")
+            f"Expected --run_dir, or --model with --dataset{also}. Received: "
+            + ("both." if has_run else "neither.")
         )
-    if FLAGS.model and not FLAGS.out_dir:
-        raise ValueError("--model expected an --out_dir. Received: none.")
+    if not has_run and not FLAGS.out_dir:
+        given = "--model" if has_model else "--dataset"
+        raise ValueError(f"{given} expected an --out_dir. Received: none.")
     given = [
         f"--{name}"
         for name in hints(DataConfig)
@@ -80,11 +89,13 @@ def check() -> None:
         )
 
 
-def read() -> tuple[Run | keras.Model, Examples, DataConfig | None]:
+def read(
+    *, without_network: bool = False
+) -> tuple[Run | keras.Model | None, Examples, DataConfig | None]:
     """The network, what it was trained on, and where that comes from."""
-    check()
-    if FLAGS.model is not None:
-        model = _loaded(FLAGS.model)
+    check(without_network=without_network)
+    if FLAGS.run_dir is None:
+        model = _loaded(FLAGS.model) if FLAGS.model is not None else None
         data = config_flags.read(DataConfig, skip=_NO_FLAGS, noise_rate=0.0)
         return model, load(data, download=FLAGS.download), data
     run = Run.open(FLAGS.run_dir)

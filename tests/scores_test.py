@@ -15,10 +15,12 @@ from tfmemloc.configs import DataConfig, ModelConfig, TrainConfig
 from tfmemloc.gradients.engine import GradientEngine
 from tfmemloc.gradients.per_example import per_example_gradients
 from tfmemloc.labels import find_label_errors
+from tfmemloc.losses import log_softmax
 from tfmemloc.probes.critical_units import find_critical_units
 from tfmemloc.runs import Run
-from tfmemloc.scores import example_scores
+from tfmemloc.scores import example_scores, ranking
 from tfmemloc.scores.example_scores import ExampleScores
+from tfmemloc.scores.left_out import predict_left_out
 from tfmemloc.scores.of_predictions import scores_of_logits
 from tfmemloc.scores.of_runs import ScoreConfig, _rate, score_examples
 from tfmemloc.scores.of_training import dynamics
@@ -116,15 +118,19 @@ def test_scores_are_their_slow_twins(tied_run, scored, digits):
             assert scored.of(name)[n] == pytest.approx(value, abs=1e-4), name
 
 
-def test_suspicion_and_ranking_are_their_slow_twins(tied_run, scored, digits):
+def test_suspicion_and_ranking_are_their_slow_twins(tied_run, digits):
+    """Of predictions alone; with what others say: `left_out_test`."""
     model, part = tied_run.model(), digits.train
     # Divide each judge's mean share of each class out, and that of their mean.
     judges, others = [], []
-    for off, held_out in zip(
-        list(_dropped_by_epoch(tied_run, model, part))[-3:],
-        list(_dropped_by_epoch(tied_run, model, digits.test))[-3:],
-        strict=True,
-    ):
+    given = [
+        np.stack(list(_dropped_by_epoch(tied_run, model, each))[-3:])
+        for each in (part, digits.test)
+    ]
+    scored = scores_of_logits(
+        part, dropped=given[0], held_out=(given[1], digits.test.label)
+    )
+    for off, held_out in zip(*given, strict=True):
         off, held_out = _softmax(off), _softmax(held_out)
         judges.append(_shared_out(off, off))
         others.append(_shared_out(held_out, off))
@@ -337,8 +343,15 @@ def test_several_runs_judge_together(tmp_path, small_digits):
         np.stack([evaluation.predict_logits(m, split) for m in networks])
         for split in (part, test)
     ]
-    expected = scores_of_logits(
-        part, dropped=logits[0], held_out=(logits[1], test.label)
+    judges, others = (log_softmax(each) for each in logits)
+    expected = ranking.ranked(
+        part,
+        judges,
+        (others, test.label),
+        "auto",
+        {},
+        None,
+        left_out=predict_left_out(part, test),
     )
     np.testing.assert_allclose(found.suspicion, expected.suspicion, atol=1e-6)
     np.testing.assert_array_equal(found.suggested, expected.suggested)

@@ -161,6 +161,7 @@ from tfmemloc.labels import (
     find_duplicates,
     find_label_errors,
     score_by_removal,
+    score_without_network,
 )
 
 # Audits: what does a network still remember?
@@ -327,6 +328,7 @@ __all__ = [
     "rewind_layers",
     "score_by_removal",
     "score_examples",
+    "score_without_network",
     "scores_of_logits",
     "scores_of_recording",
     "scrub",

@@ -8,3 +8,4 @@ from tfmemloc.labels.duplicates import (
     find_duplicates,
 )
 from tfmemloc.labels.finding import find_label_errors
+from tfmemloc.labels.without_network import score_without_network

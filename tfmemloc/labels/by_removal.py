@@ -29,6 +29,7 @@ from tfmemloc.scores.checks import (
     log_probabilities,
 )
 from tfmemloc.scores.example_scores import ExampleScores
+from tfmemloc.scores.left_out import predict_left_out
 from tfmemloc.scores.of_predictions import values_of
 from tfmemloc.scores.of_runs import (
     as_runs,
@@ -130,7 +131,7 @@ def score_by_removal(
             one, examples, config, directory=folder, progress=progress
         )
         edited.append(Edited(networks[place], after, courses[place]))
-    return scores_of_edited(edited, examples)
+    return scores_of_edited(edited, examples, progress=progress)
 
 
 def course_of(
@@ -158,13 +159,14 @@ def course_of(
 
 
 def scores_of_edited(
-    edited: Sequence[Edited], examples: Examples
+    edited: Sequence[Edited], examples: Examples, *, progress: bool = False
 ) -> ExampleScores:
     """Scores from networks as they were trained, and without their memory.
 
     Args:
         edited: one, or several that judge together.
         examples: those they were trained on, and others.
+        progress: show a progress bar.
     """
     train = examples.train
     check_classes(train)
@@ -189,5 +191,12 @@ def scores_of_edited(
         pair = np.stack(held_out), others.label
         known = checked_held_out(pair, train, judges)
     return ranked(
-        train, judges, known, "auto", means, None, course=means.get("csl")
+        train,
+        judges,
+        known,
+        "auto",
+        means,
+        None,
+        course=means.get("csl"),
+        left_out=predict_left_out(train, others, progress=progress),
     )

@@ -4,7 +4,9 @@ A network with tied dropout says what it knows without its memory: its dropped
 predictions judge the labels (`tfmemloc.scores`). Any other trained network is
 asked after the memory was taken out of a copy of it: the curvature edit
 (`tfmemloc.removal.curvature`) needs no example ids and no second training, and
-the edited network no longer believes most of the wrong labels.
+the edited network no longer believes most of the wrong labels. With either goes
+what all other examples say about a label (`tfmemloc.scores.left_out`), which
+judges alone where there is no network.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ import keras
 from tfmemloc.data.examples import Examples
 from tfmemloc.labels.by_removal import is_without_ties, score_by_removal
 from tfmemloc.labels.review import write_review
+from tfmemloc.labels.without_network import score_without_network
 from tfmemloc.removal.curvature import CurvatureConfig
 from tfmemloc.runs import Run
 from tfmemloc.scores.example_scores import ExampleScores
@@ -27,7 +30,7 @@ from tfmemloc.scores.suspects import check_examples, write_suspects
 
 
 def find_label_errors(
-    source: Run | Sequence[Run] | keras.Model | ExampleScores,
+    source: Run | Sequence[Run] | keras.Model | ExampleScores | None,
     examples: Examples,
     directory: str | os.PathLike,
     config: ScoreConfig | CurvatureConfig | None = None,
@@ -41,7 +44,9 @@ def find_label_errors(
         source: a run, or several of the same data that differ in their seed.
             With tied dropout their dropped networks judge (`score_examples`);
             without it, copies from which the memory was taken, as of a model
-            (`score_by_removal`). Or scores that were made before.
+            (`score_by_removal`). Or scores that were made before. None: there
+            is no network, and all other examples judge each label
+            (`score_without_network`).
         examples: the data of the run, or of the scores.
         directory: where `example_scores.npz` and `.json`, `suspects.csv` (all
             training examples, the most suspicious first), `suspects.html`
@@ -52,7 +57,7 @@ def find_label_errors(
         config: what is scored, or how the memory is taken out.
         shown: number of examples on the pages, suspects or not, the most
             suspicious first; None shows the first suspects.
-        **options: of `score_examples` or `score_by_removal`.
+        **options: of the function that scores.
 
     Returns:
         The scores. A *suspect* is an example for which, without its memory
@@ -79,6 +84,13 @@ def find_label_errors(
 
 def _scores(source, examples, directory, config, options) -> ExampleScores:
     """The scores of any source."""
+    if source is None:
+        if config is not None:
+            raise TypeError(
+                "Without a network, `config` expected None. Received: "
+                f"{type(config).__name__}."
+            )
+        return score_without_network(examples, **options)
     if isinstance(source, ExampleScores):
         if options or config:
             raise TypeError(
@@ -105,7 +117,8 @@ def _scores(source, examples, directory, config, options) -> ExampleScores:
             source, examples, config or ScoreConfig(), **options
         )
     raise TypeError(
-        "Expected a run, several runs, a Keras model, or scores. Received: "
+        "Expected a run, several runs, a Keras model, scores, or None for no "
+        "network. Received: "
         f"{type(source).__name__}, options {sorted(options)}. "
         "`scores_of_logits` makes scores from any predictions."
     )

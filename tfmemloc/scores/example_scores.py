@@ -53,6 +53,9 @@ class ExampleScores(Result):
     suggested: np.ndarray
     values: np.ndarray  # [N, K] more is more suspicious.
     suspicion: np.ndarray  # [N] the probability that the label is wrong.
+    # How labels go wrong, a kind of `tfmemloc.scores.noise`; empty where the
+    # suspicion comes from predictions alone.
+    noise: str = ""
     inputs_digest: str = ""  # Of the inputs; empty where it was not kept.
 
     def of(self, name: str) -> np.ndarray:
@@ -158,16 +161,35 @@ class ExampleScores(Result):
         }
 
 
+def _noise_in_words(scores: ExampleScores) -> str:
+    """What all labels together say of how many are wrong, and which."""
+    if not scores.noise:
+        return ""
+    if scores.noise == "none":
+        return (
+            " No wrong labels are needed to explain what the examples say of "
+            "each other's, so no suspicion is above 0. A few in a thousand, "
+            "and labels that are wrong where inputs look like it, cannot be "
+            "told from right ones by that: look at the top of the ranking."
+        )
+    which = {
+        "any": "any label as likely as another",
+        "class": "in some classes more than in others",
+        "pairs": "classes for certain others",
+    }[scores.noise]
+    return f" About {scores.suspicion.mean():.1%} are wrong, {which}."
+
+
 def suspects_in_words(scores: ExampleScores) -> str:
     """What was found, in a few sentences."""
     is_suspect = scores.is_suspect
     text = (
         f"{is_suspect.sum()} of {len(scores.label)} training labels are "
-        "suspected: without the memory of the example, and corrected for the "
-        "shares of the classes, another label is more probable. "
+        "suspected: by what is known without the example itself, and corrected "
+        "for the shares of the classes, another label is more probable. "
         f"{(is_suspect & (scores.suspicion >= 0.5)).sum()} are more likely "
-        "wrong than "
-        "right (a suspicion of one half or more)."
+        "wrong than right (a suspicion of one half or more)."
+        f"{_noise_in_words(scores)}"
     )
     whole = [
         str(c)
@@ -177,9 +199,10 @@ def suspects_in_words(scores: ExampleScores) -> str:
     if whole:
         text += (
             " More than half of the labels of each of these classes: "
-            f"{', '.join(whole)}. Not so many are likely to be wrong: what was "
-            "learned without memory is too little to judge them by. Train "
-            "longer, raise p_gen, or give the true shares (prior)."
+            f"{', '.join(whole)}. Not so many are likely to be wrong: what is "
+            "known without the examples themselves is too little to judge "
+            "them by. Go by the suspicion; a network that was trained longer, "
+            "or with a higher p_gen, knows more."
         )
     is_wrong = scores.label != scores.true_label
     wrong = int(is_wrong.sum())

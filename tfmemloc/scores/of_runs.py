@@ -85,6 +85,7 @@ from tfmemloc.scores.checks import (
     log_probabilities,
 )
 from tfmemloc.scores.example_scores import ExampleScores
+from tfmemloc.scores.left_out import predict_left_out
 from tfmemloc.scores.of_predictions import values_of
 from tfmemloc.scores.of_training import (
     NOT_EARLY,
@@ -189,6 +190,7 @@ def score_examples(
         config.prior if prior is None else prior,
         mean_scores(values),
         extra_scores,
+        left_out=predict_left_out(train, examples.test, progress=progress),
     )
 
 

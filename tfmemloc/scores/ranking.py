@@ -14,6 +14,8 @@ from tfmemloc.scores.calibration import (
 )
 from tfmemloc.scores.checks import TINY, checked_score
 from tfmemloc.scores.example_scores import ExampleScores
+from tfmemloc.scores.left_out import LeftOut
+from tfmemloc.scores.noise import fit_noise
 from tfmemloc.scores.of_training import margins
 from tfmemloc.statistics import shared_ranks
 
@@ -39,6 +41,10 @@ _COURSE = 2
 # How often the lean to labels and the share of wrong ones are taken in turn.
 _LEANS = 3
 
+# How much what all other examples say counts where it is as often right as the
+# judges are; else by the square of the ratio of their odds, up to a limit.
+_LEFT_OUT, _MUCH_BETTER = 3.0, 10.0
+
 
 def ranked(
     examples: Examples,
@@ -48,6 +54,7 @@ def ranked(
     values,
     extra_scores,
     course: np.ndarray | None = None,
+    left_out: LeftOut | None = None,
 ) -> ExampleScores:
     """The scores, and the ranking that the judges make.
 
@@ -60,32 +67,81 @@ def ranked(
         extra_scores: further ones.
         course: [N] a score of the course of the training, which then counts
             twice as much as the judges.
+        left_out: what all other examples say about each label, and about
+            those that are held out. It joins ranking and suggestion, and the
+            suspicion is its own: it alone did not see the labels.
     """
     label = examples.label
-    own = np.arange(len(label)), label
-    checked: dict[str, np.ndarray] = {}
-    for name, value in [*values.items(), *(extra_scores or {}).items()]:
-        checked[name] = checked_score(name, value, examples, checked)
     prior = true_shares(judges, label, prior)
     judged, judged_held_out = _judged(judges, label, prior, held_out)
     others = None
     if held_out is not None and len(held_out[1]) >= _FEWEST_HELD_OUT:
         others = judged_held_out, held_out[1]
-    combined = shared_ranks(-margins(judged, label))
-    combined = (combined + shared_ranks(-judged[own])) / 2
+    doubts, counts = [_doubts(judged, label)], [1.0]
     if course is not None:
-        combined = (combined + _COURSE * shared_ranks(course)) / (1 + _COURSE)
+        doubts.append(shared_ranks(course))
+        counts.append(_COURSE)
+    believed, noise = judged, None
+    if left_out is not None:
+        noise = fit_noise(left_out.train, label)
+        said = losses.log_softmax(left_out.train / noise.temperature)
+        said = _adjusted(said, label, prior)
+        better = _better(left_out, judged, label, others)
+        doubts.append(_doubts(said, label))
+        counts.append(_LEFT_OUT * better)
+        believed = judged + better * said
+        values = values | {"left_out": doubts[-1]}
+    checked: dict[str, np.ndarray] = {}
+    for name, value in [*values.items(), *(extra_scores or {}).items()]:
+        checked[name] = checked_score(name, value, examples, checked)
     return ExampleScores(
         names=("combined", *checked),
         example_id=examples.example_id,
         subset=examples.subset,
         label=label,
         true_label=examples.true_label,
-        suggested=judged.argmax(axis=1),
-        values=np.stack([combined, *checked.values()], axis=1),
-        suspicion=_suspicion(judged, label, others),
+        suggested=believed.argmax(axis=1),
+        values=np.stack(
+            [np.average(doubts, axis=0, weights=counts), *checked.values()],
+            axis=1,
+        ),
+        suspicion=noise.suspicion(left_out.train, label)
+        if noise
+        else _suspicion(judged, label, others),
+        noise=noise.kind if noise else "",
         inputs_digest=examples.inputs_digest(),
     )
+
+
+def _doubts(log_p: np.ndarray, label: np.ndarray) -> np.ndarray:
+    """[N] in [0, 1]: the mean rank by margin and by probability."""
+    own = np.arange(len(label)), label
+    return (
+        shared_ranks(-margins(log_p, label)) + shared_ranks(-log_p[own])
+    ) / 2
+
+
+def _better(left_out: LeftOut, judged, label, others) -> float:
+    """By how much those who left the label out are better than the judges.
+
+    The square of the ratio of their odds to be right beyond chance: on
+    examples that neither was trained on, or else on the training examples,
+    where the judges look better than they are.
+    """
+    said, judged_here, wanted = left_out.train, judged, label
+    if others is not None:
+        said, (judged_here, wanted) = left_out.others, others
+    odds = [_odds(each, wanted) for each in (said, judged_here)]
+    return min((odds[0] / odds[1]) ** 2, _MUCH_BETTER)
+
+
+def _odds(logits: np.ndarray, label: np.ndarray) -> float:
+    """Of being right beyond chance; never 0 and never infinite."""
+    right = (logits.argmax(axis=1) == label).sum()
+    share = (right + 0.5) / (len(label) + 1)
+    chance = 1 / logits.shape[1]
+    beyond = max(share - chance, 0.5 / (len(label) + 1))
+    return beyond / (1 - share)
 
 
 def _suspicion(judged, label, others) -> np.ndarray:

@@ -1,0 +1,208 @@
+"""Inputs described by numbers whose distances mean something.
+
+pictures   how much of each of 256 small patches, drawn from the pictures
+           themselves, there is in each quarter (after Coates and Ng, 2012):
+           patches lose their mean and contrast and are whitened; a picture is
+           compared with them at all places; what exceeds a threshold is added
+           up, apart for likeness and for its negative
+tokens     which tokens and pairs of neighbours occur, and how often
+features   the columns themselves
+
+Each number is then scaled to a variance of about one among the examples that
+the description is made from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import numpy as np
+import tensorflow as tf
+from scipy import linalg
+
+from tfmemloc import tracing
+from tfmemloc.data.chunks import chunk_at
+from tfmemloc.data.examples import Examples, input_kinds
+from tfmemloc.data.kinds import PICTURE, TOKENS
+
+_PATCHES, _DRAWN = 256, 20_000
+# Larger pictures are scaled down to this side first.
+_SIDE = 32
+# Of the side of a picture, and at least so many pixels.
+_PATCH_SHARE, _SMALLEST_PATCH = 6 / 32, 3
+# Pictures of this side or more are compared at every second place.
+_SPARSE = 16
+# Contrasts below this share of the pictures' own are noise.
+_FLAT = 0.15
+_WHITENED, _THRESHOLD = 0.1, 1.0
+# Columns that vary less than this share of the others' mean are not scaled up.
+_STEADY = 0.1
+_EXAMPLES = 4096  # That a description is made from, at most.
+_BUCKETS = 4096
+
+Describe = Callable[[tf.Tensor], np.ndarray]
+
+
+class Description:
+    """Describes examples like those that it was made from.
+
+    Args:
+        examples: those.
+        seed: of the patches.
+    """
+
+    def __init__(self, examples: Examples, seed: int):
+        some = chunk_at(examples, np.arange(min(len(examples), _EXAMPLES)))
+        rng = np.random.default_rng(seed)
+        self._parts = {
+            name: _Scaled(
+                _described(kind, some.inputs[name], rng), some.inputs[name]
+            )
+            for name, kind in input_kinds(examples).items()
+        }
+
+    def __call__(self, inputs: Mapping[str, np.ndarray]) -> np.ndarray:
+        """[B, numbers] float32: each input counts as much as another."""
+        return np.concatenate(
+            [part(inputs[name]) for name, part in self._parts.items()], axis=1
+        )
+
+
+class _Scaled:
+    """A description whose columns vary alike; divided by their number."""
+
+    def __init__(self, describe: Describe, rows: np.ndarray):
+        self._describe = describe
+        found = np.concatenate(
+            [describe(rows[k : k + 64]) for k in range(0, len(rows), 64)]
+        )
+        self._mean = found.mean(axis=0)
+        spread = found.std(axis=0)
+        spread += _STEADY * spread.mean() + 1e-12
+        self._scale = spread * np.sqrt(found.shape[1])
+
+    def __call__(self, rows: np.ndarray) -> np.ndarray:
+        found = (self._describe(rows) - self._mean) / self._scale
+        return found.astype(np.float32)
+
+
+def _described(
+    kind: str, rows: np.ndarray, rng: np.random.Generator
+) -> Describe:
+    if kind == PICTURE:
+        return _Patches(rows, rng)
+    if kind == TOKENS:
+        return (
+            _counted
+            if rows.ndim > 1 and rows.shape[1] > 1
+            else _Categories(rows)
+        )
+    return lambda rows: np.asarray(rows, np.float64).reshape(len(rows), -1)
+
+
+class _Patches:
+    """How much of each patch there is in each quarter of a picture.
+
+    Args:
+        pictures: [L, height, width, channels] that patches are drawn from.
+        rng: draws them.
+    """
+
+    def __init__(self, pictures: np.ndarray, rng: np.random.Generator):
+        self._contrast = float(pictures.std()) or 1.0
+        pictures = self._sized(pictures).numpy()
+        height, width = pictures.shape[1:3]
+        side = max(_SMALLEST_PATCH, round(_PATCH_SHARE * max(height, width)))
+        self._side = min(side, height, width)
+        self._stride = 2 if min(height, width) >= _SPARSE else 1
+        self._kernel, self._shift = self._drawn(pictures, rng)
+        self._compare = tracing.function(self._compared, reduce_retracing=True)
+
+    def __call__(self, pictures: np.ndarray) -> np.ndarray:
+        """[B, 8 * patches]."""
+        return self._compare(self._sized(pictures)).numpy()
+
+    def _sized(self, pictures: np.ndarray) -> tf.Tensor:
+        """At most 32 pixels a side, and of about the same contrast."""
+        pictures = tf.cast(pictures, tf.float32) / self._contrast
+        height, width = pictures.shape[1:3]
+        if max(height, width) > _SIDE:
+            share = _SIDE / max(height, width)
+            size = [max(1, round(share * each)) for each in (height, width)]
+            pictures = tf.image.resize(pictures, size, method="area")
+        return pictures
+
+    def _drawn(self, pictures, rng) -> tuple[tf.Tensor, tf.Tensor]:
+        """The patches as a kernel [side, side, channels, K], and shifts [K].
+
+        Contrast apart, all that is done to a patch is linear: its mean goes,
+        it is whitened, it is compared with each of K.
+        """
+        side, (count, height, width, channels) = self._side, pictures.shape
+        windows = np.lib.stride_tricks.sliding_window_view(
+            pictures, (side, side), axis=(1, 2)
+        )
+        places = (
+            rng.integers(0, most, _DRAWN)
+            for most in (count, height - side + 1, width - side + 1)
+        )
+        drawn = windows[tuple(places)].transpose(0, 2, 3, 1)
+        drawn = drawn.reshape(len(drawn), -1).astype(np.float64)
+        drawn -= drawn.mean(axis=1, keepdims=True)
+        drawn /= np.sqrt(drawn.var(axis=1, keepdims=True) + _FLAT**2)
+        mean = drawn.mean(axis=0)
+        values, vectors = linalg.eigh(np.cov(drawn, rowvar=False))
+        whitening = vectors / np.sqrt(np.maximum(values, 0) + _WHITENED)
+        whitening = whitening @ vectors.T
+        chosen = rng.choice(len(drawn), _PATCHES, replace=False)
+        kept = (drawn[chosen] - mean) @ whitening
+        kept /= np.linalg.norm(kept, axis=1, keepdims=True) + 1e-12
+        kernel = whitening @ kept.T
+        shift = mean @ kernel
+        kernel = kernel - kernel.mean(axis=0)
+        kernel = kernel.reshape(side, side, channels, _PATCHES)
+        return tf.constant(kernel, tf.float32), tf.constant(shift, tf.float32)
+
+    def _compared(self, pictures: tf.Tensor) -> tf.Tensor:
+        def mean(values):
+            values = tf.reduce_mean(values, axis=3, keepdims=True)
+            return tf.nn.avg_pool2d(values, self._side, self._stride, "VALID")
+
+        variance = tf.maximum(mean(pictures**2) - mean(pictures) ** 2, 0)
+        likeness = tf.nn.conv2d(pictures, self._kernel, self._stride, "VALID")
+        likeness = likeness / tf.sqrt(variance + _FLAT**2) - self._shift
+        found = tf.nn.relu(
+            tf.concat([likeness, -likeness], axis=3) - _THRESHOLD
+        )
+        height, width = found.shape[1:3]
+        half = (max(1, height // 2), max(1, width // 2))
+        quarters = [
+            tf.reduce_mean(found[:, rows, columns], axis=[1, 2])
+            for rows in (slice(None, half[0]), slice(-half[0], None))
+            for columns in (slice(None, half[1]), slice(-half[1], None))
+        ]
+        return tf.concat(quarters, axis=1)
+
+
+class _Categories:
+    """One number for each value that occurs, in each column."""
+
+    def __init__(self, rows: np.ndarray):
+        self._values = np.unique(rows)[:_BUCKETS]
+
+    def __call__(self, rows: np.ndarray) -> np.ndarray:
+        rows = np.asarray(rows).reshape(len(rows), -1, 1)
+        return (rows == self._values).reshape(len(rows), -1).astype(np.float64)
+
+
+def _counted(rows: np.ndarray) -> np.ndarray:
+    """Logarithms of how often tokens and pairs occur, of one length."""
+    rows = np.asarray(rows).reshape(len(rows), -1).astype(np.uint64)
+    pairs = rows[:, :-1] * np.uint64(0x9E3779B97F4A7C15) + rows[:, 1:]
+    pairs = (pairs * np.uint64(0xBF58476D1CE4E5B9)) >> np.uint64(40)
+    found = np.zeros((len(rows), 2 * _BUCKETS))
+    places = np.arange(len(rows))[:, np.newaxis]
+    np.add.at(found, (places, rows % np.uint64(_BUCKETS)), 1)
+    np.add.at(found, (places, _BUCKETS + pairs % np.uint64(_BUCKETS)), 1)
+    found = np.log1p(found)
+    return found / (np.linalg.norm(found, axis=1, keepdims=True) + 1e-12)
