@@ -1,22 +1,21 @@
-"""Which score finds wrong labels, on four kinds of noise and three seeds.
+"""Which score finds wrong labels: ours and rivals on the same data.
 
   python -m benchmarks.label_errors --seeds=0,1,2 \\
     --json=docs/results/digits_label_errors.json
 
-needs `pip install -e '.[benchmarks]'` and takes about an hour on 2 CPU cores;
-killed, the same command goes on. For each kind of noise and seed the tied
-network is trained and its scores are taken; `combined_of_3` is the ranking by
-it and two more, of other seeds. Beside them stand confident learning (cleanlab,
-5-fold predictions of the same network without tied layers), the loss of that
-network trained on all examples, and the rivals of `benchmarks.label_rivals`.
-`cost` is the time of all that must be run for a score, trainings included, as a
-multiple of one ordinary training, without tied layers.
+needs `pip install -e '.[benchmarks]'` and takes about half an hour on 2 CPU
+cores; killed, the same command goes on. `left_out` is what all other examples
+say, without a network; `ordinary_combined` the ranking by it, an ordinary
+network, its course and its edit; `tied_combined` the ranking by it and by a
+network with tied dropout. Beside them stand the scores of these networks alone
+and the rivals of `benchmarks.label_rivals`. `cost` is the time of all that must
+be run for a score, trainings included, as a multiple of one ordinary training.
 
 A cell's rows come in parts (`--parts`); those that the file of --json holds are
 not made again. The trainings are kept in --run_dir, so that other scores of the
 same trainings take minutes: delete the file of --json and give the same
-command. Scores were designed on seed 0 of MNIST and CIFAR-10; their tables are
-of others.
+command. Scores were designed on seed 0 of MNIST and CIFAR-10 and on seeds 10
+and 11 of the digits; the tables are of others.
 """
 
 from __future__ import annotations
@@ -27,20 +26,21 @@ import pathlib
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import cross_val_predict
 
-from benchmarks import label_rivals, real_errors
+from benchmarks import label_rivals, label_tables, real_errors
 from binaries import config_flags, flags
-from tfmemloc import data, evaluation, losses, report, scores, storage
+from tfmemloc import data, evaluation, losses, scores, storage
 from tfmemloc.configs import DataConfig, ModelConfig
-from tfmemloc.labels import score_by_removal
+from tfmemloc.labels import score_by_removal, score_without_network
 from tfmemloc.layers import masks
 from tfmemloc.probes.critical_units import find_critical_units
 from tfmemloc.runs import Run
-from tfmemloc.scores import ScoreConfig, quality
+from tfmemloc.scores import ScoreConfig
 from tfmemloc.scores.example_scores import ExampleScores
 from tfmemloc.training.loop import train
 from tfmemloc.units import SearchConfig
@@ -48,7 +48,8 @@ from tfmemloc.units import SearchConfig
 KINDS = ("uniform", "confusable", "one_class", "instance", "real")
 _WEAK = 60  # Examples that the weak classifier has seen.
 _SUBSETS = 8
-_NETWORKS = 3
+# Of the most suspicious labels, how many are wrong of so many.
+_RANKS = (10, 20, 50, 100, 200, 500, 1000)
 
 
 def noisy_labels(examples: data.Examples, kind: str, seed: int) -> np.ndarray:
@@ -203,26 +204,18 @@ class Cell:
             line["seconds"] for run in runs for line in run.history
         )
 
-    def tied(self, k: int = 0) -> Run:
-        """The tied network, or another of another seed; all epochs kept."""
-        run = self.train(
-            f"tied{k}" if k else "tied",
-            self.examples,
-            self.model,
-            save_every=1,
-            seed=self.seed + 100 * k,
-        )
-        if not k:
-            self.note("training", [run])
+    def tied(self) -> Run:
+        """The tied network; all epochs kept."""
+        run = self.train("tied", self.examples, self.model, save_every=1)
+        self.note("training", [run])
         return run
 
     def tied_rows(self) -> list[dict]:
         """A row for each score of the tied network, and of slow rivals."""
-        run, *others = [self.tied(k) for k in range(_NETWORKS)]
-        more = {"plain_loss": self.plain_loss(), "cleanlab": self.cleanlab()}
+        run, more = self.tied(), {"plain_loss": self.plain_loss()}
         if flags.FLAGS.all_scores:
             more |= self.slow_scores(run)
-        with self.timed("dropped_margin"):
+        with self.timed("judging"):
             found = scores.score_examples(run, self.examples, progress=False)
         with self.timed("tracin"):
             found = scores.score_examples(
@@ -232,18 +225,24 @@ class Cell:
                 extra_scores=more,
                 progress=False,
             )
-        return self.described(found) + self.together([run, *others])
+        training, judging = (
+            self.seconds[name] for name in ("training", "judging")
+        )
+        costs = dict.fromkeys(found.names, training + judging)
+        costs |= dict.fromkeys(_RECORDED, training)
+        # The last call took the forward passes as well.
+        gradients = training + self.seconds["tracin"] - judging
+        costs |= self.seconds | {"grand": gradients, "tracin": gradients}
+        if "critical_set" in costs:
+            costs["critical_set"] += training
+        return self.rows(found, costs, "tied_combined", skip=("left_out",))
 
-    def together(self, runs: Sequence[Run]) -> list[dict]:
-        """The row of the ranking by several networks."""
-        name = f"combined_of_{len(runs)}"
-        with self.timed("judging"):
-            found = scores.score_examples(runs, self.examples, progress=False)
-        # Each training counts as the first: they differ in their seed alone.
-        trainings = len(runs) * self.seconds["training"]
-        self.seconds[name] = trainings + self.seconds["judging"]
-        found = dataclasses.replace(found, names=(name, *found.names[1:]))
-        return self.described(found)[:1]
+    def left_out_rows(self) -> list[dict]:
+        """What all other examples say, without a network."""
+        self.ordinary()
+        with self.timed("left_out"):
+            found = score_without_network(self.examples)
+        return self.rows(found, self.seconds, "left_out", skip=("left_out",))
 
     def ordinary(self) -> Run:
         """The network without tied layers, trained on all examples."""
@@ -300,19 +299,6 @@ class Cell:
         # The chance that all of 8 subsets hold an example is 6 %.
         return np.nan_to_num(found.memorization, nan=0.0)
 
-    def cleanlab(self) -> np.ndarray:
-        """Confident learning on cross-validated predictions: 1 - quality."""
-        from cleanlab.rank import get_label_quality_scores
-
-        part, fold = self.examples.train, self.fold()
-        chance = np.zeros((len(part), part.classes))
-        for k, run in enumerate(self.fold_runs("cleanlab")):
-            logits = evaluation.predict_logits(
-                run.model(), part.take(fold == k)
-            )
-            chance[fold == k] = np.exp(losses.log_softmax(logits))
-        return 1 - get_label_quality_scores(part.label, chance)
-
     def fold(self) -> np.ndarray:
         """[N] to which fold each training example belongs."""
         return label_rivals.folds(self.examples.train.example_id)
@@ -353,22 +339,21 @@ class Cell:
         )
 
     def edited_rows(self) -> list[dict]:
-        """The edit of the network without tied layers."""
+        """The network without tied layers, its course and its edit."""
         run = self.ordinary()
         # A fresh folder: what was kept of a removal would not be timed.
-        with tempfile.TemporaryDirectory() as work:
-            with self.timed("edit"):
-                found = score_by_removal(run, self.examples, directory=work)
-            # A bare model has no recording: the edited network ranks alone.
-            alone = score_by_removal(run.model(), self.examples, directory=work)
-        seconds = self.seconds["plain_loss"] + self.seconds["edit"]
-        return self.rival_rows(
-            {
-                "plain_csl": (found.of("csl"), self.seconds["plain_loss"]),
-                "edited": (alone.of("combined"), seconds),
-                "edited_and_csl": (found.of("combined"), seconds),
-            }
-        )
+        with tempfile.TemporaryDirectory() as work, self.timed("edit"):
+            found = score_by_removal(run, self.examples, directory=work)
+        plain = self.seconds["plain_loss"]
+        costs = dict.fromkeys(found.names, plain + self.seconds["edit"])
+        costs |= dict.fromkeys(_RECORDED, plain)
+        rows = self.rows(found, costs, "ordinary_combined", skip=("left_out",))
+        names = {"dropped_margin": "edited", "csl": "ordinary_csl"}
+        return [
+            row | {"score": names.get(row["score"], row["score"])}
+            for row in rows
+            if row["score"] in ("ordinary_combined", *names)
+        ]
 
     def network_rows(self) -> list[dict]:
         """Confident learning on networks that were kept from memorizing."""
@@ -385,105 +370,83 @@ class Cell:
         """A row for each score that came with the seconds that it took."""
         self.ordinary()
         part = self.examples.train
-        values = {name: value for name, (value, _) in found.items()}
-        measured = scores.evaluate_scores(
-            scores.scores_of_logits(
-                part,
-                dropped=np.zeros((len(part), part.classes)),
-                extra_scores=values,
-            )
+        measured = scores.scores_of_logits(
+            part,
+            dropped=np.zeros((len(part), part.classes)),
+            extra_scores={name: value for name, (value, _) in found.items()},
         )
-        return [
-            {
-                "noise": self.kind,
-                "seed": self.seed,
-                **row,
-                "cost": found[row["score"]][1] / self.seconds["plain_loss"],
-            }
-            for row in measured
-            if row["score"] in found
-        ]
+        costs = {name: seconds for name, (_, seconds) in found.items()}
+        return self.rows(measured, costs, None)
 
-    def described(self, found: ExampleScores) -> list[dict]:
-        """What the scores found, and what they cost."""
-        right, _, _ = scores.suggestions_right(found)
-        likely = found.suspicion >= 0.5
-        wrong = found.label != found.true_label
-        training, judging = (
-            self.seconds[name] for name in ("training", "dropped_margin")
-        )
-        costs = dict.fromkeys(found.names, training + judging)
-        costs |= dict.fromkeys(_RECORDED, training)
-        # The last call took the forward passes as well.
-        gradients = training + self.seconds["tracin"] - judging
-        costs |= self.seconds | {"grand": gradients, "tracin": gradients}
-        if "critical_set" in costs:
-            costs["critical_set"] += training
-        return [
-            {
-                "noise": self.kind,
-                "seed": self.seed,
-                **row,
-                "suggestion_right": right,
-                "calibration_error": scores.calibration_error(found),
-                "suspicion_sum": float(found.suspicion.sum() / wrong.sum()),
-                "over_half": int(likely.sum()),
-                "over_half_wrong": int((likely & wrong).sum()),
-                "cost": costs[row["score"]] / self.seconds["plain_loss"],
-            }
-            for row in scores.evaluate_scores(found)
-        ]
+    def rows(
+        self,
+        found: ExampleScores,
+        costs: Mapping[str, float],
+        ranking: str | None,
+        skip: Sequence[str] = (),
+    ) -> list[dict]:
+        """A row for each score whose cost is known.
+
+        Args:
+            found: of the training examples.
+            costs: seconds by name.
+            ranking: how the combined ranking is called; None: it is no score.
+            skip: scores that stand elsewhere.
+        """
+        rows = []
+        for row in found.quality:
+            name = row["score"]
+            is_ranking = name == "combined" and ranking is not None
+            seconds = costs.get(ranking if is_ranking else name)
+            if is_ranking and seconds is None:
+                seconds = costs["combined"]
+            if seconds is None or name in skip:
+                continue
+            rows.append(
+                {
+                    "noise": self.kind,
+                    "seed": self.seed,
+                    **row,
+                    "score": ranking if is_ranking else name,
+                    "wrong_of_first": _wrong_of_first(found, name),
+                    **(_of_ranking(found) if is_ranking else {}),
+                    "cost": seconds / self.seconds["plain_loss"],
+                }
+            )
+        return rows
+
+
+def _wrong_of_first(found: ExampleScores, name: str) -> dict[str, int]:
+    """How many of the most suspicious labels are wrong."""
+    order = np.argsort(-found.of(name), kind="stable")
+    wrong = (found.label != found.true_label)[order]
+    return {str(k): int(wrong[:k].sum()) for k in _RANKS if k <= len(wrong)}
+
+
+def _of_ranking(found: ExampleScores) -> dict[str, Any]:
+    """What a ranking says beside the order."""
+    wrong = found.label != found.true_label
+    likely = found.suspicion >= 0.5
+    right, _, _ = scores.suggestions_right(found)
+    return {
+        "suggestion_right": right,
+        "calibration_error": scores.calibration_error(found),
+        "suspicion_sum": float(found.suspicion.sum() / wrong.sum()),
+        "over_half": int(likely.sum()),
+        "over_half_wrong": int((likely & wrong).sum()),
+        "noise_found": found.noise,
+    }
 
 
 # Name of a part of a cell's rows -> how it is made, and a score of it.
 PARTS: dict[str, tuple[Callable[[Cell], list[dict]], str]] = {
-    "tied": (Cell.tied_rows, "combined"),
-    "classical": (Cell.classical_rows, "cleanlab_svm"),
-    "course": (Cell.course_rows, "dropped_sei"),
-    "edited": (Cell.edited_rows, "edited_and_csl"),
+    "left_out": (Cell.left_out_rows, "left_out"),
+    "edited": (Cell.edited_rows, "ordinary_combined"),
+    "tied": (Cell.tied_rows, "tied_combined"),
+    "classical": (Cell.classical_rows, "cleanlab_mean"),
     "networks": (Cell.network_rows, "cleanlab_early"),
+    "course": (Cell.course_rows, "dropped_sei"),
 }
-
-
-def _total(key: str, rows: list[dict]) -> int:
-    return sum(row[key] for row in rows)
-
-
-def _table(rows: list[dict]) -> list[dict]:
-    """Means over seeds."""
-    table = []
-    for kind in dict.fromkeys(row["noise"] for row in rows):
-        for name in dict.fromkeys(row["score"] for row in rows):
-            mine = [r for r in rows if (r["noise"], r["score"]) == (kind, name)]
-            if not mine:
-                continue
-            table.append(
-                {"noise": kind, "score": name}
-                | {
-                    measure: float(np.mean([row[measure] for row in mine]))
-                    for measure in quality.MEASURES
-                }
-                | {
-                    # Of the ranking that makes suggestions, and of no other.
-                    key: f"{np.mean([row[key] for row in mine]):.1%}"
-                    if name.startswith("combined") and key in mine[0]
-                    else ""
-                    for key in (
-                        "suggestion_right",
-                        "calibration_error",
-                        "suspicion_sum",
-                    )
-                }
-                | {
-                    "over_half": f"{_total('over_half_wrong', mine)} of "
-                    f"{_total('over_half', mine)}"
-                    if name.startswith("combined") and "over_half" in mine[0]
-                    else "",
-                    "cost": f"{np.median([row['cost'] for row in mine]):.2f}",
-                    "seeds": str(len(mine)),
-                }
-            )
-    return table
 
 
 def main() -> None:
@@ -513,10 +476,8 @@ def main() -> None:
                     key=lambda row: (KINDS.index(row["noise"]), row["seed"])
                 )
                 if options.json:
-                    storage.write_json(
-                        options.json, {"table": _table(rows), "rows": rows}
-                    )
-    print(report.text_table(_table(rows)))
+                    storage.write_json(options.json, {"rows": rows})
+    print(label_tables.of_rows(rows))
 
 
 if __name__ == "__main__":
