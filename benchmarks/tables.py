@@ -18,6 +18,7 @@ from typing import Any
 from benchmarks import (
     audit_tables,
     cost_tables,
+    label_tables,
     removal_tables,
     tied_tables,
 )
@@ -32,6 +33,7 @@ TEXTS = (
     ROOT / "docs" / "audit.md",
     ROOT / "docs" / "costs.md",
     ROOT / "docs" / "injection.md",
+    ROOT / "docs" / "labels.md",
     ROOT / "docs" / "paper_map.md",
     ROOT / "docs" / "removal.md",
     ROOT / "docs" / "text.md",
@@ -123,8 +125,22 @@ def _seeds() -> str:
     return _fenced(report.text_table(rows))
 
 
-def _label_errors(dataset: str) -> str:
-    return _fenced(report.text_table(_read(f"{dataset}_label_errors")["table"]))
+def _label_errors(dataset: str, only_real: bool = False) -> list[dict]:
+    """The rows of one data set, with labels that are really wrong or not."""
+    rows = _read(f"{dataset}_label_errors")["rows"]
+    return [row for row in rows if (row["noise"] == "real") == only_real]
+
+
+def _said() -> str:
+    """What our rankings say, of all data sets."""
+    return "\n".join(
+        f"{name}:\n\n{label_tables.said(_label_errors(dataset))}"
+        for name, dataset in (
+            ("Digits", "digits"),
+            ("CIFAR-10", "cifar10"),
+            ("MNIST", "mnist"),
+        )
+    )
 
 
 def _sweep() -> str:
@@ -333,9 +349,20 @@ BLOCKS: Mapping[str, Callable[[], str]] = {
     "protocols": lambda: _protocols("digits_protocols"),
     "protocols_cifar10": lambda: _protocols("cifar10_10000_protocols"),
     "own_units": lambda: _table("digits_seed0_own_units_example_tied"),
-    "label_errors_digits": lambda: _label_errors("digits"),
-    "label_errors_mnist": lambda: _label_errors("mnist"),
-    "label_errors_cifar10": lambda: _label_errors("cifar10"),
+    **{
+        f"label_errors_{name}": lambda name=name: label_tables.errors(
+            _label_errors(name)
+        )
+        for name in ("digits", "mnist", "cifar10")
+    },
+    **{
+        f"labels_real_{name}": lambda name=name: label_tables.real(
+            _label_errors(name, only_real=True)
+        )
+        for name in ("mnist", "cifar10")
+    },
+    "labels_said": _said,
+    "label_rates": lambda: label_tables.rates(_read("label_rates")["rows"]),
     "kinds": lambda: _fenced(report.text_table(_read("kinds")["rows"])),
     "sweep": _sweep,
     "faults": _faults,

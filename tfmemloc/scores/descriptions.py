@@ -38,7 +38,7 @@ _WHITENED, _THRESHOLD = 0.1, 1.0
 # Columns that vary less than this share of the others' mean are not scaled up.
 _STEADY = 0.1
 _EXAMPLES = 4096  # That a description is made from, at most.
-_BUCKETS = 4096
+_BUCKETS = 2048
 
 Describe = Callable[[tf.Tensor], np.ndarray]
 
@@ -62,7 +62,7 @@ class Description:
         }
 
     def __call__(self, inputs: Mapping[str, np.ndarray]) -> np.ndarray:
-        """[B, numbers] float32: each input counts as much as another."""
+        """[B, numbers]: each input counts as much as another."""
         return np.concatenate(
             [part(inputs[name]) for name, part in self._parts.items()], axis=1
         )
@@ -82,8 +82,8 @@ class _Scaled:
         self._scale = spread * np.sqrt(found.shape[1])
 
     def __call__(self, rows: np.ndarray) -> np.ndarray:
-        found = (self._describe(rows) - self._mean) / self._scale
-        return found.astype(np.float32)
+        found = np.asarray(self._describe(rows), np.float64)
+        return (found - self._mean) / self._scale
 
 
 def _described(
@@ -151,7 +151,9 @@ class _Patches:
         drawn -= drawn.mean(axis=1, keepdims=True)
         drawn /= np.sqrt(drawn.var(axis=1, keepdims=True) + _FLAT**2)
         mean = drawn.mean(axis=0)
-        values, vectors = linalg.eigh(np.cov(drawn, rowvar=False))
+        values, vectors = linalg.eigh(
+            np.atleast_2d(np.cov(drawn, rowvar=False))
+        )
         whitening = vectors / np.sqrt(np.maximum(values, 0) + _WHITENED)
         whitening = whitening @ vectors.T
         chosen = rng.choice(len(drawn), _PATCHES, replace=False)
@@ -200,9 +202,12 @@ def _counted(rows: np.ndarray) -> np.ndarray:
     rows = np.asarray(rows).reshape(len(rows), -1).astype(np.uint64)
     pairs = rows[:, :-1] * np.uint64(0x9E3779B97F4A7C15) + rows[:, 1:]
     pairs = (pairs * np.uint64(0xBF58476D1CE4E5B9)) >> np.uint64(40)
-    found = np.zeros((len(rows), 2 * _BUCKETS))
-    places = np.arange(len(rows))[:, np.newaxis]
-    np.add.at(found, (places, rows % np.uint64(_BUCKETS)), 1)
-    np.add.at(found, (places, _BUCKETS + pairs % np.uint64(_BUCKETS)), 1)
-    found = np.log1p(found)
+    buckets = np.uint64(_BUCKETS)
+    places = np.concatenate([rows % buckets, buckets + pairs % buckets], axis=1)
+    first = 2 * _BUCKETS * np.arange(len(rows))[:, np.newaxis]
+    counted = np.bincount(
+        (first + places.astype(np.int64)).ravel(),
+        minlength=2 * _BUCKETS * len(rows),
+    )
+    found = np.log1p(counted.reshape(len(rows), -1))
     return found / (np.linalg.norm(found, axis=1, keepdims=True) + 1e-12)

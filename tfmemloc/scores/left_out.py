@@ -142,7 +142,7 @@ class _Kernel:
         """Squared: [B, L]."""
         norm = (points**2).sum(axis=1)[:, np.newaxis]
         squared = norm + self._norm - 2 * points @ self._points.T
-        return np.maximum(squared, 0).astype(np.float64)
+        return np.maximum(squared, 0)
 
 
 class _Smoother:

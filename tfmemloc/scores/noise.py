@@ -64,6 +64,16 @@ class Noise(NamedTuple):
         chance = _chance(logits, self.temperature)
         return _explained(chance, label, self.rates)[0]
 
+    def with_rates(self, log_p: np.ndarray, label: np.ndarray) -> np.ndarray:
+        """Log-probabilities of the true classes, labels taken into account.
+
+        Args:
+            log_p: [N, classes] of whoever judges; at no temperature.
+            label: [N].
+        """
+        rates = np.log(np.maximum(self.rates, _TINY))
+        return losses.log_softmax(log_p + rates.T[label])
+
     def suspicion(self, logits: np.ndarray, label: np.ndarray) -> np.ndarray:
         """The probability that each label is wrong: [N]."""
         own = np.arange(len(label)), label

@@ -44,6 +44,8 @@ _LEANS = 3
 # How much what all other examples say counts where it is as often right as the
 # judges are; else by the square of the ratio of their odds, up to a limit.
 _LEFT_OUT, _MUCH_BETTER = 3.0, 10.0
+# Kinds of noise that some labels are more likely wrong by than others.
+_UNEVEN = ("class", "pairs")
 
 
 def ranked(
@@ -77,20 +79,26 @@ def ranked(
     others = None
     if held_out is not None and len(held_out[1]) >= _FEWEST_HELD_OUT:
         others = judged_held_out, held_out[1]
-    doubts, counts = [_doubts(judged, label)], [1.0]
-    if course is not None:
-        doubts.append(shared_ranks(course))
-        counts.append(_COURSE)
+    opinions, counts = [judged], [1.0]
     believed, noise = judged, None
     if left_out is not None:
         noise = fit_noise(left_out.train, label)
         said = losses.log_softmax(left_out.train / noise.temperature)
-        said = _adjusted(said, label, prior)
+        fair = _adjusted(said, label, prior)
         better = _better(left_out, judged, label, others)
-        doubts.append(_doubts(said, label))
-        counts.append(_LEFT_OUT * better)
-        believed = judged + better * said
-        values = values | {"left_out": doubts[-1]}
+        believed = judged + better * fair
+        opinions, counts = [judged, fair], [1.0, _LEFT_OUT * better]
+        if noise.kind in _UNEVEN:
+            # Which labels are wrong says more than shares of classes do.
+            opinions = [
+                noise.with_rates(each, label) for each in (judged, said)
+            ]
+    doubts = [_doubts(opinion, label) for opinion in opinions]
+    if left_out is not None:
+        values = values | {"left_out": doubts[1]}
+    if course is not None:
+        doubts.append(shared_ranks(course))
+        counts.append(_COURSE)
     checked: dict[str, np.ndarray] = {}
     for name, value in [*values.items(), *(extra_scores or {}).items()]:
         checked[name] = checked_score(name, value, examples, checked)
