@@ -70,10 +70,10 @@ def main() -> None:
         )
     out = pathlib.Path(FLAGS.out_dir or FLAGS.run_dir)
     config = config_flags.read(MembershipConfig)
-    if FLAGS.workers > 1 and not FLAGS.run_dir:
+    if workers.are_used() and not FLAGS.run_dir:
         raise ValueError(
-            "--workers shares the networks of --run_dir. Expected it, or one "
-            "worker. Received: --confidences."
+            "Workers share the networks of --run_dir. Expected it, or one "
+            "process. Received: --confidences."
         )
     if workers.begins("audit", out):
         return

@@ -127,10 +127,10 @@ workers.define_workers(
 def main() -> None:
     """Edits, measures, writes, prints."""
     out = _out_directory()
-    if FLAGS.workers > 1 and FLAGS.method != CURVATURE:
+    if workers.are_used() and FLAGS.method != CURVATURE:
         raise ValueError(
-            "--workers shares the passes of --method=curvature. Expected it, "
-            f"or one worker. Received: --method={FLAGS.method}."
+            "Workers share the passes of --method=curvature. Expected it, or "
+            f"one process. Received: --method={FLAGS.method}."
         )
     if workers.begins("remove", _work_directory(out)):
         return

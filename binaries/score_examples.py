@@ -137,6 +137,11 @@ flags.flags.DEFINE_integer(
 def main() -> None:
     """Scores, or corrects; writes, prints."""
     sources.check(without_network=True)
+    if workers.are_used() and FLAGS.run_dir is None and FLAGS.model is None:
+        raise ValueError(
+            "Workers share passes of a network over the data. Expected "
+            "--run_dir or --model, or one process. Received: neither."
+        )
     runs = _runs() if FLAGS.run_dir else []
     directory = pathlib.Path(FLAGS.out_dir or _folder(runs))
     if FLAGS.decisions:

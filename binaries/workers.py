@@ -51,6 +51,11 @@ def define_workers(
     )
 
 
+def are_used() -> bool:
+    """Whether --workers or TF_CONFIG asks for more than one process."""
+    return FLAGS.workers > 1 or is_one()
+
+
 def is_parent() -> bool:
     """Whether this process is to start the --workers, and only that."""
     return FLAGS.workers > 1 and not is_one()

@@ -217,7 +217,7 @@ def test_how_a_tied_network_learned_has_no_say(tmp_path, small_digits):
     [
         ("network", {"config": ScoreConfig()}, "expected a CurvatureConfig"),
         ("scores", {"config": QUICK}, "expected no config and no options"),
-        ("words", {}, "Keras model, scores, or None for no network. Received: str"),
+        ("words", {}, "model, scores, or None for no network. Received: str"),
     ],
 )
 def test_sources_and_options_that_do_not_fit(

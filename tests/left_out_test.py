@@ -297,3 +297,27 @@ def test_the_program_needs_no_network(tmp_path):
     command = "binaries.score_examples", "--dataset=digits"
     alone = run(*command, check=False)
     assert "--dataset expected an --out_dir" in alone.stderr
+
+
+def test_rates_of_classes_join_the_ranking(rng):
+    """Half of the labels that say 0 are wrong, and no others."""
+    x, true = _blobs(rng, 1500, spread=0.7)
+    moved = (true == 1) & (rng.random(1500) < 0.4)
+    label = np.where(moved, 0, true)
+    examples = from_arrays(x, label, true_label=true)
+    found = score_without_network(examples)
+    assert found.noise == "pairs"
+    (quality, _) = evaluate_scores(found)
+    said = left_out.predict_left_out(
+        examples.train, examples.take(np.arange(0))
+    ).train
+    plain = shared_ranks(-log_softmax(said)[np.arange(1500), label])
+    without = dataclasses.replace(found, values=np.stack([plain] * 2, axis=1))
+    assert (
+        quality["average_precision"]
+        > evaluate_scores(without)[0]["average_precision"] + 0.05
+    )
+    # Labels that nobody gets wrongly come last.
+    assert found.of("combined")[label != 0].max() < np.quantile(
+        found.of("combined")[moved], 0.2
+    )

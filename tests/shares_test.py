@@ -2,6 +2,8 @@
 
 import contextlib
 import itertools
+import json
+import os
 import subprocess
 import sys
 
@@ -321,26 +323,45 @@ def test_two_workers_audit(runs, tmp_path):
     assert "confidences" in (tmp_path / "worker_1.log").read_text()
 
 
+@pytest.mark.parametrize("asked", ["--workers=2", "TF_CONFIG"])
 @pytest.mark.parametrize(
     ("program", "flags", "words"),
     (
         (
             "remove",
             ("--method=npo", "--forget=noisy"),
-            "--workers shares the passes of --method=curvature",
+            "Workers share the passes of --method=curvature",
         ),
         (
             "audit",
             ("--confidences=a.npz", "--out_dir=x"),
-            "--workers shares the networks of --run_dir",
+            "Workers share the networks of --run_dir",
+        ),
+        (
+            "score_examples",
+            ("--dataset=digits", "--out_dir=x"),
+            "Workers share passes of a network",
         ),
     ),
 )
-def test_what_workers_cannot_share_is_refused(program, flags, words, runs):
-    given = flags if program == "audit" else (f"--run_dir={runs}", *flags)
+def test_what_workers_cannot_share_is_refused(
+    asked, program, flags, words, runs
+):
+    given = (f"--run_dir={runs}", *flags) if program == "remove" else flags
+    environment = dict(os.environ)
+    if asked == "TF_CONFIG":
+        environment["TF_CONFIG"] = json.dumps(
+            {
+                "cluster": {"worker": ["localhost:1", "localhost:2"]},
+                "task": {"type": "worker", "index": 1},
+            }
+        )
+    else:
+        given = (asked, *given)
     done = subprocess.run(
-        [sys.executable, "-m", f"binaries.{program}", "--workers=2", *given],
+        [sys.executable, "-m", f"binaries.{program}", *given],
         cwd=ROOT,
+        env=environment,
         capture_output=True,
         text=True,
     )
