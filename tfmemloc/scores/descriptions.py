@@ -21,7 +21,7 @@ import tensorflow as tf
 from scipy import linalg
 
 from tfmemloc import tracing
-from tfmemloc.data.chunks import chunk_at
+from tfmemloc.data.chunks import chunks
 from tfmemloc.data.examples import Examples, input_kinds
 from tfmemloc.data.kinds import PICTURE, TOKENS
 
@@ -37,7 +37,7 @@ _FLAT = 0.15
 _WHITENED, _THRESHOLD = 0.1, 1.0
 # Columns that vary less than this share of the others' mean are not scaled up.
 _STEADY = 0.1
-_EXAMPLES = 4096  # That a description is made from, at most.
+_CHUNK = 256  # Examples at once.
 _BUCKETS = 2048
 
 Describe = Callable[[tf.Tensor], np.ndarray]
@@ -47,19 +47,27 @@ class Description:
     """Describes examples like those that it was made from.
 
     Args:
-        examples: those.
+        examples: L of them.
         seed: of the patches.
+
+    Attributes:
+        points: [L, numbers], the description of those.
     """
 
     def __init__(self, examples: Examples, seed: int):
-        some = chunk_at(examples, np.arange(min(len(examples), _EXAMPLES)))
         rng = np.random.default_rng(seed)
+        kinds = input_kinds(examples)
+        rows: dict[str, list[np.ndarray]] = {name: [] for name in kinds}
+        for chunk in chunks(examples, _CHUNK):
+            for name, kind in kinds.items():
+                rows[name].append(_small(kind, chunk.inputs[name]))
         self._parts = {
-            name: _Scaled(
-                _described(kind, some.inputs[name], rng), some.inputs[name]
-            )
-            for name, kind in input_kinds(examples).items()
+            name: _Scaled(kind, np.concatenate(rows[name]), rng)
+            for name, kind in kinds.items()
         }
+        self.points = np.concatenate(
+            [part.points for part in self._parts.values()], axis=1
+        )
 
     def __call__(self, inputs: Mapping[str, np.ndarray]) -> np.ndarray:
         """[B, numbers]: each input counts as much as another."""
@@ -71,19 +79,33 @@ class Description:
 class _Scaled:
     """A description whose columns vary alike; divided by their number."""
 
-    def __init__(self, describe: Describe, rows: np.ndarray):
-        self._describe = describe
+    def __init__(self, kind: str, rows: np.ndarray, rng: np.random.Generator):
+        self._kind = kind
+        self._describe = _described(kind, rows, rng)
+        parts = range(0, len(rows), _CHUNK)
         found = np.concatenate(
-            [describe(rows[k : k + 64]) for k in range(0, len(rows), 64)]
+            [self._describe(rows[k : k + _CHUNK]) for k in parts]
         )
         self._mean = found.mean(axis=0)
         spread = found.std(axis=0)
         spread += _STEADY * spread.mean() + 1e-12
         self._scale = spread * np.sqrt(found.shape[1])
+        self.points = self._scaled(found)
 
     def __call__(self, rows: np.ndarray) -> np.ndarray:
-        found = np.asarray(self._describe(rows), np.float64)
-        return (found - self._mean) / self._scale
+        return self._scaled(self._describe(_small(self._kind, rows)))
+
+    def _scaled(self, found: np.ndarray) -> np.ndarray:
+        return (found.astype(np.float64) - self._mean) / self._scale
+
+
+def _small(kind: str, rows: np.ndarray) -> np.ndarray:
+    """Rows as they are; pictures with at most 32 pixels a side."""
+    if kind != PICTURE or max(rows.shape[1:3]) <= _SIDE:
+        return rows
+    share = _SIDE / max(rows.shape[1:3])
+    size = [max(1, round(share * each)) for each in rows.shape[1:3]]
+    return tf.image.resize(rows, size, method="area").numpy()
 
 
 def _described(
@@ -110,7 +132,7 @@ class _Patches:
 
     def __init__(self, pictures: np.ndarray, rng: np.random.Generator):
         self._contrast = float(pictures.std()) or 1.0
-        pictures = self._sized(pictures).numpy()
+        pictures = pictures / np.float32(self._contrast)
         height, width = pictures.shape[1:3]
         side = max(_SMALLEST_PATCH, round(_PATCH_SHARE * max(height, width)))
         self._side = min(side, height, width)
@@ -120,17 +142,8 @@ class _Patches:
 
     def __call__(self, pictures: np.ndarray) -> np.ndarray:
         """[B, 8 * patches]."""
-        return self._compare(self._sized(pictures)).numpy()
-
-    def _sized(self, pictures: np.ndarray) -> tf.Tensor:
-        """At most 32 pixels a side, and of about the same contrast."""
         pictures = tf.cast(pictures, tf.float32) / self._contrast
-        height, width = pictures.shape[1:3]
-        if max(height, width) > _SIDE:
-            share = _SIDE / max(height, width)
-            size = [max(1, round(share * each)) for each in (height, width)]
-            pictures = tf.image.resize(pictures, size, method="area")
-        return pictures
+        return self._compare(pictures).numpy()
 
     def _drawn(self, pictures, rng) -> tuple[tf.Tensor, tf.Tensor]:
         """The patches as a kernel [side, side, channels, K], and shifts [K].

@@ -41,7 +41,7 @@ _LANDMARKS = 2048
 _SCALE = 10.0
 # Of so many landmarks the distances are compared.
 _COMPARED = 1000
-_CHUNK = 64
+_CHUNK = 256
 # Kernels up to this size are kept; larger ones are computed twice.
 _KEPT_NUMBERS = 2**27
 _JITTER = 1e-8
@@ -115,20 +115,20 @@ class _Kernel:
     def __init__(self, landmarks: Examples, seed: int, progress: bool):
         self._progress = progress
         self._description = Description(landmarks, seed)
-        self.examples = landmarks
-        self._points = np.concatenate(list(self._described(landmarks)))
+        self._points = self._description.points
         self._norm = (self._points**2).sum(axis=1)
         some = self._distances(self._points[:_COMPARED])[:, :_COMPARED]
         median = np.median(some[~np.eye(len(some), dtype=bool)])
         # Where most examples are the same, any scale will do.
         self._median = median if median > 0 else 1.0
 
+    def among_landmarks(self) -> np.ndarray:
+        """[L, L], symmetric."""
+        rows = self._of(self._points)
+        return (rows + rows.T) / 2
+
     def rows(self, examples: Examples) -> Iterator[np.ndarray]:
         """Blocks [B, L] for the examples in order."""
-        for points in self._described(examples):
-            yield np.exp(-self._distances(points) / self._median)
-
-    def _described(self, examples: Examples) -> Iterator[np.ndarray]:
         for chunk in chunks(
             examples,
             _CHUNK,
@@ -136,7 +136,10 @@ class _Kernel:
             words="leaving labels out",
             progress=self._progress,
         ):
-            yield self._description(chunk.inputs)
+            yield self._of(self._description(chunk.inputs))
+
+    def _of(self, points: np.ndarray) -> np.ndarray:
+        return np.exp(-self._distances(points) / self._median)
 
     def _distances(self, points: np.ndarray) -> np.ndarray:
         """Squared: [B, L]."""
@@ -158,12 +161,11 @@ class _Smoother:
         self._rows = kernel.rows
         self._train = train
         self._kept: list[np.ndarray] | None = None
-        count = len(kernel.examples)
+        # The penalty is that of the kernel among landmarks.
+        normal = kernel.among_landmarks()
+        count = len(normal)
         if len(train) * count <= _KEPT_NUMBERS:
             self._kept = list(kernel.rows(train))
-        # The penalty alone is that of the kernel among landmarks.
-        normal = np.concatenate(list(kernel.rows(kernel.examples)))
-        normal = (normal + normal.T) / 2
         target, start = np.zeros((count, wanted.shape[1])), 0
         for rows in self._blocks(train):
             normal += rows.T @ rows
