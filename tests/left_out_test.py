@@ -321,3 +321,19 @@ def test_rates_of_classes_join_the_ranking(rng):
     assert found.of("combined")[label != 0].max() < np.quantile(
         found.of("combined")[moved], 0.2
     )
+
+
+def test_the_page_says_where_nothing_can_be_known(rng):
+    """Labels that were drawn anew by half of the plane, and right ones."""
+    x, true = _blobs(rng, 3000, spread=0.6)
+    label = np.where(x[:, 3] > 0.7, 0, true)
+    train, others = slice(0, 2000), slice(2000, None)
+    examples = from_arrays(x[train], label[train], x[others], true[others])
+    said = left_out.predict_left_out(examples.train, examples.test)
+    judges = log_softmax(said.train)[np.newaxis]
+    held_out = log_softmax(said.others)[np.newaxis], examples.test.label
+    found = ranking.ranked(
+        examples.train, judges, held_out, "auto", {}, None, left_out=said
+    )
+    assert found.noise == "follows"
+    assert "no suspicion for a probability" in found.sentence()

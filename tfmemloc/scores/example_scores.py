@@ -53,8 +53,8 @@ class ExampleScores(Result):
     suggested: np.ndarray
     values: np.ndarray  # [N, K] more is more suspicious.
     suspicion: np.ndarray  # [N] the probability that the label is wrong.
-    # How labels go wrong, a kind of `tfmemloc.scores.noise`; empty where the
-    # suspicion comes from predictions alone.
+    # How labels go wrong, a kind of `tfmemloc.scores.noise`; `follows` where
+    # that cannot be seen; empty where the suspicion comes from predictions.
     noise: str = ""
     inputs_digest: str = ""  # Of the inputs; empty where it was not kept.
 
@@ -171,6 +171,14 @@ def _noise_in_words(scores: ExampleScores) -> str:
             "each other's, so no suspicion is above 0. A few in a thousand, "
             "and labels that are wrong where inputs look like it, cannot be "
             "told from right ones by that: look at the top of the ranking."
+        )
+    if scores.noise == "follows":
+        return (
+            " What the examples say of each other agrees better with their "
+            "labels than with those of examples that were not trained on. "
+            "Either wrong labels follow from the inputs, which no suspicion "
+            "here can see, or those other labels are worse: take the ranking, "
+            "and no suspicion for a probability."
         )
     which = {
         "any": "any label as likely as another",

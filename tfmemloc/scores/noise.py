@@ -33,6 +33,8 @@ from scipy import optimize
 from tfmemloc import losses
 
 KINDS = ("none", "any", "class", "pairs")
+# Of labels whose noise such predictions cannot see.
+FOLLOWS = "follows"
 
 # The temperature is sought between these, for so many examples at most.
 _COLDEST, _HOTTEST, _ASKED = 0.05, 20.0, 10_000

@@ -15,7 +15,7 @@ from tfmemloc.scores.calibration import (
 from tfmemloc.scores.checks import TINY, checked_score
 from tfmemloc.scores.example_scores import ExampleScores
 from tfmemloc.scores.left_out import LeftOut
-from tfmemloc.scores.noise import fit_noise
+from tfmemloc.scores.noise import FOLLOWS, Noise, fit_noise, is_predictable
 from tfmemloc.scores.of_training import margins
 from tfmemloc.statistics import shared_ranks
 
@@ -116,9 +116,18 @@ def ranked(
         suspicion=noise.suspicion(left_out.train, label)
         if noise
         else _suspicion(judged, label, others),
-        noise=noise.kind if noise else "",
+        noise=_kind(noise, left_out, label, others) if noise else "",
         inputs_digest=examples.inputs_digest(),
     )
+
+
+def _kind(noise: Noise, left_out: LeftOut, label, others) -> str:
+    """How labels go wrong, or that it cannot be seen."""
+    if others is not None and is_predictable(
+        (left_out.train, label), (left_out.others, others[1])
+    ):
+        return FOLLOWS
+    return noise.kind
 
 
 def _doubts(log_p: np.ndarray, label: np.ndarray) -> np.ndarray:
