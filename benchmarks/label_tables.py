@@ -20,6 +20,8 @@ _ORDER = (
 )
 _OURS = _ORDER[:3]
 _PERCENT = "average_precision"
+# A bin of fewer labels says nothing.
+_FEWEST = 20
 
 
 def _sorted(names: Sequence[str]) -> list[str]:
@@ -169,7 +171,7 @@ def draw_reliability(rows: Rows, path: os.PathLike) -> None:
     for place, ((name,), part) in enumerate(by_data.items()):
         bins = np.array([row["bins"] for row in part]).sum(axis=0)
         count, suspicion, wrong = bins.T
-        used = count >= 10
+        used = count >= _FEWEST
         axes.plot(
             100 * suspicion[used] / count[used],
             100 * wrong[used] / count[used],
