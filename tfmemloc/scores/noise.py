@@ -28,7 +28,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-from scipy import optimize
+from scipy import optimize, special
 
 from tfmemloc import losses
 
@@ -41,6 +41,8 @@ _COLDEST, _HOTTEST, _ASKED = 0.05, 20.0, 10_000
 _CLOSE = 0.02  # In the logarithm of the temperature.
 _MOST_ROUNDS, _SAME_RATE = 300, 1e-5
 _FIRST_RATE, _TINY = 0.1, 1e-30
+# Rates below are as good as none.
+_RARE = 0.005
 # Of a class, no more than so many go wrong as pairs: else labels that nothing
 # predicts could be taken for the opposite of what they say.
 _HALF = 0.5
@@ -139,24 +141,31 @@ def _chance(logits: np.ndarray, temperature: float) -> np.ndarray:
     return np.exp(losses.log_softmax(logits / temperature))
 
 
-def _parameters(kind: str, classes: int) -> int:
-    """Of the rates; the temperature is one more for all."""
-    return {
-        "none": 0,
-        "any": 1,
-        "class": classes,
-        "pairs": classes * (classes - 1),
-    }[kind]
+def _price(kind: str, rates: np.ndarray, examples: int) -> float:
+    """Half of what the criterion asks for the rates of a kind.
+
+    Of `class` and `pairs`, rates that are hardly above 0 ask for nothing but
+    that the others are named.
+    """
+    classes = len(rates)
+    if kind in ("none", "any"):
+        return KINDS.index(kind) * np.log(examples) / 2
+    found = 1 - np.diag(rates)
+    if kind == "pairs":
+        found = rates[~np.eye(classes, dtype=bool)]
+    count = max(1, int((found > _RARE).sum()))
+    parts = np.array([len(found), count, len(found) - count])
+    names = special.gammaln(parts + 1) @ [1, -1, -1]
+    return count * np.log(examples) / 2 + names
 
 
 def _temperature(kind: str, logits, label) -> float | None:
     """The best one; None where the labels can never pay for the rates."""
     classes = logits.shape[1]
-    price = _parameters(kind, classes) * np.log(len(label)) / 2
-    if price > len(label) * np.log(classes):
+    if kind == "pairs" and len(label) < classes**2:
         return None
     found = optimize.minimize_scalar(
-        lambda log_t: -_log_likelihood(kind, logits, label, np.exp(log_t)),
+        lambda log_t: -_log_likelihood(kind, logits, label, np.exp(log_t))[0],
         bounds=(np.log(_COLDEST), np.log(_HOTTEST)),
         method="bounded",
         options={"xatol": _CLOSE},
@@ -166,15 +175,18 @@ def _temperature(kind: str, logits, label) -> float | None:
 
 def _criterion(kind: str, logits, label, temperature: float) -> float:
     """Half of the Bayesian information criterion; less is better."""
-    price = _parameters(kind, logits.shape[1]) * np.log(len(label)) / 2
-    return price - _log_likelihood(kind, logits, label, temperature)
+    likelihood, rates = _log_likelihood(kind, logits, label, temperature)
+    return _price(kind, rates, len(label)) - likelihood
 
 
-def _log_likelihood(kind: str, logits, label, temperature: float) -> float:
+def _log_likelihood(
+    kind: str, logits, label, temperature: float
+) -> tuple[float, np.ndarray]:
+    """Of the labels, at the best rates; and these."""
     chance = _chance(logits, temperature)
     rates = _rates(kind, chance, label)
     _, likelihood = _explained(chance, label, rates)
-    return float(np.log(np.maximum(likelihood, _TINY)).sum())
+    return float(np.log(np.maximum(likelihood, _TINY)).sum()), rates
 
 
 def _explained(chance, label, rates) -> tuple[np.ndarray, np.ndarray]:
