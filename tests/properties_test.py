@@ -321,6 +321,8 @@ OF_RUNS = ("retrain_without", "score_examples")
 @FUZZ
 @given(ANY)
 def test_a_method_on_no_source(examples, name, source):
+    # None is no network, by which labels are judged as well.
+    assume(name != "find_label_errors" or source is not None)
     assert _outcome(METHODS[name], source, examples, **_told(name)) is None
 
 
