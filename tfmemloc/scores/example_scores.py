@@ -193,8 +193,9 @@ def suspects_in_words(scores: ExampleScores) -> str:
     is_suspect = scores.is_suspect
     text = (
         f"{is_suspect.sum()} of {len(scores.label)} training labels are "
-        "suspected: by what is known without the example itself, and corrected "
-        "for the shares of the classes, another label is more probable. "
+        "suspected: by what is learned without the example itself, and "
+        "corrected for the shares of the classes, another label is more "
+        "probable. "
         f"{(is_suspect & (scores.suspicion >= 0.5)).sum()} are more likely "
         "wrong than right (a suspicion of one half or more)."
         f"{_noise_in_words(scores)}"
@@ -208,7 +209,7 @@ def suspects_in_words(scores: ExampleScores) -> str:
         text += (
             " More than half of the labels of each of these classes: "
             f"{', '.join(whole)}. Not so many are likely to be wrong: what is "
-            "known without the examples themselves is too little to judge "
+            "learned without the examples themselves is too little to judge "
             "them by. Go by the suspicion; a network that was trained longer, "
             "or with a higher p_gen, knows more."
         )
