@@ -179,21 +179,19 @@ class Cell:
         model: ModelConfig,
         config: DataConfig | None = None,
         save_every: int | None = None,
-        seed: int | None = None,
     ) -> Run:
         """A run in the cell's folder; the last weights alone are kept."""
         epochs = self.training.epochs
-        seed = self.seed if seed is None else seed
         return train(
             self.folder / name,
             data=config or DataConfig(),
             examples=examples,
-            model=dataclasses.replace(model, seed=seed),
+            model=dataclasses.replace(model, seed=self.seed),
             training=dataclasses.replace(
                 self.training,
                 save_every=save_every or epochs,
                 evaluate_every=epochs,
-                seed=seed,
+                seed=self.seed,
             ),
             progress=False,
         )
@@ -235,14 +233,16 @@ class Cell:
         costs |= self.seconds | {"grand": gradients, "tracin": gradients}
         if "critical_set" in costs:
             costs["critical_set"] += training
-        return self.rows(found, costs, "tied_combined", skip=("left_out",))
+        costs.pop("left_out")  # It has a part of its own.
+        return self.rows(found, costs, "tied_combined")
 
     def left_out_rows(self) -> list[dict]:
         """What all other examples say, without a network."""
         self.ordinary()
         with self.timed("left_out"):
             found = score_without_network(self.examples)
-        return self.rows(found, self.seconds, "left_out", skip=("left_out",))
+        costs = {"combined": self.seconds["left_out"]}
+        return self.rows(found, costs, "left_out")
 
     def ordinary(self) -> Run:
         """The network without tied layers, trained on all examples."""
@@ -347,7 +347,7 @@ class Cell:
         plain = self.seconds["plain_loss"]
         costs = dict.fromkeys(found.names, plain + self.seconds["edit"])
         costs |= dict.fromkeys(_RECORDED, plain)
-        rows = self.rows(found, costs, "ordinary_combined", skip=("left_out",))
+        rows = self.rows(found, costs, "ordinary_combined")
         names = {"dropped_margin": "edited", "csl": "ordinary_csl"}
         return [
             row | {"score": names.get(row["score"], row["score"])}
@@ -376,32 +376,27 @@ class Cell:
             extra_scores={name: value for name, (value, _) in found.items()},
         )
         costs = {name: seconds for name, (_, seconds) in found.items()}
-        return self.rows(measured, costs, None)
+        return self.rows(measured, costs)
 
     def rows(
         self,
         found: ExampleScores,
         costs: Mapping[str, float],
-        ranking: str | None,
-        skip: Sequence[str] = (),
+        ranking: str = "",
     ) -> list[dict]:
         """A row for each score whose cost is known.
 
         Args:
             found: of the training examples.
             costs: seconds by name.
-            ranking: how the combined ranking is called; None: it is no score.
-            skip: scores that stand elsewhere.
+            ranking: how the combined ranking is called.
         """
         rows = []
         for row in found.quality:
             name = row["score"]
-            is_ranking = name == "combined" and ranking is not None
-            seconds = costs.get(ranking if is_ranking else name)
-            if is_ranking and seconds is None:
-                seconds = costs["combined"]
-            if seconds is None or name in skip:
+            if name not in costs:
                 continue
+            is_ranking = name == "combined"
             rows.append(
                 {
                     "noise": self.kind,
@@ -410,7 +405,7 @@ class Cell:
                     "score": ranking if is_ranking else name,
                     "wrong_of_first": _wrong_of_first(found, name),
                     **(_of_ranking(found) if is_ranking else {}),
-                    "cost": seconds / self.seconds["plain_loss"],
+                    "cost": costs[name] / self.seconds["plain_loss"],
                 }
             )
         return rows

@@ -12,6 +12,7 @@ CIFAR-10.
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import pathlib
 
@@ -55,13 +56,11 @@ def main() -> None:
 
 
 def _measured(name: str, rate: float, seed: int) -> dict:
-    config = DATA[name].__class__(
-        **{
-            **vars(DATA[name]),
-            "noise_rate": rate,
-            "noise_seed": seed,
-            "data_dir": os.environ.get("TFDS_DATA_DIR"),
-        }
+    config = dataclasses.replace(
+        DATA[name],
+        noise_rate=rate,
+        noise_seed=seed,
+        data_dir=os.environ.get("TFDS_DATA_DIR"),
     )
     found = score_without_network(load(config))
     wrong = found.label != found.true_label
@@ -71,14 +70,14 @@ def _measured(name: str, rate: float, seed: int) -> dict:
         np.bincount(bins, weights, minlength=_BINS)
         for weights in (np.ones(len(wrong)), found.suspicion, wrong)
     ]
+    mean = float(found.suspicion.mean())
     # Where no label is wrong, every suspicion is an error.
-    error = float(found.suspicion.mean())
-    row = {}
+    error, row = mean, {}
     if wrong.any():
         error = scores.calibration_error(found)
         row = {"average_precision": found.quality[0]["average_precision"]}
     return row | {
-        "found": float(found.suspicion.mean()),
+        "found": mean,
         "noise_found": found.noise,
         "calibration_error": error,
         "over_half": int(likely.sum()),

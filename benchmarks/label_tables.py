@@ -45,6 +45,15 @@ def _over_half(part: Rows) -> str:
 
 def of_rows(rows: Rows) -> str:
     """Average precision of each score by kind of noise, in percent."""
+    return report.text_table(Table(_errors(rows)))
+
+
+def errors(rows: Rows) -> str:
+    """The same, fenced."""
+    return fenced(_errors(rows))
+
+
+def _errors(rows: Rows) -> Rows:
     found = grouped(rows, "score", "noise")
     kinds = list(dict.fromkeys(row["noise"] for row in rows))
     lines = []
@@ -63,12 +72,7 @@ def of_rows(rows: Rows) -> str:
                 "cost": f"{statistics.median(costs):.2f}",
             }
         )
-    return report.text_table(Table(lines))
-
-
-def errors(rows: Rows) -> str:
-    """The same, fenced."""
-    return f"```\n{of_rows(rows)}\n```\n"
+    return lines
 
 
 def said(rows: Rows) -> str:

@@ -40,7 +40,7 @@ _STEADY = 0.1
 _CHUNK = 256  # Examples at once.
 _BUCKETS = 2048
 
-Describe = Callable[[tf.Tensor], np.ndarray]
+Describe = Callable[[np.ndarray], np.ndarray]
 
 
 class Description:

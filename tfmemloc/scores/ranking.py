@@ -79,23 +79,26 @@ def ranked(
     others = None
     if held_out is not None and len(held_out[1]) >= _FEWEST_HELD_OUT:
         others = judged_held_out, held_out[1]
-    opinions, counts = [judged], [1.0]
-    believed, noise = judged, None
-    if left_out is not None:
+    if left_out is None:
+        believed, doubts, counts = judged, [_doubts(judged, label)], [1.0]
+        suspicion, kind = _suspicion(judged, label, others), ""
+    else:
         noise = fit_noise(left_out.train, label)
         said = losses.log_softmax(left_out.train / noise.temperature)
         fair = _adjusted(said, label, prior)
         better = _better(left_out, judged, label, others)
         believed = judged + better * fair
-        opinions, counts = [judged, fair], [1.0, _LEFT_OUT * better]
+        opinions = [judged, fair]
         if noise.kind in _UNEVEN:
             # Which labels are wrong says more than shares of classes do.
             opinions = [
                 noise.with_rates(each, label) for each in (judged, said)
             ]
-    doubts = [_doubts(opinion, label) for opinion in opinions]
-    if left_out is not None:
+        doubts = [_doubts(opinion, label) for opinion in opinions]
+        counts = [1.0, _LEFT_OUT * better]
         values = values | {"left_out": doubts[1]}
+        suspicion = noise.suspicion(left_out.train, label)
+        kind = _kind(noise, left_out, label, others)
     if course is not None:
         doubts.append(shared_ranks(course))
         counts.append(_COURSE)
@@ -113,10 +116,8 @@ def ranked(
             [np.average(doubts, axis=0, weights=counts), *checked.values()],
             axis=1,
         ),
-        suspicion=noise.suspicion(left_out.train, label)
-        if noise
-        else _suspicion(judged, label, others),
-        noise=_kind(noise, left_out, label, others) if noise else "",
+        suspicion=suspicion,
+        noise=kind,
         inputs_digest=examples.inputs_digest(),
     )
 
