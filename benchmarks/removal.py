@@ -20,7 +20,7 @@ import dataclasses
 import os
 import pathlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import keras
@@ -241,16 +241,41 @@ SETTINGS = {
         is_for_gpu=True,
     ),
 }
-# The same with augmented pictures, for as long as the authors then trained.
-SETTINGS["cifar50_augmented"] = dataclasses.replace(
-    SETTINGS["cifar50"],
-    training=dataclasses.replace(
-        SETTINGS["cifar50"].training,
-        epochs=100,
-        evaluate_every=100,
+
+
+def _changed(name: str, model: Mapping[str, Any], **training: Any) -> Setting:
+    """A setting whose network and training differ a little from another's."""
+    setting = SETTINGS[name]
+    return dataclasses.replace(
+        setting,
+        model=dataclasses.replace(setting.model, **model),
+        training=dataclasses.replace(setting.training, **training),
+        is_for_gpu=True,
+    )
+
+
+SETTINGS |= {
+    # With augmented pictures, for as long as the authors then trained.
+    "cifar50_augmented": _changed(
+        "cifar50", {}, epochs=100, evaluate_every=100, augment="standard"
+    ),
+    # Half as wide and half as long, without XLA, whose compilation would take
+    # longer than the training.
+    "cifar50_half": _changed(
+        "cifar50", {"width": 0.5}, epochs=25, jit_compile=False
+    ),
+    "cifar50_half_augmented": _changed(
+        "cifar50",
+        {"width": 0.5},
+        epochs=25,
+        jit_compile=False,
         augment="standard",
     ),
-)
+    "cifar_half": _changed("cifar", {"width": 0.5}),
+    "cifar_augmented": _changed("cifar", {}, augment="standard"),
+    "cifar10k_half": _changed("cifar10k", {"width": 0.5}),
+    "cifar10k_augmented": _changed("cifar10k", {}, augment="standard"),
+}
 
 
 def main() -> None:

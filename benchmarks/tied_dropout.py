@@ -22,6 +22,7 @@ and steps. The settings were chosen on seed 10, which is not in the table.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import pathlib
 import re
 from collections.abc import Iterator
@@ -33,6 +34,7 @@ from benchmarks import tied_tables
 from benchmarks.removal import SETTINGS, Setting, early_stopped, rows
 from binaries import flags  # First: it quiets TensorFlow's start.
 from tfmemloc import (
+    DataConfig,
     Examples,
     OwnUnitsConfig,
     Run,
@@ -62,6 +64,7 @@ class Method:
 
     model: dict[str, Any] = dataclasses.field(default_factory=dict)
     training: dict[str, Any] = dataclasses.field(default_factory=dict)
+    wider: float = 1.0  # Than the standard network, before anything is dropped.
     # What is done to the dropped network afterwards.
     edit: bool = False
     early: bool = False
@@ -75,9 +78,14 @@ def _tied(rule: str = "cross_entropy", off: float = 0.5, **model) -> Method:
     )
 
 
-def _gate(early: float, rule: str = "drop_pass_gate") -> Method:
+def _halved(dropout: str) -> Method:
+    """Twice as wide, of which the drop leaves half."""
+    return Method({"dropout": dropout, "p_gen": 0.5}, wider=2.0)
+
+
+def _gate(early: float, rule: str = "drop_pass_gate", **training) -> Method:
     method = _tied(rule, expand=1.0)
-    training = {**method.training, "early": early}
+    training = {**method.training, "early": early, **training}
     return dataclasses.replace(method, training=training, edit=True)
 
 
@@ -92,14 +100,23 @@ METHODS = {
     "standard + gate": _standard("drop_pass_gate"),
     "standard + GCE": _standard("drop_pass_gce"),
     "standard + SOP": _standard("sop"),
-    "sparse": Method({"dropout": "sparse", "width": 0.5, "p_gen": 0.5}),
-    "carved": _tied(width=0.5, p_gen=0.5),
+    "sparse": _halved("sparse"),
+    "carved": _halved("example_tied"),
     "expanded": _tied(expand=1.0),
     "expanded + gate": _gate(0.4),
     "expanded + early gate": _gate(0.2),
+    "expanded + gate by held-out": _gate(0.4, early_ends="heldout"),
     "expanded + routing": _gate(0.4, "routed_suspects"),
     "expanded + GCE": _tied("drop_pass_gce", expand=1.0),
     "expanded + late tying": _tied("late_tying", expand=1.0),
+    "expanded + late tying by held-out": dataclasses.replace(
+        _tied("late_tying", expand=1.0),
+        training={"rule": "late_tying", "early_ends": "heldout"},
+    ),
+    "expanded + late tying by norm": dataclasses.replace(
+        _tied("late_tying", expand=1.0),
+        training={"rule": "late_tying", "early_ends": "weight_norm"},
+    ),
 }
 # At the paper's own size; `a fifth` is as wide as its dropped network, and
 # `frozen statistics` are the authors': of the first epoch alone.
@@ -108,11 +125,17 @@ _PAPER = dataclasses.replace(_tied(p_gen=0.2, p_mem=0.1), rescaled=True)
 AT_PAPER_SIZE = {
     "standard": Method(),
     "standard edited": Method(edit=True),
-    "standard a fifth": Method({"width": 0.2}),
+    "standard a fifth": Method(wider=0.2),
     "standard + frozen statistics": Method({}, _FROZEN),
     "paper": _PAPER,
     "paper + frozen statistics": dataclasses.replace(_PAPER, training=_FROZEN),
-    "expanded + gate": dataclasses.replace(_gate(0.4), edit=False),
+    # XLA cannot compile an expanded network in bfloat16.
+    "expanded + gate": dataclasses.replace(
+        _gate(0.4, jit_compile=False), edit=False
+    ),
+    "expanded + early gate": dataclasses.replace(
+        _gate(0.2, jit_compile=False), edit=False
+    ),
 }
 
 
@@ -126,13 +149,20 @@ def main() -> None:
         return
     for name in FLAGS.only or ["cifar"]:
         seeds = [int(seed) for seed in FLAGS.seeds] or SETTINGS[name].seeds
-        for method in FLAGS.methods or list(_methods(name)):
-            for seed in seeds:
+        for seed in seeds:
+            for method in FLAGS.methods or list(_methods(name)):
                 _measure(name, method, seed)
 
 
 def _methods(setting: str) -> dict[str, Method]:
-    return AT_PAPER_SIZE if SETTINGS[setting].is_for_gpu else METHODS
+    is_papers = SETTINGS[setting].model.width == 1.0
+    return AT_PAPER_SIZE if is_papers else METHODS
+
+
+@functools.lru_cache(maxsize=1)
+def _examples(data: DataConfig) -> Examples:
+    """Loaded once for all that is trained on them, one after the other."""
+    return load(data)
 
 
 def _mechanism() -> None:
@@ -163,7 +193,7 @@ def _measure(name: str, method: str, seed: int) -> None:
     if any(all(row[k] == v for k, v in key.items()) for row in rows()):
         return
     setting = SETTINGS[name].of_seed(seed)
-    examples = load(setting.data)
+    examples = _examples(setting.data)
     run = _trained(name, method, setting, examples, seed)
     found = [
         {**key, "inference": inference, **_measures(model, examples)}
@@ -186,7 +216,7 @@ def _trained(
 ) -> Run:
     """The run of a method; the standard one is shared."""
     chosen = _methods(name)[method]
-    is_standard = not chosen.model and not chosen.training
+    is_standard = (chosen.model, chosen.training, chosen.wider) == ({}, {}, 1)
     directory = f"{name}_{seed}"
     if not is_standard:
         directory += "_" + "_".join(re.findall(r"\w+", method))
@@ -199,7 +229,11 @@ def _trained(
     return train(
         pathlib.Path(FLAGS.runs_dir) / directory,
         data=setting.data,
-        model=dataclasses.replace(setting.model, **chosen.model),
+        model=dataclasses.replace(
+            setting.model,
+            width=chosen.wider * setting.model.width,
+            **chosen.model,
+        ),
         training=dataclasses.replace(training, **chosen.training),
         examples=examples,
         progress=False,

@@ -1,5 +1,7 @@
 """Rules that let a part of each batch pass without its memory."""
 
+import re
+
 import keras
 import numpy as np
 import pytest
@@ -318,6 +320,98 @@ def test_late_tying_trains_the_given_network_first(tmp_path):
     # The memory learns nothing where it writes nothing.
     assert moved(0, 7, "memory") == 0
     assert moved(8, 9, "conv/") < 0.3 * moved(6, 7, "conv/")
+
+
+def _first_without_rise(values, patience):
+    """The epoch that ends the early part; None where none does."""
+    best, since = -1.0, 0
+    for epoch, value in enumerate(values, 1):
+        best, since = (value, 0) if value > best else (best, since + 1)
+        if since == patience:
+            return epoch
+    return None
+
+
+def _signed_run(directory, sign, **changes):
+    return train(
+        directory,
+        data=DataConfig(train_examples=100, test_examples=40, heldout=0.3),
+        model=ModelConfig("lenet", width=0.5, expand=0.5),
+        training=TrainConfig(
+            epochs=16,
+            batch_size=32,
+            schedule="constant",
+            learning_rate=0.05,
+            weight_decay=0.02,
+            rule="late_tying",
+            early=0.9,
+            early_ends=sign,
+        ),
+        progress=False,
+        **changes,
+    )
+
+
+def _norms(run):
+    """The norm of all that is trained but the memory, of each epoch."""
+    variables = run.model().trainable_variables
+    given = [v for v in variables if not re.search("memory|recall", v.path)]
+    assert 0 < len(given) < len(variables)
+    places = [
+        [w.path for w in run.model().weights].index(v.path) for v in given
+    ]
+    return [
+        np.sqrt(sum(np.sum(run.weights(epoch)[p] ** 2) for p in places))
+        for epoch in run.epochs[1:]
+    ]
+
+
+@pytest.mark.parametrize(
+    ("sign", "patience"), [("heldout", 2), ("weight_norm", 1)]
+)
+def test_a_sign_ends_the_early_part(sign, patience, tmp_path):
+    """As the history and the saved weights have it, and nowhere else."""
+    run = _signed_run(tmp_path / "run", sign)
+    if sign == "heldout":
+        values = [line["accuracy"]["drop"][sign] for line in run.history]
+    else:
+        values = _norms(run)
+    expected = _first_without_rise(values, patience)
+    assert expected is not None and expected < 14
+    ended = [
+        line["epoch"] for line in run.history if "early_part_ended" in line
+    ]
+    assert ended == [expected]
+    recalls = [
+        k for k, w in enumerate(run.model().weights) if "recall" in w.path
+    ]
+
+    def is_still(epoch):
+        return all(np.all(run.weights(epoch)[k] == 0) for k in recalls)
+
+    assert is_still(expected) and not is_still(expected + 1)
+
+
+def test_a_killed_run_ends_its_early_part_in_the_same_step(tmp_path):
+    whole = _signed_run(tmp_path / "whole", "heldout")
+
+    def kill(_, epoch):
+        if epoch == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        _signed_run(tmp_path / "killed", "heldout", on_epoch_end=kill)
+    again = _signed_run(tmp_path / "killed", "heldout")
+    for a, b in zip(whole.weights(), again.weights(), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_a_sign_that_cannot_be_looked_for_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="and this rule has none"):
+        _late_run(tmp_path, 2, early_ends="weight_norm")
+    with pytest.raises(ValueError, match="heldout=0.1 keeps one"):
+        _late_run(tmp_path, 2, rule="late_tying", early_ends="heldout")
+    assert not list(tmp_path.glob("*.json"))
 
 
 def test_late_tying_needs_variables_of_memory_and_sgd(tmp_path):

@@ -26,6 +26,7 @@ TiedTo = Literal["window", "document", "source"]
 Rescale = Literal["none", "mass"]
 Stem = Literal["small", "imagenet"]
 Schedule = Literal["warmup_cosine", "triangle", "constant"]
+EarlyEnds = Literal["share", "heldout", "weight_norm"]
 Optimizer = Literal["sgd", "adam"]
 Augmentation = Literal["none", "standard", "strong"]
 Dtype = Literal["float32", "mixed_bfloat16", "mixed_float16"]
@@ -208,6 +209,10 @@ class TrainConfig:
             their memorization units off, where the rule lets some.
         early: the share of the steps that a rule takes for early: until then
             `drop_pass_gate` uses all labels, and `late_tying` no memory.
+        early_ends: a sign that ends the early part sooner: `heldout`, the
+            accuracy on held-out given labels, memory off, has not risen for
+            two epochs; `weight_norm`, the norm of the given network's weights
+            has fallen in an epoch; `share` looks for none.
         batch_size: examples in a step; the last step of an epoch may be short.
         optimizer: `sgd` (with `momentum`) or `adam`.
         learning_rate: the schedule's peak.
@@ -238,6 +243,7 @@ class TrainConfig:
     rule: str = "cross_entropy"
     memory_off: float = 0.5
     early: float = 0.4
+    early_ends: EarlyEnds = "share"
     batch_size: int = 512
     optimizer: Optimizer = "sgd"
     learning_rate: float = 0.01

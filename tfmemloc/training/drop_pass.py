@@ -14,7 +14,7 @@ control for whether the gain is the dropout's or the loss's.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import keras
 import tensorflow as tf
@@ -23,6 +23,7 @@ from tfmemloc.configs import TrainConfig
 from tfmemloc.data.batches import without_memory
 from tfmemloc.data.examples import IDS
 from tfmemloc.layers import masks
+from tfmemloc.training.early import Early
 from tfmemloc.training.rules import cross_entropy
 from tfmemloc.training.tables import step_counter
 
@@ -64,18 +65,23 @@ class DropPass:
             the loss of each example [B], of which those with their memory
             off are used.
         variables: that `drop_loss` keeps.
+        early: which steps are early for it.
     """
 
     def __init__(
         self,
         training: TrainConfig,
         drop_loss: DropLoss,
-        variables: list[tf.Variable] | None = None,
+        variables: Sequence[tf.Variable] = (),
+        early: Early | None = None,
     ):
         self._memory_off = MemoryOff(training)
         self._drop_loss = drop_loss
         self.step = self._memory_off.step
-        self.variables = [self.step, *(variables or [])]
+        self.variables = [self.step, *variables]
+        if early is not None:
+            self.early = early
+            self.variables += early.variables
 
     def __call__(
         self,

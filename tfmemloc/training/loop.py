@@ -33,7 +33,7 @@ from tfmemloc.data.sources import load
 from tfmemloc.data.text import warn_of_repeats
 from tfmemloc.models import build_network
 from tfmemloc.runs import Run, check_finite, variable_arrays
-from tfmemloc.training import rules, workers
+from tfmemloc.training import early, rules, workers
 from tfmemloc.training.drop_pass import DropPass
 from tfmemloc.training.optimizer import make_optimizer, make_rate
 from tfmemloc.training.progress import (
@@ -142,6 +142,7 @@ def train(
                     training.rule, network, examples.train, training
                 )
                 _check_statistics(network, rule, training)
+            early.check(rule, examples, training)
         run = in_turn(
             lambda: Run.create(
                 directory,
@@ -251,10 +252,15 @@ class _Loop:
                 started = time.perf_counter()
                 loss = self._train_epoch(train_step, iterator, epoch, bar)
                 epoch += 1
+                ended = early.look(
+                    self.rule, self.examples, epoch * self.steps, self.strategy
+                )
                 if not self.is_first:
                     self.recorder.end_epoch(epoch)
                     continue
                 line = self._describe(epoch, loss, behaviours, started)
+                if ended:
+                    line["early_part_ended"] = True
                 self._save(epoch, line)
                 write_summary(writer, line)
                 bar.set_postfix_str(progress_words(line))

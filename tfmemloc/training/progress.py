@@ -56,6 +56,8 @@ def progress_words(line: Mapping[str, Any]) -> str:
             f"{subset} {100 * value:.0f}%" for subset, value in accuracy.items()
         )
         parts.append(f"{inference}: {numbers}")
+    if line.get("early_part_ended"):
+        parts.append("early part over")
     return ", ".join(parts)
 
 

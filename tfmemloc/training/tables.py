@@ -7,9 +7,6 @@ import concurrent.futures
 import numpy as np
 import tensorflow as tf
 
-from tfmemloc.configs import TrainConfig
-from tfmemloc.data.batches import steps_per_epoch
-from tfmemloc.data.examples import Examples
 from tfmemloc.training import workers
 
 
@@ -62,12 +59,6 @@ def row_of(sorted_ids: tf.Tensor, ids: tf.Tensor) -> tf.Tensor:
 def step_counter() -> tf.Variable:
     """Counts steps: each replica adds one, and one counts."""
     return one_of_all_replicas(np.int64(0))
-
-
-def early_steps(examples: Examples, training: TrainConfig) -> int:
-    """How many steps are early: the share `TrainConfig.early` of all."""
-    steps = steps_per_epoch(len(examples), training.batch_size)
-    return round(training.early * steps * training.epochs)
 
 
 def one_of_all_replicas(value: np.generic) -> tf.Variable:

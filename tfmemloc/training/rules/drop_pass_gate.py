@@ -17,22 +17,21 @@ from tfmemloc.configs import TrainConfig
 from tfmemloc.data.examples import Examples
 from tfmemloc.training.beliefs import Beliefs
 from tfmemloc.training.drop_pass import DropPass
-from tfmemloc.training.tables import early_steps
+from tfmemloc.training.early import Early
 
 
 def make(
     model: keras.Model, examples: Examples, training: TrainConfig
 ) -> DropPass:
     """The rule for a training of this network on these examples."""
-    del model
     beliefs = Beliefs(examples)
-    open_until = early_steps(examples, training)
+    early = Early(model, examples, training)
 
     def drop_loss(ids, label, logits, entropy, off) -> tf.Tensor:
         believed = beliefs.updated(ids, logits, off)
         is_believed = tf.argmax(believed, axis=1) == tf.cast(label, tf.int64)
-        counts = is_believed | (rule.step <= open_until)
+        counts = is_believed | early.has(rule.step)
         return entropy * tf.cast(counts, entropy.dtype)
 
-    rule = DropPass(training, drop_loss, [beliefs.table])
+    rule = DropPass(training, drop_loss, [beliefs.table], early)
     return rule

@@ -5,7 +5,8 @@
 
 What generalizes is learned early and wrong labels late. So the given network
 learns first, and then most of what is still to be learned goes to the memory,
-which learns ten times as fast. `TrainConfig.early` says when the switch comes.
+which learns ten times as fast. The switch comes where the early part of the
+training ends (`tfmemloc.training.early`).
 
 Needs a network that was expanded by its memory (`tie_dropout(expand=...)`,
 `ModelConfig.expand`), since carved units share their variables with the others,
@@ -23,8 +24,9 @@ from tfmemloc import graph
 from tfmemloc.configs import TrainConfig
 from tfmemloc.data.batches import without_memory
 from tfmemloc.data.examples import IDS, Examples
+from tfmemloc.training.early import Early
 from tfmemloc.training.rules import cross_entropy
-from tfmemloc.training.tables import early_steps, step_counter
+from tfmemloc.training.tables import step_counter
 
 _SLOW = 0.1
 
@@ -33,18 +35,18 @@ class LateTying:
     """The rule; counts the steps.
 
     Args:
-        switch: the step before which the memory is off.
+        early: when the memory is off.
         memory: the variables of the memory, which keep their step size.
 
     Attributes:
         variables: what a run saves to go on where it was killed.
     """
 
-    def __init__(self, switch: int, memory: Sequence[keras.Variable]):
-        self._switch = switch
+    def __init__(self, early: Early, memory: Sequence[keras.Variable]):
+        self.early = early
         self._memory = {id(variable) for variable in memory}
         self._step = step_counter()
-        self.variables = [self._step]
+        self.variables = [self._step, *early.variables]
 
     def __call__(
         self,
@@ -53,8 +55,8 @@ class LateTying:
         label: tf.Tensor,
     ) -> tuple[tf.Tensor, tf.Tensor]:
         """Cross-entropy of each example [B], and the logits."""
-        off = tf.fill(tf.shape(inputs[IDS]), self._step < self._switch)
         self._step.assign_add(1)
+        off = tf.fill(tf.shape(inputs[IDS]), self.early.has(self._step))
         return cross_entropy.rule(model, without_memory(inputs, off), label)
 
     def changed_gradients(
@@ -64,7 +66,7 @@ class LateTying:
     ) -> list[tf.Tensor]:
         """The gradients; small for the given network after the switch."""
         # The rule was called in this step, and has counted it.
-        slow = tf.where(self._step <= self._switch, 1.0, _SLOW)
+        slow = tf.where(self.early.has(self._step), 1.0, _SLOW)
         return [
             gradient if id(variable) in self._memory else gradient * slow
             for gradient, variable in zip(gradients, variables, strict=True)
@@ -94,4 +96,4 @@ def make(
             "made with ModelConfig(expand=...) or tie_dropout(model, "
             "expand=...)."
         )
-    return LateTying(early_steps(examples, training), memory)
+    return LateTying(Early(model, examples, training), memory)

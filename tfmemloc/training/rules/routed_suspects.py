@@ -32,9 +32,10 @@ from tfmemloc.data.batches import without_memory
 from tfmemloc.data.examples import IDS, Examples
 from tfmemloc.training.beliefs import Beliefs
 from tfmemloc.training.drop_pass import MemoryOff
+from tfmemloc.training.early import Early
 from tfmemloc.training.rules import cross_entropy
 from tfmemloc.training.rules.routed import memory_learns_from_all
-from tfmemloc.training.tables import early_steps, one_of_all_replicas
+from tfmemloc.training.tables import one_of_all_replicas
 
 _MOST = 0.2  # Share of the examples that are suspected, in the long run.
 _PACE = 0.05  # How fast the margin follows.
@@ -44,6 +45,7 @@ class RoutedSuspects:
     """The rule; knows what is believed, and which weights are memory's.
 
     Attributes:
+        early: when nobody is suspected.
         variables: what a run saves to go on where it was killed.
     """
 
@@ -53,13 +55,14 @@ class RoutedSuspects:
         self._entries = graph.memory_entries(model)
         self._beliefs = Beliefs(examples)
         self._memory_off = MemoryOff(training)
-        self._open_until = early_steps(examples, training)
+        self.early = Early(model, examples, training)
         self._is_trusted: tf.Tensor | None = None
         self._margin = one_of_all_replicas(np.float32(0))
         self.variables = [
             self._memory_off.step,
             self._beliefs.table,
             self._margin,
+            *self.early.variables,
         ]
 
     def __call__(
@@ -75,7 +78,7 @@ class RoutedSuspects:
             model, without_memory(inputs, off), label
         )
         believed = self._beliefs.updated(ids, logits, off)
-        is_early = self._memory_off.step <= self._open_until
+        is_early = self.early.has(self._memory_off.step)
         self._is_trusted = is_early | ~self._suspected(believed, label)
         return entropy, logits
 
