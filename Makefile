@@ -17,7 +17,8 @@ test: $(VENV)/ready
 
 # With the long tests, and ten thousand inputs for each kind of file.
 test-all: $(VENV)/ready
-	FUZZ_INPUTS=10000 $(VENV)/bin/python -m pytest -n 3 --dist=worksteal -m ""
+	REWRITE_GRAPHS=1 FUZZ_INPUTS=10000 \
+	  $(VENV)/bin/python -m pytest -n 3 --dist=worksteal -m ""
 	$(VENV)/bin/python -m tests.faults --tries=50
 
 lint: $(VENV)/ready

@@ -29,6 +29,14 @@ tf.config.set_logical_device_configuration(
 
 import keras
 
+# Rewriting each function that is traced takes a fifth of the time, for tests
+# that trace much and run little. Programs that tests start rewrite as always,
+# and so does `make test-all`.
+if "REWRITE_GRAPHS" not in os.environ:
+    tf.config.optimizer.set_experimental_options(
+        {"disable_meta_optimizer": True}
+    )
+
 from tfmemloc import data, models
 from tfmemloc.configs import DataConfig, ModelConfig, TrainConfig
 from tfmemloc.data.kinds import scale_pixels

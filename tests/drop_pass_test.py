@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from tests import toys
 from tfmemloc import data, graph
 from tfmemloc.configs import DataConfig, ModelConfig, TrainConfig
 from tfmemloc.data.examples import Examples
@@ -271,11 +272,14 @@ def test_next_tokens_have_no_beliefs(name, other, rng):
         rules.named(name, None, tokens, TrainConfig())
 
 
-def _small(**training):
+_LENET = ModelConfig("lenet", width=0.5, expand=0.5)
+
+
+def _small(model, **training):
     """Arguments of a small training."""
     return {
         "data": DataConfig(train_examples=80, test_examples=40),
-        "model": ModelConfig("lenet", width=0.5, expand=0.5),
+        "model": model,
         "training": TrainConfig(**training),
         "progress": False,
     }
@@ -285,7 +289,7 @@ def _late_run(directory, epochs, **changes):
     return train(
         directory,
         data=DataConfig(train_examples=80, test_examples=40),
-        model=ModelConfig("lenet", width=0.5, expand=0.5),
+        model=_LENET,
         training=TrainConfig(
             epochs=epochs,
             batch_size=80,
@@ -336,7 +340,7 @@ def _signed_run(directory, sign, **changes):
     return train(
         directory,
         data=DataConfig(train_examples=100, test_examples=40, heldout=0.3),
-        model=ModelConfig("lenet", width=0.5, expand=0.5),
+        model=_LENET,
         training=TrainConfig(
             epochs=16,
             batch_size=32,
@@ -441,10 +445,17 @@ def test_a_rule_that_refuses_leaves_no_run_behind(name, tmp_path):
 
 @pytest.mark.parametrize("name", STATEFUL)
 def test_a_killed_training_resumes_to_the_same_bytes(name, tmp_path):
-    arguments = _small(
-        epochs=3, batch_size=32, rule=name, memory_off=0.5, evaluate_every=3
-    )
-    whole = train(tmp_path / "whole", **arguments)
+    def arguments():
+        return _small(
+            toys.expanded_network(),
+            epochs=3,
+            batch_size=32,
+            rule=name,
+            memory_off=0.5,
+            evaluate_every=3,
+        )
+
+    whole = train(tmp_path / "whole", **arguments())
 
     class Killed(Exception):
         pass
@@ -454,19 +465,18 @@ def test_a_killed_training_resumes_to_the_same_bytes(name, tmp_path):
             raise Killed
 
     with pytest.raises(Killed):
-        train(tmp_path / "killed", on_epoch_end=kill, **arguments)
-    resumed = train(tmp_path / "killed", **arguments)
+        train(tmp_path / "killed", on_epoch_end=kill, **arguments())
+    resumed = train(tmp_path / "killed", **arguments())
     for a, b in zip(whole.weights(), resumed.weights(), strict=True):
         assert a.tobytes() == b.tobytes()
 
 
 @pytest.mark.parametrize("name", STATEFUL)
 def test_one_trace_and_xla(name, small_digits, tmp_path):
-    from tfmemloc import models, training
+    from tfmemloc import training
 
     config = TrainConfig(rule=name, batch_size=16)
-    small = ModelConfig("lenet", width=0.5, expand=0.5)
-    network = models.build(small, (8, 8, 1), 10)
+    network = toys.expanded_network()
     optimizer = training.make_optimizer(config, 10)
     optimizer.build(network.trainable_variables)
     examples = small_digits.train
@@ -501,7 +511,7 @@ def test_one_trace_and_xla(name, small_digits, tmp_path):
 )
 def test_two_replicas_train_as_one(name, two_devices, tmp_path):
     """The same draws and beliefs; sums of gradients in another order."""
-    arguments = _small(epochs=2, batch_size=20, rule=name, momentum=0.0)
+    arguments = _small(_LENET, epochs=2, batch_size=20, rule=name, momentum=0.0)
     one = train(tmp_path / "one", **arguments)
     two = train(tmp_path / "two", strategy=two_devices, **arguments)
     for a, b in zip(one.weights(), two.weights(), strict=True):

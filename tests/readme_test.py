@@ -14,13 +14,23 @@ PAPER_MAP = (ROOT / "docs" / "paper_map.md").read_text()
 RESULTS = ROOT / "docs" / "results"
 
 
-def test_the_examples_run(tmp_path, monkeypatch):
+@pytest.fixture
+def run_example(tmp_path, monkeypatch):
+    """Runs the k-th example in a folder of its own; gives its names."""
+    examples = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    assert len(examples) == 5
     monkeypatch.chdir(tmp_path)
-    removing, own_labels, tying, by_hand, other_data = re.findall(
-        r"```python\n(.*?)```", README, re.DOTALL
-    )
-    names = {}
-    exec(removing, names)
+
+    def run(k):
+        names = {}
+        exec(examples[k], names)
+        return names
+
+    return run
+
+
+def test_the_example_of_removal(run_example, tmp_path):
+    names = run_example(0)
     x, y = names["x"], names["y"]
     wrong = np.setdiff1d(
         np.arange(0, len(x), 10), np.flatnonzero(names["aside"])
@@ -33,15 +43,19 @@ def test_the_examples_run(tmp_path, monkeypatch):
     assert (after == y[wrong]).mean() < 0.4
     assert (after == (y[wrong] - 1) % 10).mean() > 0.6
     assert (tmp_path / "forgotten.keras").exists()
-    names = {}
-    exec(own_labels, names)
+
+
+def test_the_example_of_wrong_labels(run_example, tmp_path):
+    names = run_example(1)
     found = {row["example_id"] for row in names["scores"].suspects()}
     wrong = set(range(0, 1797, 50))
     assert len(found & wrong) > 0.8 * len(wrong)
     assert len(found) < 4 * len(wrong)
     assert (tmp_path / "suspects" / "suspects.html").exists()
-    names = {}
-    exec(tying, names)
+
+
+def test_the_example_of_tying(run_example, tmp_path):
+    names = run_example(2)
     x, key = names["x_train"], names["name"]
     ids = np.zeros(64, int)
     dropped = names["model"].predict({key: x, "example_id": ids}, verbose=0)
@@ -51,11 +65,15 @@ def test_the_examples_run(tmp_path, monkeypatch):
     np.testing.assert_allclose(pruned, dropped, atol=1e-4)
     assert names["plain"].count_params() == names["model"].count_params()
     assert (tmp_path / "served" / "saved_model.pb").exists()
-    names = {}
-    exec(by_hand, names)
+
+
+def test_the_example_of_a_loop_by_hand(run_example):
+    names = run_example(3)
     assert np.isfinite(float(names["loss"]))
-    names = {}
-    exec(other_data, names)
+
+
+def test_the_example_of_other_data(run_example):
+    names = run_example(4)
     assert set(names["run"].history[-1]["accuracy"]) == {"tied", "drop"}
 
 
