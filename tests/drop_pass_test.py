@@ -8,12 +8,12 @@ import pytest
 import tensorflow as tf
 
 from tests import toys
-from tfmemloc import data, graph
+from tfmemloc import data, graph, storage
 from tfmemloc.configs import DataConfig, ModelConfig, TrainConfig
 from tfmemloc.data.examples import Examples
 from tfmemloc.layers.tied_dropout import MEMORY_OFF
 from tfmemloc.losses import log_softmax
-from tfmemloc.training import rules, train
+from tfmemloc.training import by_example, rules, train
 from tfmemloc.training.beliefs import Beliefs
 
 DROP_PASSES = ("drop_pass_elr", "drop_pass_gate", "drop_pass_gce")
@@ -128,7 +128,7 @@ def test_suspects_teach_memory_alone(off):
     table = np.zeros((40, 10), np.float16)
     table[np.arange(40), (examples.label + is_suspect) % 10] = 1
     place = np.argsort(np.argsort(examples.example_id))
-    rule._beliefs.table.scatter_nd_update(place[:, np.newaxis], table)
+    rule._beliefs.table.write(tf.constant(place), tf.constant(table))
     ids = np.full(40, MEMORY_OFF) if off else examples.example_id
     image = data.kinds.scale_pixels(examples.inputs["image"])
     variables = model.trainable_variables
@@ -241,7 +241,7 @@ def test_who_passes_without_memory_is_drawn_by_seed_step_and_id(
 
 
 def test_beliefs_are_kept_by_id_whatever_the_order(examples, rng):
-    beliefs = Beliefs(examples)
+    beliefs = Beliefs(examples, TrainConfig())
     logits = rng.normal(size=(COUNT, CLASSES)).astype(np.float32)
     order = rng.permutation(COUNT)[:10]
     beliefs.updated(
@@ -253,7 +253,8 @@ def test_beliefs_are_kept_by_id_whatever_the_order(examples, rng):
     expected = np.full((COUNT, CLASSES), 1 / CLASSES)
     expected[place[order]] *= 0.7
     expected[place[order]] += 0.3 * _probability(logits[order])
-    np.testing.assert_allclose(beliefs.table.numpy(), expected, atol=1e-3)
+    (kept,) = beliefs.table.variables
+    np.testing.assert_allclose(kept.numpy(), expected, atol=1e-3)
 
 
 @pytest.mark.parametrize(
@@ -469,6 +470,55 @@ def test_a_killed_training_resumes_to_the_same_bytes(name, tmp_path):
     resumed = train(tmp_path / "killed", **arguments())
     for a, b in zip(whole.weights(), resumed.weights(), strict=True):
         assert a.tobytes() == b.tobytes()
+
+
+@pytest.mark.parametrize("name", ("drop_pass_gate", "routed_suspects", "sop"))
+def test_large_tables_lie_on_disk(name, tmp_path, monkeypatch):
+    """The same weights as in memory, also of a training that was killed."""
+
+    def run(directory, **changes):
+        training = {"epochs": 4, "batch_size": 32, "rule": name, "early": 0.3}
+        return train(
+            tmp_path / directory,
+            **_small(toys.expanded_network(), **training, **changes),
+            **extra,
+        )
+
+    extra = {}
+    expected = run("memory").weights()
+    monkeypatch.setattr(by_example, "_MOST_IN_MEMORY", 0)
+    extra = {"on_epoch_end": lambda run, epoch: 1 / (epoch - 3)}
+    with pytest.raises(ZeroDivisionError):
+        run("disk")
+    # What a kill in the middle of the next epoch leaves is not looked at.
+    (last,) = (tmp_path / "disk" / "by_example").glob("*_0003.npy")
+    last.with_stem(last.stem.replace("3", "4")).write_bytes(b"half of it")
+    extra = {}
+    found = run("disk")
+    for a, b in zip(expected, found.weights(), strict=True):
+        assert a.tobytes() == b.tobytes()
+    files = sorted((found.directory / "by_example").iterdir())
+    assert [path.stem[-4:] for path in files] == ["0003", "0004"]
+    table = np.load(files[1])
+    assert table.shape == (80, 11 if name == "sop" else 10)
+    assert (table != 0).any(axis=1).all()
+    # Nothing of it is in the state, which would be read and written whole.
+    state = np.load(found.directory / "state.npz")
+    assert table.shape not in [array.shape for array in state.values()]
+    with pytest.raises(ValueError, match="XLA cannot reach files. Expected"):
+        run("xla", jit_compile=True)
+    assert not list((tmp_path / "xla").glob("*.json"))
+
+
+def test_a_table_that_is_gone_is_asked_for(tmp_path, monkeypatch):
+    monkeypatch.setattr(by_example, "_MOST_IN_MEMORY", 0)
+    settings = {"batch_size": 32, "rule": "sop", "schedule": "constant"}
+    model = toys.expanded_network()
+    run = train(tmp_path, **_small(model, epochs=1, **settings))
+    for path in (run.directory / "by_example").iterdir():
+        path.write_bytes(path.read_bytes()[:200])
+    with pytest.raises(storage.DamagedFileError, match="does not hold the 80"):
+        train(tmp_path, **_small(toys.expanded_network(), epochs=2, **settings))
 
 
 @pytest.mark.parametrize("name", STATEFUL)

@@ -14,33 +14,41 @@ from __future__ import annotations
 import numpy as np
 import tensorflow as tf
 
+from tfmemloc.configs import TrainConfig
 from tfmemloc.data.examples import Examples
-from tfmemloc.training import tables
+from tfmemloc.training.by_example import ByExample
 
 _KEPT = 0.7
 
 
 class Beliefs:
-    """A table of probabilities [N, classes] by example id, in half precision.
+    """Probabilities [N, classes] by example id, in half precision.
 
     Args:
         examples: the training examples.
+        training: how they are trained on.
+
+    Attributes:
+        table: where they are kept.
 
     Raises:
         ValueError: their labels are next tokens.
     """
 
-    def __init__(self, examples: Examples):
+    def __init__(self, examples: Examples, training: TrainConfig):
         if examples.label.ndim != 1:
             raise ValueError(
                 "This rule keeps the probabilities of each class by example. "
                 f"Expected labels [N]. Received: shape {examples.label.shape}; "
                 'for next tokens use rule="drop_pass_gce".'
             )
-        self._ids = tf.constant(np.sort(examples.example_id))
-        shape = (len(examples), examples.classes)
-        self.table = tables.shared_variable(
-            np.full(shape, 1 / examples.classes, np.float16)
+        self.table = ByExample(
+            "beliefs",
+            examples,
+            training,
+            width=examples.classes,
+            start=1 / examples.classes,
+            dtype=np.float16,
         )
 
     def updated(
@@ -57,13 +65,10 @@ class Beliefs:
             What is believed of all of them now: float32 [B, classes], without
             a gradient.
         """
-        row = tables.row_of(self._ids, ids)
-        before = tf.cast(tf.gather(self.table, row), tf.float32)
+        rows = self.table.rows(ids)
+        before = tf.cast(self.table.read(rows), tf.float32)
         seen = tf.nn.softmax(tf.cast(logits, tf.float32))
         after = _KEPT * before + (1 - _KEPT) * tf.stop_gradient(seen)
         after = tf.where(off[:, tf.newaxis], after, before)
-        rows, kept = tables.of_all_workers(
-            row, tf.cast(after, self.table.dtype)
-        )
-        self.table.scatter_nd_update(rows[:, tf.newaxis], kept)
+        self.table.write(rows, after)
         return after

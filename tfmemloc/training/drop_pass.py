@@ -14,7 +14,7 @@ control for whether the gain is the dropout's or the loss's.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 
 import keras
 import tensorflow as tf
@@ -23,6 +23,7 @@ from tfmemloc.configs import TrainConfig
 from tfmemloc.data.batches import without_memory
 from tfmemloc.data.examples import IDS
 from tfmemloc.layers import masks
+from tfmemloc.training.beliefs import Beliefs
 from tfmemloc.training.early import Early
 from tfmemloc.training.rules import cross_entropy
 from tfmemloc.training.tables import step_counter
@@ -57,6 +58,7 @@ class DropPass:
     """A rule with a drop-mode pass.
 
     Attributes:
+        tables: what it keeps of each example.
         variables: what a run saves to go on where it was killed.
 
     Args:
@@ -64,7 +66,7 @@ class DropPass:
         drop_loss: (ids [B], label, logits, cross-entropy [B], off [B]) ->
             the loss of each example [B], of which those with their memory
             off are used.
-        variables: that `drop_loss` keeps.
+        beliefs: that `drop_loss` keeps.
         early: which steps are early for it.
     """
 
@@ -72,13 +74,16 @@ class DropPass:
         self,
         training: TrainConfig,
         drop_loss: DropLoss,
-        variables: Sequence[tf.Variable] = (),
+        beliefs: Beliefs | None = None,
         early: Early | None = None,
     ):
         self._memory_off = MemoryOff(training)
         self._drop_loss = drop_loss
         self.step = self._memory_off.step
-        self.variables = [self.step, *variables]
+        self.tables = [] if beliefs is None else [beliefs.table]
+        self.variables = [self.step]
+        for table in self.tables:
+            self.variables += table.variables
         if early is not None:
             self.early = early
             self.variables += early.variables

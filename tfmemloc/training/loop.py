@@ -33,7 +33,7 @@ from tfmemloc.data.sources import load
 from tfmemloc.data.text import warn_of_repeats
 from tfmemloc.models import build_network
 from tfmemloc.runs import Run, check_finite, variable_arrays
-from tfmemloc.training import early, rules, workers
+from tfmemloc.training import by_example, early, rules, workers
 from tfmemloc.training.drop_pass import DropPass
 from tfmemloc.training.optimizer import make_optimizer, make_rate
 from tfmemloc.training.progress import (
@@ -250,7 +250,8 @@ class _Loop:
         ) as bar:
             while not self._is_over(epoch):
                 started = time.perf_counter()
-                loss = self._train_epoch(train_step, iterator, epoch, bar)
+                with by_example.epoch_of(self.rule, self.run.directory, epoch):
+                    loss = self._train_epoch(train_step, iterator, epoch, bar)
                 epoch += 1
                 ended = early.look(
                     self.rule, self.examples, epoch * self.steps, self.strategy

@@ -8,7 +8,9 @@ traced without AutoGraph: it decides by `tf.where` or `tf.cond`, not by `if` on
 tensors.
 
 A rule that remembers something is an object that is called in the same way and
-has `variables`, which a run saves and restores with its other state. Its module
+has `variables`, which a run saves and restores with its other state, and may
+have `tables` (`tfmemloc.training.by_example`) and an `early` part
+(`tfmemloc.training.early`), whose epochs the loop tells them. Its module
 has a function `make(model, examples, training)` that gives one for a training,
 or refuses what it cannot train. It may also have
 `changed_gradients(gradients, variables)`, called in the step, and

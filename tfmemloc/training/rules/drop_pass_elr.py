@@ -31,7 +31,7 @@ def make(
 ) -> DropPass:
     """The rule for a training of this network on these examples."""
     del model
-    beliefs = Beliefs(examples)
+    beliefs = Beliefs(examples, training)
 
     def drop_loss(ids, label, logits, entropy, off) -> tf.Tensor:
         del label
@@ -39,4 +39,4 @@ def make(
         agreed = tf.reduce_sum(tf.nn.softmax(logits) * believed, axis=1)
         return entropy + _WEIGHT * tf.math.log(1 - _SURE * agreed)
 
-    return DropPass(training, drop_loss, [beliefs.table])
+    return DropPass(training, drop_loss, beliefs)

@@ -24,7 +24,7 @@ def make(
     model: keras.Model, examples: Examples, training: TrainConfig
 ) -> DropPass:
     """The rule for a training of this network on these examples."""
-    beliefs = Beliefs(examples)
+    beliefs = Beliefs(examples, training)
     early = Early(model, examples, training)
 
     def drop_loss(ids, label, logits, entropy, off) -> tf.Tensor:
@@ -33,5 +33,5 @@ def make(
         counts = is_believed | early.has(rule.step)
         return entropy * tf.cast(counts, entropy.dtype)
 
-    rule = DropPass(training, drop_loss, [beliefs.table], early)
+    rule = DropPass(training, drop_loss, beliefs, early)
     return rule

@@ -46,6 +46,7 @@ class RoutedSuspects:
 
     Attributes:
         early: when nobody is suspected.
+        tables: what is believed.
         variables: what a run saves to go on where it was killed.
     """
 
@@ -53,14 +54,15 @@ class RoutedSuspects:
         self, model: keras.Model, examples: Examples, training: TrainConfig
     ):
         self._entries = graph.memory_entries(model)
-        self._beliefs = Beliefs(examples)
+        self._beliefs = Beliefs(examples, training)
         self._memory_off = MemoryOff(training)
         self.early = Early(model, examples, training)
         self._is_trusted: tf.Tensor | None = None
         self._margin = one_of_all_replicas(np.float32(0))
+        self.tables = [self._beliefs.table]
         self.variables = [
             self._memory_off.step,
-            self._beliefs.table,
+            *self._beliefs.table.variables,
             self._margin,
             *self.early.variables,
         ]

@@ -26,7 +26,7 @@ import tensorflow as tf
 
 from tfmemloc.configs import TrainConfig
 from tfmemloc.data.examples import IDS, Examples
-from tfmemloc.training import tables
+from tfmemloc.training.by_example import ByExample
 from tfmemloc.training.rules import cross_entropy
 
 # The authors' step sizes for u and v on CIFAR-10, by plain SGD.
@@ -48,6 +48,7 @@ class OverParameterized:
         ValueError: their labels are next tokens.
 
     Attributes:
+        tables: u and v.
         variables: what a run saves to go on where it was killed.
     """
 
@@ -58,11 +59,17 @@ class OverParameterized:
                 f"Expected labels [N]. Received: shape {examples.label.shape}; "
                 'for next tokens use rule="generalized_cross_entropy".'
             )
-        self._ids = tf.constant(np.sort(examples.example_id))
-        shape = (len(examples), 1 + examples.classes)
-        self._table = tables.shared_variable(np.full(shape, _START, np.float32))
+        self._table = ByExample(
+            "sop",
+            examples,
+            training,
+            width=1 + examples.classes,
+            start=_START,
+            dtype=np.float32,
+        )
         self._batch_size = training.batch_size
-        self.variables = [self._table]
+        self.tables = [self._table]
+        self.variables = self._table.variables
 
     def __call__(
         self,
@@ -74,13 +81,13 @@ class OverParameterized:
         _, logits = cross_entropy.rule(model, inputs, label)
         p = tf.nn.softmax(tf.cast(logits, tf.float32))
         is_label = tf.one_hot(label, p.shape[1])
-        row = tables.row_of(self._ids, inputs[IDS])
-        own = tf.gather(self._table, row)
+        rows = self._table.rows(inputs[IDS])
+        own = self._table.read(rows)
         losses = _entropy(p, is_label, own)
-        self._learn(row, own, tf.stop_gradient(p), is_label)
+        self._learn(rows, own, tf.stop_gradient(p), is_label)
         return losses, logits
 
-    def _learn(self, row, own, p, is_label) -> None:
+    def _learn(self, rows, own, p, is_label) -> None:
         """A step of u and v, each by the gradient of its own loss."""
         with tf.GradientTape() as tape:
             tape.watch(own)
@@ -89,8 +96,7 @@ class OverParameterized:
             loss = tf.reduce_sum(entropy + squares)
         rates = tf.constant([_RATE_U] + [_RATE_V] * p.shape[1])
         after = own - rates / self._batch_size * tape.gradient(loss, own)
-        rows, kept = tables.of_all_workers(row, after)
-        self._table.scatter_nd_update(rows[:, tf.newaxis], kept)
+        self._table.write(rows, after)
 
 
 def _moved(is_label, own) -> tuple[tf.Tensor, tf.Tensor]:
