@@ -14,7 +14,9 @@ from tfmemloc.result import Table
 
 NAMES = {
     "cifar": "CIFAR-10, 5,000 images",
+    "cifar10k": "CIFAR-10, 10,000 images",
     "cifar50": "CIFAR-10, 45,000 images",
+    "cifar50_half": "CIFAR-10, 45,000 images, half width",
 }
 _MEASURES = ("noisy", "noisy_true_label", "clean", "test")
 
@@ -42,6 +44,7 @@ def table(rows: Rows, setting: str) -> str:
             **{
                 measure: interval([row[measure] for row in found])
                 for measure in _MEASURES
+                if all(measure in row for row in found)
             },
             **_seconds(found),
         }
