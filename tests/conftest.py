@@ -29,14 +29,6 @@ tf.config.set_logical_device_configuration(
 
 import keras
 
-# Rewriting each function that is traced takes a fifth of the time, for tests
-# that trace much and run little. Programs that tests start rewrite as always,
-# and so does `make test-all`.
-if "REWRITE_GRAPHS" not in os.environ:
-    tf.config.optimizer.set_experimental_options(
-        {"disable_meta_optimizer": True}
-    )
-
 from tfmemloc import data, models
 from tfmemloc.configs import DataConfig, ModelConfig, TrainConfig
 from tfmemloc.data.kinds import scale_pixels
@@ -54,6 +46,19 @@ gc.set_threshold(100_000, 20, 50)
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 REAL_DATA = ROOT.parent / "shared" / "tfds"
+
+
+def pytest_configure():
+    """Leaves traced functions as they are.
+
+    Rewriting them takes a fifth of the time of tests that trace much and run
+    little. Programs that tests start rewrite as always, and so does
+    `make test-all`.
+    """
+    if "REWRITE_GRAPHS" not in os.environ:
+        tf.config.optimizer.set_experimental_options(
+            {"disable_meta_optimizer": True}
+        )
 
 
 def pytest_collection_modifyitems(items):
