@@ -9,7 +9,13 @@ import tensorflow as tf
 
 import tfmemloc
 from tests import oracles, toys
-from tfmemloc import CurvatureConfig, remove_memory, storage
+from tfmemloc import (
+    CurvatureConfig,
+    losses,
+    predict_logits,
+    remove_memory,
+    storage,
+)
 from tfmemloc.configs import DataConfig
 from tfmemloc.data import from_arrays, load
 from tfmemloc.data.labels import hold_out
@@ -272,6 +278,53 @@ def test_protected_examples_are_refitted_in_any_case(
     also = np.setdiff1d(ids, few)[:2]
     more = believed(small_network, wrong, also).train.example_id
     np.testing.assert_array_equal(np.sort(more), np.union1d(few, also))
+
+
+def test_what_all_others_say_counts_as_much_as_the_network(
+    small_network, small_digits
+):
+    """Against probabilities that are multiplied, one example at a time."""
+    from tfmemloc.removal.curvature.refit import believed, said_by_others
+
+    train = small_digits.train
+    said = said_by_others(small_digits, 0)
+    own = losses.log_softmax(predict_logits(small_network, train))
+    expected = [
+        train.example_id[k]
+        for k in range(len(train))
+        if np.argmax(np.exp(own[k]) * np.exp(said[k])) == train.label[k]
+    ]
+    none = train.example_id[:0]
+    found = believed(small_network, small_digits, none, said).train
+    np.testing.assert_array_equal(found.example_id, expected)
+    # The network knows its wrong labels by heart; the others do not.
+    alone = believed(small_network, small_digits, none).train
+    assert (found.subset == "noisy").sum() < (alone.subset == "noisy").sum()
+
+
+def test_refits_on_what_all_believe_forget_more(overfitted, held_out_digits):
+    rows = {}
+    for believe in ("network", "all"):
+        config = CurvatureConfig(
+            keep=0.985, refit_epochs=1, believe=believe, batch_size=40
+        )
+        _, result = remove_memory(overfitted, held_out_digits, config)
+        rows[believe] = result.rows()[-1]
+    assert rows["all"]["noisy"] < rows["network"]["noisy"]
+    assert rows["all"]["noisy_true_label"] > rows["network"]["noisy_true_label"]
+
+
+def test_next_tokens_are_not_believed_by_all(rng):
+    tokens = from_arrays(rng.integers(0, 5, (8, 6)), rng.integers(0, 5, (8, 6)))
+    model = keras.Sequential(
+        [
+            keras.Input((6,), dtype="int64"),
+            keras.layers.Embedding(5, 4),
+            keras.layers.Dense(5),
+        ]
+    )
+    with pytest.raises(ValueError, match='use believe="network"'):
+        remove_memory(model, tokens, CurvatureConfig(believe="all"))
 
 
 def test_without_held_out_examples_nothing_is_chosen(planted):

@@ -21,6 +21,7 @@ import os
 import pathlib
 import time
 import warnings
+from typing import Literal
 
 import keras
 import numpy as np
@@ -44,7 +45,11 @@ from tfmemloc.removal.curvature.choice import (
     Plan,
     choose,
 )
-from tfmemloc.removal.curvature.refit import believed, refit
+from tfmemloc.removal.curvature.refit import (
+    believed,
+    refit,
+    said_by_others,
+)
 from tfmemloc.removal.curvature.result import (
     CurvatureEdit,
     EditRound,
@@ -53,6 +58,7 @@ from tfmemloc.removal.curvature.result import (
 from tfmemloc.removal.outcome import compared
 from tfmemloc.snapshots import Source, model_of
 
+Believe = Literal["network", "all"]
 # Not trained on, and so fit to choose by. The test examples choose nothing.
 HELD_OUT = ("heldout", "validation")
 # A class with fewer examples than this share of the mean is rare, and one of
@@ -77,6 +83,10 @@ class CurvatureConfig:
         rounds: how often the network is edited and refitted.
         refit_epochs: epochs after each edit on the examples whose label the
             edited network predicts; 0 does not train, and edits once.
+        believe: by whom an example must be believed to be refitted on:
+            `network`, the edited one, or `all`, by it and by what all other
+            examples say together, which never saw its label. Then fewer wrong
+            labels are taught anew. Not for next tokens.
         refit_rate: peak of the learning rate of these epochs, with Adam.
         batch_size: examples in a step of these epochs.
         seed: of everything that is drawn.
@@ -93,6 +103,7 @@ class CurvatureConfig:
     positions: int = 64
     rounds: int = 2
     refit_epochs: int = 3
+    believe: Believe = "network"
     refit_rate: float = 1e-3
     batch_size: int = 128
     seed: int = 0
@@ -154,19 +165,23 @@ def remove_memory(
     model = own_copy(original)
     rounds = config.rounds if config.refit_epochs else 1
     done: list[EditRound] = []
-    trained = examples
+    trained, others, refitted = examples, None, "refit"
+    if config.believe == "all" and config.refit_epochs:
+        _check_labels(examples)
+        others = said_by_others(examples, config.seed, progress=progress)
+        refitted = "refit_all"
     for number in range(rounds):
         folder = _folder(directory, number, model, also)
         model, part = _edited(
             model, trained, protected, config, folder, progress, number
         )
         if config.refit_epochs:
-            trained = believed(model, examples, also)
+            trained = believed(model, examples, also, others)
             refit(
                 model,
                 trained,
                 _refitting(config, model),
-                _folder(directory, number, model, also, "refit"),
+                _folder(directory, number, model, also, refitted),
                 progress=progress,
             )
             part = dataclasses.replace(part, believed=len(trained.train))
@@ -179,6 +194,16 @@ def remove_memory(
     return model, CurvatureEdit(
         method="curvature", seconds=seconds, **fields, **details(done)
     )
+
+
+def _check_labels(examples: Examples) -> None:
+    """Refuses to ask all other examples where they cannot answer."""
+    if examples.train.label.ndim != 1:
+        raise ValueError(
+            'believe="all" asks all other examples for the class of each. '
+            "Expected labels [N]. Received: next tokens, of shape "
+            f'{examples.train.label.shape}; for them use believe="network".'
+        )
 
 
 def _warn_of_lost_classes(

@@ -2,7 +2,10 @@
 
 An edit takes some of what is common to the examples along with the memory. The
 edited network is trained on for a few epochs, only on the examples whose label
-as given it predicts itself: most wrong labels are not among them any more.
+as given it predicts itself: most wrong labels are not among them any more. It
+has seen these labels, though, and what it has learned of a wrong one helps it
+to predict it. What all other examples say (`tfmemloc.scores.left_out`) has not:
+where both are asked, their probabilities are multiplied.
 """
 
 from __future__ import annotations
@@ -13,18 +16,50 @@ import os
 import keras
 import numpy as np
 
-from tfmemloc import configs, shares, storage
+from tfmemloc import configs, losses, shares, storage
 from tfmemloc.configs import TrainConfig
 from tfmemloc.data.chunks import chunks, even_count
 from tfmemloc.data.examples import Examples
 from tfmemloc.evaluation import Predictor
+from tfmemloc.scores.left_out import predict_left_out
+from tfmemloc.scores.noise import fit_noise
 from tfmemloc.training.loop import train
 
 _CHUNK = 512
 
 
+def said_by_others(
+    examples: Examples, seed: int, *, progress: bool = False
+) -> np.ndarray:
+    """What all other examples say of each training example's class.
+
+    Args:
+        examples: with labels [N].
+        seed: of what is drawn for it.
+        progress: show a progress bar.
+
+    Returns:
+        Log-probabilities [N, classes].
+    """
+
+    def said() -> dict[str, np.ndarray]:
+        train, none = examples.train, examples.take(np.arange(0))
+        logits = predict_left_out(
+            train, none, seed=seed, progress=progress
+        ).train
+        noise = fit_noise(logits, train.label)
+        return {"said": losses.log_softmax(logits / noise.temperature)}
+
+    return shares.once("others", lambda: [examples.digest(), seed], said)[
+        "said"
+    ]
+
+
 def believed(
-    model: keras.Model, examples: Examples, also: np.ndarray
+    model: keras.Model,
+    examples: Examples,
+    also: np.ndarray,
+    others: np.ndarray | None = None,
 ) -> Examples:
     """The training examples whose label the model predicts, and all others.
 
@@ -34,6 +69,8 @@ def believed(
         model: the edited one.
         examples: all.
         also: ids of training examples that are believed whatever it predicts.
+        others: log-probabilities [N, classes] that count as much as the
+            model's; see `said_by_others`.
 
     Raises:
         ValueError: it predicts none.
@@ -44,15 +81,24 @@ def believed(
         predict = Predictor(model)
         found = chunks(train_examples, _CHUNK, even=True, only=only)
         return {
-            str(number): predict(chunk.inputs).numpy().argmax(axis=-1)
+            str(number): said(predict(chunk.inputs).numpy(), chunk.places)
             == chunk.label
             for number, chunk in zip(only, found, strict=True)
         }
 
+    def said(logits, places) -> np.ndarray:
+        if others is not None:
+            logits = losses.log_softmax(logits) + others[places]
+        return logits.argmax(axis=-1)
+
     count = even_count(len(train_examples), _CHUNK)
     parts = shares.together(
         "believed",
-        lambda: [storage.digest(model.get_weights()), train_examples.digest()],
+        lambda: [
+            storage.digest(model.get_weights()),
+            train_examples.digest(),
+            None if others is None else storage.digest([others]),
+        ],
         count,
         right,
     )
