@@ -10,8 +10,8 @@ the digits networks by what the edit took from them.
 
 The settings of the rivals were chosen on seed 10 of the digits, which is not in
 the table. `forget` says what a method was told: nothing, the examples that are
-truly wrong ("true"), or those whose label the edited network does not believe
-("suspects").
+truly wrong ("true"), those whose label the edited network does not believe
+("suspects"), or those that all other examples find wrong ("others").
 """
 
 from __future__ import annotations
@@ -66,6 +66,7 @@ from tfmemloc import (
     remove_memory,
     report,
     retrain_without,
+    score_without_network,
     scrub,
     storage,
     train,
@@ -435,6 +436,19 @@ def _methods(
         cut(keep=0.9, layers=_all_but_the_last(run, examples)),
     )
     yield "refits alone (control)", "nothing", cut(keep=1.0, layers=())
+    if examples.label.ndim == 1:
+        yield "believed by all", "nothing", cut(believe="all")
+        yield (
+            "believed by all without an edit (control)",
+            "nothing",
+            cut(keep=1.0, layers=(), believe="all"),
+        )
+        # Is it the removal, or who is asked? Trained anew without the network.
+        yield (
+            "retraining",
+            "others",
+            lambda: retrain_without(run, examples, forget=_doubted(examples)),
+        )
     yield "early stopping", "nothing", lambda: _early(run, examples)
     true = examples.of_subset("noisy").example_id
     told_what = {"true": lambda: true, "suspects": suspects}
@@ -563,6 +577,12 @@ def early_stopped(run: Run, examples: Examples) -> keras.Model:
         return float(losses.correct(held_out.label, logits).mean())
 
     return run.model(max(run.epochs[1:], key=right))
+
+
+def _doubted(examples: Examples) -> np.ndarray:
+    """Ids of labels that all other examples find more likely wrong."""
+    scores = score_without_network(examples)
+    return scores.example_id[scores.suspicion > 0.5]
 
 
 def _early(run: Run, examples: Examples) -> Made:

@@ -38,6 +38,8 @@ _FIRST = (
     "curvature edit",
     "the same at a fixed 0.9",
     "refits alone (control)",
+    "believed by all",
+    "believed by all without an edit (control)",
     "early stopping",
     "tied dropout dropped",
 )
