@@ -10,8 +10,8 @@ the digits networks by what the edit took from them.
 
 The settings of the rivals were chosen on seed 10 of the digits, which is not in
 the table. `forget` says what a method was told: nothing, the examples that are
-truly wrong ("true"), those whose label the edited network does not believe
-("suspects"), or those that all other examples find wrong ("others").
+truly wrong ("true"), or those whose label the edited network does not believe
+("suspects").
 """
 
 from __future__ import annotations
@@ -445,8 +445,8 @@ def _methods(
         )
         # Is it the removal, or who is asked? Trained anew without the network.
         yield (
-            "retraining",
-            "others",
+            "retraining without doubted labels",
+            "nothing",
             lambda: retrain_without(run, examples, forget=_doubted(examples)),
         )
     yield "early stopping", "nothing", lambda: _early(run, examples)

@@ -40,6 +40,7 @@ _FIRST = (
     "refits alone (control)",
     "believed by all",
     "believed by all without an edit (control)",
+    "retraining without doubted labels",
     "early stopping",
     "tied dropout dropped",
 )
