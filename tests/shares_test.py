@@ -229,7 +229,7 @@ def runs(tmp_path_factory):
 
 def test_a_removal_of_two_is_that_of_one(in_turns, runs, tmp_path):
     run = Run.open(runs / "standard")
-    config = CurvatureConfig(refit_epochs=1)
+    config = CurvatureConfig(refit_epochs=1, believe="all")
     one, result = remove_memory(run, run.examples(), config)
     found = in_turns(
         2,
