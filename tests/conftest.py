@@ -48,17 +48,21 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 REAL_DATA = ROOT.parent / "shared" / "tfds"
 
 
-def pytest_configure():
-    """Leaves traced functions as they are.
+def leave_functions_as_traced():
+    """Rewriting them takes a fifth of the time of most tests.
 
-    Rewriting them takes a fifth of the time of tests that trace much and run
-    little. Programs that tests start rewrite as always, and so does
-    `make test-all`.
+    They trace much and run little. Notebooks, workers, `make demo` and
+    `make test-all` rewrite as always.
     """
     if "REWRITE_GRAPHS" not in os.environ:
         tf.config.optimizer.set_experimental_options(
             {"disable_meta_optimizer": True}
         )
+
+
+def pytest_configure():
+    """Of pytest's own processes."""
+    leave_functions_as_traced()
 
 
 def pytest_collection_modifyitems(items):
