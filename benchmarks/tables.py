@@ -376,6 +376,12 @@ BLOCKS: Mapping[str, Callable[[], str]] = {
     "removal_cifar_rivals": lambda: removal_tables.full(
         _read("cifar10_rivals")["rows"], "cifar"
     ),
+    **{
+        f"believed_{name}": lambda name=name: removal_tables.full(
+            _read("believed_by_all")["rows"], name
+        )
+        for name in ("digits", "cifar")
+    },
     "removal_tinymem": lambda: removal_tables.recitation(_removals()),
     "protect": lambda: removal_tables.protect(_read("protect")["rows"]),
     "durability_digits": lambda: removal_tables.durability(
