@@ -48,21 +48,17 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 REAL_DATA = ROOT.parent / "shared" / "tfds"
 
 
-def leave_functions_as_traced():
-    """Rewriting them takes a fifth of the time of most tests.
+def pytest_configure():
+    """Leaves traced functions as they are.
 
-    They trace much and run little. Notebooks, workers, `make demo` and
-    `make test-all` rewrite as always.
+    Rewriting them takes a fifth of the time of tests that trace much and run
+    little. Programs that tests start rewrite as always, and so does
+    `make test-all`. (In a forked program TensorFlow 2.21 crashes without.)
     """
     if "REWRITE_GRAPHS" not in os.environ:
         tf.config.optimizer.set_experimental_options(
             {"disable_meta_optimizer": True}
         )
-
-
-def pytest_configure():
-    """Of pytest's own processes."""
-    leave_functions_as_traced()
 
 
 def pytest_collection_modifyitems(items):

@@ -19,7 +19,7 @@ import sys
 import tempfile
 import time
 
-from tests.conftest import ROOT, leave_functions_as_traced
+from tests.conftest import ROOT
 from tfmemloc.sweeps import forking
 
 
@@ -125,8 +125,6 @@ def _child(question: dict) -> None:
     out, err = (
         os.open(path, os.O_WRONLY | os.O_APPEND) for path in question["to"]
     )
-    # Not before the fork, which TensorFlow's threads do not survive.
-    leave_functions_as_traced()
     if question["threads"]:
         import tensorflow as tf
 
