@@ -80,9 +80,10 @@ class Early:
         return ends
 
     def _is_seen(self, examples: Examples) -> bool:
-        value = self._value(examples)
-        rises = value > float(self._best)
-        self._best.assign(max(value, float(self._best)))
+        # Rounded as what is kept of it is, so that equal is not more.
+        value, best = np.float32(self._value(examples)), self._best.numpy()
+        rises = value > best
+        self._best.assign(max(value, best))
         self._without_rise.assign(0 if rises else self._without_rise + 1)
         return int(self._without_rise) >= _PATIENCE[self._sign]
 
