@@ -89,6 +89,11 @@ def _gate(early: float, rule: str = "drop_pass_gate", **training) -> Method:
     return dataclasses.replace(method, training=training, edit=True)
 
 
+def _late_tying(**training) -> Method:
+    method = _tied("late_tying", expand=1.0)
+    return dataclasses.replace(method, training=method.training | training)
+
+
 def _standard(rule: str = "cross_entropy", off: float = 1.0) -> Method:
     return Method({}, {"rule": rule, "memory_off": off})
 
@@ -108,15 +113,9 @@ METHODS = {
     "expanded + gate by held-out": _gate(0.4, early_ends="heldout"),
     "expanded + routing": _gate(0.4, "routed_suspects"),
     "expanded + GCE": _tied("drop_pass_gce", expand=1.0),
-    "expanded + late tying": _tied("late_tying", expand=1.0),
-    "expanded + late tying by held-out": dataclasses.replace(
-        _tied("late_tying", expand=1.0),
-        training={"rule": "late_tying", "early_ends": "heldout"},
-    ),
-    "expanded + late tying by norm": dataclasses.replace(
-        _tied("late_tying", expand=1.0),
-        training={"rule": "late_tying", "early_ends": "weight_norm"},
-    ),
+    "expanded + late tying": _late_tying(),
+    "expanded + late tying by held-out": _late_tying(early_ends="heldout"),
+    "expanded + late tying by norm": _late_tying(early_ends="weight_norm"),
 }
 # At the paper's own size; `a fifth` is as wide as its dropped network, and
 # `frozen statistics` are the authors': of the first epoch alone.

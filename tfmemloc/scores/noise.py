@@ -63,6 +63,10 @@ class Noise(NamedTuple):
     temperature: float
     rates: np.ndarray
 
+    def log_chance(self, logits: np.ndarray) -> np.ndarray:
+        """What the predictions say at T: log-probabilities [N, classes]."""
+        return losses.log_softmax(logits / self.temperature)
+
     def true_classes(self, logits: np.ndarray, label: np.ndarray) -> np.ndarray:
         """p(true class | prediction, label): [N, classes]."""
         chance = _chance(logits, self.temperature)

@@ -84,7 +84,7 @@ def ranked(
         suspicion, kind = _suspicion(judged, label, others), ""
     else:
         noise = fit_noise(left_out.train, label)
-        said = losses.log_softmax(left_out.train / noise.temperature)
+        said = noise.log_chance(left_out.train)
         fair = _adjusted(said, label, prior)
         better = _better(left_out, judged, label, others)
         believed = judged + better * fair

@@ -89,16 +89,19 @@ class Early:
 
     def _value(self, examples: Examples) -> float:
         if self._sign == "weight_norm":
-            memory = {id(v) for v in graph.memory_variables(self._model)}
-            squares = [
-                np.sum(np.square(keras.ops.convert_to_numpy(variable)))
-                for variable in self._model.trainable_variables
-                if id(variable) not in memory
-            ]
-            return float(np.sqrt(np.sum(squares, dtype=np.float64)))
-        heldout = examples.take(examples.subset == "heldout")
+            weights = [tf.convert_to_tensor(v) for v in self._given]
+            return float(tf.linalg.global_norm(weights))
+        heldout = examples.of_subset("heldout")
         (metrics,) = self._dropped.evaluate(heldout).values()
         return metrics.of("heldout")["accuracy"]
+
+    @functools.cached_property
+    def _given(self) -> list[keras.Variable]:
+        """What is trained of the given network, without its memory."""
+        memory = {id(v) for v in graph.memory_variables(self._model)}
+        return [
+            v for v in self._model.trainable_variables if id(v) not in memory
+        ]
 
     @functools.cached_property
     def _dropped(self) -> Behaviours:

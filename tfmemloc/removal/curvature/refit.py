@@ -47,8 +47,7 @@ def said_by_others(
         logits = predict_left_out(
             train, none, seed=seed, progress=progress
         ).train
-        noise = fit_noise(logits, train.label)
-        return {"said": losses.log_softmax(logits / noise.temperature)}
+        return {"said": fit_noise(logits, train.label).log_chance(logits)}
 
     return shares.once("others", lambda: [examples.digest(), seed], said)[
         "said"
