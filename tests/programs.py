@@ -18,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
 
 from tests.conftest import ROOT
 from tfmemloc.sweeps import forking
@@ -79,6 +80,8 @@ class Launcher:
         *arguments: str,
         clock_jump: float = 0,
         threads: int | None = None,
+        environment: Mapping[str, str] | None = None,
+        cwd: str | os.PathLike | None = None,
     ) -> Program:
         """Starts `python -m <arguments>`.
 
@@ -87,6 +90,8 @@ class Launcher:
             clock_jump: seconds by which every second look at the clock is
                 off.
             threads: that TensorFlow uses in an operation; None: as it likes.
+            environment: variables that the program sees as well.
+            cwd: where it runs; None: at the root of the repository.
         """
         paths = [tempfile.mkstemp()[1] for _ in range(2)]
         answer = self.ask(
@@ -95,6 +100,8 @@ class Launcher:
                 "to": paths,
                 "clock_jump": clock_jump,
                 "threads": threads,
+                "environment": dict(environment or {}),
+                "cwd": str(cwd or ROOT),
             }
         )
         return Program(self, answer["pid"], *paths)
@@ -125,6 +132,8 @@ def _child(question: dict) -> None:
     out, err = (
         os.open(path, os.O_WRONLY | os.O_APPEND) for path in question["to"]
     )
+    os.environ.update(question["environment"])
+    os.chdir(question["cwd"])
     if question["threads"]:
         import tensorflow as tf
 

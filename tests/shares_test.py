@@ -3,13 +3,13 @@
 import contextlib
 import itertools
 import json
-import os
 import subprocess
 import sys
 
 import numpy as np
 import pytest
 
+from tests import programs
 from tests.conftest import ROOT
 from tfmemloc import (
     CurvatureConfig,
@@ -348,7 +348,7 @@ def test_what_workers_cannot_share_is_refused(
     asked, program, flags, words, runs
 ):
     given = (f"--run_dir={runs}", *flags) if program == "remove" else flags
-    environment = dict(os.environ)
+    environment = {}
     if asked == "TF_CONFIG":
         environment["TF_CONFIG"] = json.dumps(
             {
@@ -358,11 +358,7 @@ def test_what_workers_cannot_share_is_refused(
         )
     else:
         given = (asked, *given)
-    done = subprocess.run(
-        [sys.executable, "-m", f"binaries.{program}", *given],
-        cwd=ROOT,
-        env=environment,
-        capture_output=True,
-        text=True,
+    done = programs.launcher().run(
+        f"binaries.{program}", *given, check=False, environment=environment
     )
     assert done.returncode and words in done.stderr
