@@ -4,9 +4,10 @@
 
 Of the digits' 1,437 training pictures 30, or 8, are inverted, black on white;
 they are labelled right, and a tenth of the others wrong. A network that
-learned them knows the rare kind a little. Memory is taken out of it twice: as
-it is, and with the group of the inverted ones named (`protect`). `rare_test`
-is the accuracy on the 360 test pictures, inverted.
+learned them knows the rare kind a little. Memory is taken out of it as it is,
+and with the group of the inverted ones named (`protect`), refitted on what the
+edited network believes or on what all do. `rare_test` is the accuracy on the
+360 test pictures, inverted.
 """
 
 from __future__ import annotations
@@ -37,6 +38,12 @@ from tfmemloc import (
 FLAGS = flags.FLAGS
 RARE = "inverted"
 _TRAINED = 1437
+_WAYS: dict[str, dict[str, Any]] = {
+    "edited": {},
+    "believed by all": {"believe": "all"},
+    "protected": {"protect": (RARE,)},
+    "protected, believed by all": {"protect": (RARE,), "believe": "all"},
+}
 
 
 def main() -> None:
@@ -64,8 +71,8 @@ def _of_seed(seed: int, count: int) -> list[dict[str, Any]]:
             progress=False,
         )
         networks = {"before": run.model()}
-        for name, protect in (("edited", ()), ("protected", (RARE,))):
-            config = CurvatureConfig(seed=seed, protect=protect)
+        for name, changed in _WAYS.items():
+            config = CurvatureConfig(seed=seed, **changed)
             networks[name], _ = remove_memory(run, examples, config)
     return [
         {"rare": count, "seed": seed, "network": name}
