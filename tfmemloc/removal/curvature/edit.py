@@ -28,7 +28,7 @@ import numpy as np
 
 from tfmemloc import evaluation, shares, storage
 from tfmemloc.checks import check_range
-from tfmemloc.configs import TrainConfig
+from tfmemloc.configs import Augmentation, TrainConfig
 from tfmemloc.data.examples import Examples
 from tfmemloc.fields import check_fields
 from tfmemloc.gradients.curvature import Scalar
@@ -87,6 +87,9 @@ class CurvatureConfig:
             `network`, the edited one, or `all`, by it and by what all other
             examples say together, which never saw its label. Then fewer wrong
             labels are taught anew. Not for next tokens.
+        augment: how pictures are changed in these epochs, each time anew:
+            `none`, `standard` or `strong`; see `tfmemloc.TrainConfig`. What
+            was memorized is tied to the very pixels; what is common is not.
         refit_rate: peak of the learning rate of these epochs, with Adam.
         batch_size: examples in a step of these epochs.
         seed: of everything that is drawn.
@@ -104,6 +107,7 @@ class CurvatureConfig:
     rounds: int = 2
     refit_epochs: int = 3
     believe: Believe = "network"
+    augment: Augmentation = "none"
     refit_rate: float = 1e-3
     batch_size: int = 128
     seed: int = 0
@@ -165,11 +169,10 @@ def remove_memory(
     model = own_copy(original)
     rounds = config.rounds if config.refit_epochs else 1
     done: list[EditRound] = []
-    trained, others, refitted = examples, None, "refit"
+    trained, others = examples, None
     if config.believe == "all" and config.refit_epochs:
         _check_labels(examples)
         others = said_by_others(examples, config.seed, progress=progress)
-        refitted = "refit_all"
     for number in range(rounds):
         folder = _folder(directory, number, model, also)
         model, part = _edited(
@@ -181,7 +184,7 @@ def remove_memory(
                 model,
                 trained,
                 _refitting(config, model),
-                _folder(directory, number, model, also, refitted),
+                _folder(directory, number, model, also, _refit_name(config)),
                 progress=progress,
             )
             part = dataclasses.replace(part, believed=len(trained.train))
@@ -242,6 +245,12 @@ def _folder(directory, number: int, model, also, what: str = "factors"):
     return pathlib.Path(directory) / (
         f"{what}_{number + 1}_{storage.digest(of)[:12]}"
     )
+
+
+def _refit_name(config: CurvatureConfig) -> str:
+    """Of the folders of refits; those of other ways lie beside them."""
+    ways = [config.believe.replace("network", ""), config.augment]
+    return "_".join(["refit", *(w for w in ways if w not in ("", "none"))])
 
 
 def _protected(examples: Examples, names: tuple[str, ...]) -> Examples | None:
@@ -365,6 +374,7 @@ def _refitting(config: CurvatureConfig, model: keras.Model) -> TrainConfig:
         optimizer="adam",
         learning_rate=config.refit_rate,
         weight_decay=0.0,
+        augment=config.augment,
         save_every=config.refit_epochs,
         evaluate_every=config.refit_epochs,
         seed=config.seed,
