@@ -33,6 +33,7 @@ ORDER = [
     "graph",
     "models",
     "evaluation",
+    "moved",
     "behaviours",
     "runs",
     "snapshots",

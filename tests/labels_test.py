@@ -6,6 +6,7 @@ import dataclasses
 import json
 import re
 import shutil
+import warnings
 
 import numpy as np
 import pytest
@@ -21,6 +22,7 @@ from tfmemloc.labels import (
 )
 from tfmemloc.labels.by_removal import course_of
 from tfmemloc.labels.review import REVIEW, write_review
+from tfmemloc.moved import predict_moved
 from tfmemloc.removal.curvature import CurvatureConfig, remove_memory
 from tfmemloc.scores import ScoreConfig, ranking, scores_of_logits, suspects
 from tfmemloc.training import Recording, train
@@ -151,6 +153,16 @@ def test_the_course_of_the_training_joins_the_ranking(
         score_by_removal(run.model(), other, QUICK, recording=recording)
 
 
+def _trusts_slowly(classes, label, suspicion):
+    """Judges count by how near the number of labels that they doubt is."""
+    wrong = max(sum(suspicion), 0.5)
+    trusts = []
+    for said in classes:
+        doubted = max(sum(said != label), 0.5)
+        trusts.append((min(doubted, wrong) / max(doubted, wrong)) ** 2)
+    return np.array(trusts) / sum(trusts)
+
+
 def test_several_networks_without_ties_judge_together(
     tmp_path, small_digits, monkeypatch
 ):
@@ -168,27 +180,33 @@ def test_several_networks_without_ties_judge_together(
     ]
     directory = tmp_path / "out"
     found = find_label_errors(runs, small_digits, directory, QUICK)
-    part, others = small_digits.train, small_digits.test
-    alone, judges, held_out = [], [], []
+    part = small_digits.train
+    alone, judges, before = [], [], []
     for place, run in enumerate(runs):
         # What was kept of the removals makes the same networks.
         work = directory / "work" / str(place)
         edited, _ = remove_memory(run, small_digits, QUICK, directory=work)
-        judges.append(predict_logits(edited, part))
-        held_out.append(predict_logits(edited, others))
+        judges.append(predict_moved(edited, part).mean)
+        before.append(predict_moved(run.model(), part).mean)
         alone.append(score_by_removal(run, small_digits, QUICK, directory=work))
     for name in found.names[1:]:
         mean = np.mean([scores.of(name) for scores in alone], axis=0)
         np.testing.assert_allclose(found.of(name), mean, rtol=1e-4, atol=1e-4)
-    together = scores_of_logits(
-        part,
-        dropped=np.stack(judges),
-        held_out=(np.stack(held_out), others.label),
+    shares = ranking.true_shares(np.stack(judges), part.label, "auto")
+    with warnings.catch_warnings():  # A network before its edit is in-sample.
+        warnings.simplefilter("ignore")
+        doubts = [
+            scores_of_logits(part, dropped=np.stack(each), prior=shares)
+            for each in (judges, before)
+        ]
+    trusts = _trusts_slowly(
+        [d.suggested for d in doubts], part.label, found.suspicion
+    )
+    doubt = sum(
+        t * d.of("combined") for t, d in zip(trusts, doubts, strict=True)
     )
     late = _ranks(found.of("csl"))
-    np.testing.assert_allclose(
-        found.of("combined"), (together.of("combined") + 2 * late) / 3
-    )
+    np.testing.assert_allclose(found.of("combined"), (doubt + 2 * late) / 3)
     for scores in alone:
         np.testing.assert_allclose(scores.suspicion, found.suspicion, atol=1e-5)
     recording = Recording.open(runs[0].directory / "recording")

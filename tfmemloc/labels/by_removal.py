@@ -20,7 +20,7 @@ import numpy as np
 
 from tfmemloc import graph
 from tfmemloc.data.examples import Examples
-from tfmemloc.evaluation import predict_logits
+from tfmemloc.moved import pictures_of, predict_moved
 from tfmemloc.removal.curvature import CurvatureConfig, remove_memory
 from tfmemloc.runs import Run
 from tfmemloc.scores.checks import (
@@ -37,7 +37,7 @@ from tfmemloc.scores.of_runs import (
     mean_scores,
     recorded_scores,
 )
-from tfmemloc.scores.of_training import scores_of_recording
+from tfmemloc.scores.of_training import margins, scores_of_recording
 from tfmemloc.scores.ranking import ranked
 from tfmemloc.snapshots import Source, model_of
 from tfmemloc.training.recording import Recording
@@ -171,19 +171,22 @@ def scores_of_edited(
     train = examples.train
     check_classes(train)
     others = examples.take(~examples.is_trained_on)
-    judges, held_out, values = [], [], []
+    judges, remembering, held_out, values = [], [], [], []
     for one in edited:
-        off = log_probabilities(
-            "dropped", predict_logits(one.after, train), train, (2,)
+        off, on = (
+            predict_moved(network, train) for network in (one.after, one.before)
         )
-        on = log_probabilities(
-            "tied", predict_logits(one.before, train), train, (2,)
-        )
-        judges.append(off)
+        # As many classes as the labels have, and finite.
+        for name, said in (("dropped", off), ("tied", on)):
+            log_probabilities(name, said.mean, train, (2,))
+        judges.append(off.mean)
+        remembering.append(on.mean)
         if len(others):
-            held_out.append(predict_logits(one.after, others))
+            held_out.append(predict_moved(one.after, others).mean)
         values.append(
-            values_of(train.label, off[np.newaxis], tied=on) | one.recorded
+            values_of(train.label, off.still[np.newaxis], tied=on.still)
+            | {"moved_margin": -margins(on.mean, train.label)}
+            | one.recorded
         )
     judges, means = np.stack(judges), mean_scores(values)
     known = None
@@ -199,4 +202,5 @@ def scores_of_edited(
         None,
         course=means.get("csl"),
         left_out=predict_left_out(train, others, progress=progress),
+        remembering=np.stack(remembering) if pictures_of(train) else None,
     )

@@ -57,6 +57,7 @@ def ranked(
     extra_scores,
     course: np.ndarray | None = None,
     left_out: LeftOut | None = None,
+    remembering: np.ndarray | None = None,
 ) -> ExampleScores:
     """The scores, and the ranking that the judges make.
 
@@ -72,6 +73,9 @@ def ranked(
         left_out: what all other examples say about each label, and about
             those that are held out. It joins ranking and suggestion, and the
             suspicion is its own: it alone did not see the labels.
+        remembering: [J, N, classes] what the networks said before memory was
+            taken out of them, which are better judges where few labels are
+            wrong; see `_trust`. Needs `left_out`.
     """
     label = examples.label
     prior = true_shares(judges, label, prior)
@@ -88,16 +92,18 @@ def ranked(
         fair = _adjusted(said, label, prior)
         better = _better(left_out, judged, label, others)
         believed = judged + better * fair
-        opinions = [judged, fair]
+        suspicion = noise.suspicion(left_out.train, label)
+        opinions, counts = [fair, judged], [_LEFT_OUT * better, 1.0]
+        if remembering is not None:
+            opinions.append(_judged(remembering, label, prior, None)[0])
+            counts[1:] = _trusts(opinions[1:], label, suspicion.mean())
         if noise.kind in _UNEVEN:
             # Which labels are wrong says more than shares of classes do.
             opinions = [
-                noise.with_rates(each, label) for each in (judged, said)
+                noise.with_rates(each, label) for each in (said, *opinions[1:])
             ]
         doubts = [_doubts(opinion, label) for opinion in opinions]
-        counts = [1.0, _LEFT_OUT * better]
-        values = values | {"left_out": doubts[1]}
-        suspicion = noise.suspicion(left_out.train, label)
+        values = values | {"left_out": doubts[0]}
         kind = _kind(noise, left_out, label, others)
     if course is not None:
         doubts.append(shared_ranks(course))
@@ -137,6 +143,27 @@ def _doubts(log_p: np.ndarray, label: np.ndarray) -> np.ndarray:
     return (
         shared_ranks(-margins(log_p, label)) + shared_ranks(-log_p[own])
     ) / 2
+
+
+def _trusts(judges, label: np.ndarray, rate: float) -> np.ndarray:
+    """How much each of several judges counts; all together 1.
+
+    One that doubts twice as many labels as are wrong is wrong in half of them
+    at least; one that doubts half as many overlooks half. So a judge counts
+    by the ratio of the two numbers, whichever is smaller, squared.
+
+    Args:
+        judges: [N, classes] log-probabilities each.
+        label: [N].
+        rate: the share of labels that are wrong.
+    """
+    least = 0.5 / len(label)
+    doubted = np.array(
+        [(each.argmax(axis=1) != label).mean() for each in judges]
+    )
+    ratio = np.maximum(doubted, least) / max(rate, least)
+    trust = np.minimum(ratio, 1 / ratio) ** 2
+    return trust / trust.sum()
 
 
 def _better(left_out: LeftOut, judged, label, others) -> float:
