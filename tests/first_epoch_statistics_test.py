@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tfmemloc import data, graph, losses, models
+from tests import toys
+from tfmemloc import data, graph, losses
 from tfmemloc import training as training_module
 from tfmemloc.configs import DataConfig, ModelConfig, TrainConfig
 from tfmemloc.training import rules, train
@@ -103,7 +104,7 @@ def test_a_killed_training_resumes_to_the_same_bytes(run, tmp_path):
 def test_one_trace_and_xla(run):
     examples = run.examples()
     config = TrainConfig(rule=RULE, batch_size=24)
-    network = models.build(ModelConfig(width=0.125), (8, 8, 1), 10)
+    network = toys.convolution_network()
     optimizer = training_module.make_optimizer(config, 10)
     optimizer.build(network.trainable_variables)
     batches = data.make_batches(examples.train, 24, seed=0, stop_step=4)

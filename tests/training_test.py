@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tests import oracles, programs
+from tests import oracles, programs, toys
 from tfmemloc import data, evaluation, models, storage, training
 from tfmemloc.configs import DataConfig, ModelConfig, TrainConfig
+from tfmemloc.graph import tie_dropout
 from tfmemloc.runs import Run
 from tfmemloc.training.live import curves, write_live_page
 from tfmemloc.training.progress import sampled
@@ -92,10 +93,11 @@ def test_steps_equal_sgd_written_by_hand():
 @pytest.mark.parametrize("jit_compile", [False, True])
 @pytest.mark.parametrize("dropout", ["standard", "sparse", "example_tied"])
 def test_one_trace_and_the_same_steps_with_xla(dropout, jit_compile, digits):
-    # BatchNorm once: XLA takes ten seconds for such a network.
-    name = "resnet9" if dropout == "example_tied" else "lenet"
-    config = ModelConfig(name, width=0.125, dropout=dropout)
-    model = models.build(config, (8, 8, 1), 10)
+    if dropout == "example_tied":  # BatchNorm once.
+        model = tie_dropout(toys.convolution_network(), p_gen=0.5)
+    else:
+        config = ModelConfig("lenet", width=0.125, dropout=dropout)
+        model = models.build(config, (8, 8, 1), 10)
     optimizer = training.make_optimizer(TRAIN, 100)
     optimizer.build(model.trainable_variables)
     # Two whole batches and a short one.
