@@ -38,6 +38,7 @@ from tfmemloc import data, evaluation, losses, scores, storage
 from tfmemloc.configs import DataConfig, ModelConfig
 from tfmemloc.labels import score_by_removal, score_without_network
 from tfmemloc.layers import masks
+from tfmemloc.moved import predict_moved
 from tfmemloc.probes.critical_units import find_critical_units
 from tfmemloc.runs import Run
 from tfmemloc.scores import ScoreConfig
@@ -348,7 +349,14 @@ class Cell:
         costs = dict.fromkeys(found.names, plain + self.seconds["edit"])
         costs |= dict.fromkeys(_RECORDED, plain)
         rows = self.rows(found, costs, "ordinary_combined")
-        names = {"dropped_margin": "edited", "csl": "ordinary_csl"}
+        with self.timed("moved"):
+            predict_moved(run.model(), self.examples.train)
+        costs["moved_margin"] = plain + self.seconds["moved"]
+        names = {
+            "dropped_margin": "edited",
+            "csl": "ordinary_csl",
+            "moved_margin": "moved",
+        }
         return [
             row | {"score": names.get(row["score"], row["score"])}
             for row in rows

@@ -16,7 +16,8 @@ from tfmemloc.result import Table
 # Ours first, what they are made of, then rivals by what they are made of.
 _ORDER = (
     *("ordinary_combined", "tied_combined", "left_out"),
-    *("edited", "ordinary_csl", "dropped_margin", "disagreement", "tied_gap"),
+    *("edited", "moved", "ordinary_csl"),
+    *("dropped_margin", "disagreement", "tied_gap"),
 )
 _OURS = _ORDER[:3]
 _PERCENT = "average_precision"

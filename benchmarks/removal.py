@@ -435,14 +435,25 @@ def _methods(
         "nothing",
         cut(keep=0.9, layers=_all_but_the_last(run, examples)),
     )
-    yield "refits alone (control)", "nothing", cut(keep=1.0, layers=())
+    whole = {"keep": 1.0, "layers": ()}
+    yield "refits alone (control)", "nothing", cut(**whole)
     if examples.label.ndim == 1:
-        yield "believed by all", "nothing", cut(believe="all")
-        yield (
-            "believed by all without an edit (control)",
-            "nothing",
-            cut(keep=1.0, layers=(), believe="all"),
-        )
+        # Refits in other ways, and each of them without an edit.
+        ways = {
+            "believed by all": {"believe": "all"},
+            "augmented refits": {"augment": "standard"},
+            "augmented and believed by all": {
+                "augment": "standard",
+                "believe": "all",
+            },
+        }
+        for way, changed in ways.items():
+            yield way, "nothing", cut(**changed)
+            yield (
+                f"{way} without an edit (control)",
+                "nothing",
+                cut(**whole, **changed),
+            )
         # Is it the removal, or who is asked? Trained anew without the network.
         yield (
             "retraining without doubted labels",
