@@ -11,6 +11,7 @@ import tfmemloc
 from tests import oracles, toys
 from tfmemloc import (
     CurvatureConfig,
+    Run,
     losses,
     predict_logits,
     remove_memory,
@@ -312,6 +313,38 @@ def test_refits_on_what_all_believe_forget_more(overfitted, held_out_digits):
         rows[believe] = result.rows()[-1]
     assert rows["all"]["noisy"] < rows["network"]["noisy"]
     assert rows["all"]["noisy_true_label"] > rows["network"]["noisy_true_label"]
+
+
+def test_refits_augment_pictures(overfitted, held_out_digits, tmp_path):
+    """By the library's own training; each way in a folder of its own."""
+    config = CurvatureConfig(keep=0.985, refit_epochs=1, rounds=1)
+    for way in ("none", "standard"):
+        edited, _ = remove_memory(
+            overfitted,
+            held_out_digits,
+            dataclasses.replace(config, augment=way),
+            directory=tmp_path,
+        )
+        (folder,) = tmp_path.glob(
+            "refit_1_*" if way == "none" else "refit_standard_1_*"
+        )
+        config_of = storage.read_json(folder / "config.json")
+        assert config_of["training"]["augment"] == way
+        weights = edited.get_weights()
+        for a, b in zip(Run.open(folder).weights(), weights, strict=True):
+            np.testing.assert_array_equal(a, b)
+    # The factors serve both.
+    assert len(list(tmp_path.glob("factors_*"))) == 1
+
+
+def test_what_is_no_picture_is_not_augmented(rng):
+    table = from_arrays(rng.normal(size=(8, 6)), np.arange(8) % 2)
+    model = keras.Sequential([keras.Input((6,)), keras.layers.Dense(2)])
+    words = (
+        "Expected `augment=\"none\"`. Received: 'standard', and the inputs f"
+    )
+    with pytest.raises(ValueError, match=words):
+        remove_memory(model, table, CurvatureConfig(augment="standard"))
 
 
 def test_next_tokens_are_not_believed_by_all(rng):

@@ -29,7 +29,8 @@ import numpy as np
 from tfmemloc import evaluation, shares, storage
 from tfmemloc.checks import check_range
 from tfmemloc.configs import Augmentation, TrainConfig
-from tfmemloc.data.examples import Examples
+from tfmemloc.data.examples import Examples, input_kinds
+from tfmemloc.data.kinds import PICTURE
 from tfmemloc.fields import check_fields
 from tfmemloc.gradients.curvature import Scalar
 from tfmemloc.removal.copies import (
@@ -151,8 +152,8 @@ def remove_memory(
 
     Raises:
         ValueError: no kernel can be edited, a layer or a group to protect is
-            not known, there are no training examples, or the directory is of
-            another model.
+            not known, there are no training examples, or no pictures to
+            augment, or the directory is of another model.
 
     Example:
         >>> edited, result = remove_memory(
@@ -170,6 +171,8 @@ def remove_memory(
     rounds = config.rounds if config.refit_epochs else 1
     done: list[EditRound] = []
     trained, others = examples, None
+    if config.augment != "none":
+        _check_pictures(examples, config.augment)
     if config.believe == "all" and config.refit_epochs:
         _check_labels(examples)
         others = said_by_others(examples, config.seed, progress=progress)
@@ -206,6 +209,17 @@ def _check_labels(examples: Examples) -> None:
             'believe="all" asks all other examples for the class of each. '
             "Expected labels [N]. Received: next tokens, of shape "
             f'{examples.train.label.shape}; for them use believe="network".'
+        )
+
+
+def _check_pictures(examples: Examples, augment: str) -> None:
+    """Refuses to augment what is no picture, before anything is done."""
+    kinds = input_kinds(examples)
+    if PICTURE not in kinds.values():
+        found = ", ".join(f"{name} ({kind})" for name, kind in kinds.items())
+        raise ValueError(
+            f"{examples.name} has no pictures to augment. Expected "
+            f'`augment="none"`. Received: {augment!r}, and the inputs {found}.'
         )
 
 
