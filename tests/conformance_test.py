@@ -58,6 +58,12 @@ SUBJECTS = {
         for dropout in ("none", "example_tied")
     },
 }
+# The tied ones of these have all of their layers.
+_AGAIN = ("resnet18-none", "resnet50-none")
+SAVED = [
+    pytest.param(name, marks=pytest.mark.slow if name in _AGAIN else ())
+    for name in SUBJECTS
+]
 # The others differ from these only in size.
 LIGHT = [name for name in SUBJECTS if "resnet18" not in name]
 LIGHT = [name for name in LIGHT if "resnet50" not in name]
@@ -80,7 +86,7 @@ def test_config_round_trip(name):
     np.testing.assert_array_equal(again(_feed()), model(_feed()))
 
 
-@pytest.mark.parametrize("name", SUBJECTS)
+@pytest.mark.parametrize("name", SAVED)
 def test_keras_and_saved_model_round_trips(name, tmp_path):
     model = SUBJECTS[name]()
     expected = model(_feed(), training=False).numpy()
