@@ -377,8 +377,8 @@ BLOCKS: Mapping[str, Callable[[], str]] = {
         _read("cifar10_rivals")["rows"], "cifar"
     ),
     **{
-        f"believed_{name}": lambda name=name: removal_tables.full(
-            _read("believed_by_all")["rows"], name
+        f"refits_{name}": lambda name=name: removal_tables.full(
+            _read("refits")["rows"], name
         )
         for name in ("digits", "cifar")
     },

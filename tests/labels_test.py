@@ -24,7 +24,13 @@ from tfmemloc.labels.by_removal import course_of
 from tfmemloc.labels.review import REVIEW, write_review
 from tfmemloc.moved import predict_moved
 from tfmemloc.removal.curvature import CurvatureConfig, remove_memory
-from tfmemloc.scores import ScoreConfig, ranking, scores_of_logits, suspects
+from tfmemloc.scores import (
+    ScoreConfig,
+    noise,
+    ranking,
+    scores_of_logits,
+    suspects,
+)
 from tfmemloc.training import Recording, train
 
 HEADER = "example_id,label,decision,new_label"
@@ -119,7 +125,7 @@ def _ranks(values):
 def test_the_course_of_the_training_joins_the_ranking(
     tmp_path, small_digits, monkeypatch
 ):
-    """Its rank counts twice as much as those of the edited network."""
+    """Its rank counts as much as those of the networks."""
     monkeypatch.setattr(ranking, "_LEFT_OUT", 0.0)
     run = train(
         tmp_path / "run",
@@ -139,7 +145,7 @@ def test_the_course_of_the_training_joins_the_ranking(
         found.of("csl"), recorded.loss.sum(axis=0), rtol=1e-6
     )
     late = _ranks(recorded.loss.sum(axis=0))
-    expected = (alone.of("combined") + 2 * late) / 3
+    expected = (alone.of("combined") + late) / 2
     np.testing.assert_allclose(found.of("combined"), expected)
     # How surely is said by all other examples.
     np.testing.assert_allclose(found.suspicion, alone.suspicion, atol=1e-6)
@@ -161,6 +167,35 @@ def _trusts_slowly(classes, label, suspicion):
         doubted = max(sum(said != label), 0.5)
         trusts.append((min(doubted, wrong) / max(doubted, wrong)) ** 2)
     return np.array(trusts) / sum(trusts)
+
+
+def test_judges_count_by_how_many_labels_they_doubt(rng):
+    """A hundred labels, four of them wrong; judges that doubt 4, 8, 1, 40."""
+    label = rng.integers(0, 3, 100)
+
+    def judge(doubted):
+        said = np.eye(3)[(label + (np.arange(100) < doubted)) % 3]
+        return np.log(0.1 + said)
+
+    counts = ranking._counts([judge(4), judge(8), judge(1)], label, 0.04, 2.0)
+    # A quarter each of what the first is trusted with, times 3 and 2; the
+    # networks by 1/4 and 1/16.
+    np.testing.assert_allclose(counts, [6, 0.8, 0.2])
+    # Who left labels out and doubts ten times too many has little to say.
+    counts = ranking._counts([judge(40), judge(8), judge(4)], label, 0.04, 2.0)
+    np.testing.assert_allclose(counts, [6 / 100, 0.2, 0.8])
+    # No wrong label was found: nothing is known of its own number.
+    counts = ranking._counts([judge(40), judge(8), judge(1)], label, 0.0, 2.0)
+    np.testing.assert_allclose(counts, [6, 1 / 65, 64 / 65])
+
+
+@pytest.mark.parametrize(
+    ("kind", "wrong", "is_uneven"),
+    [("pairs", 5.9, False), ("pairs", 6, True), ("class", 3, True)]
+    + [("class", 2.9, False), ("any", 99, False), ("none", 99, False)],
+)
+def test_few_wrong_labels_tell_no_rates_apart(kind, wrong, is_uneven):
+    assert noise.Noise(kind, 1.0, np.eye(3)).is_uneven(wrong) == is_uneven
 
 
 def test_several_networks_without_ties_judge_together(
@@ -206,7 +241,7 @@ def test_several_networks_without_ties_judge_together(
         t * d.of("combined") for t, d in zip(trusts, doubts, strict=True)
     )
     late = _ranks(found.of("csl"))
-    np.testing.assert_allclose(found.of("combined"), (doubt + 2 * late) / 3)
+    np.testing.assert_allclose(found.of("combined"), (doubt + late) / 2)
     for scores in alone:
         np.testing.assert_allclose(scores.suspicion, found.suspicion, atol=1e-5)
     recording = Recording.open(runs[0].directory / "recording")

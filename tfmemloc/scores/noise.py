@@ -63,6 +63,17 @@ class Noise(NamedTuple):
     temperature: float
     rates: np.ndarray
 
+    def is_uneven(self, wrong: float) -> bool:
+        """Whether some labels are more likely wrong by their class alone.
+
+        Args:
+            wrong: how many labels are wrong; fewer than there are rates would
+                not tell these apart.
+        """
+        classes = len(self.rates)
+        rates = {"class": classes, "pairs": classes * (classes - 1)}
+        return wrong >= rates.get(self.kind, np.inf)
+
     def log_chance(self, logits: np.ndarray) -> np.ndarray:
         """What the predictions say at T: log-probabilities [N, classes]."""
         return losses.log_softmax(logits / self.temperature)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from tfmemloc import losses
@@ -35,8 +37,8 @@ _FEWEST_HELD_OUT = 50
 # rounds.
 _SAME_RATE, _MOST_ROUNDS = 1e-6, 1000
 
-# How much the course of a training counts in the ranking, beside the judges.
-_COURSE = 2
+# How much the course of a training counts in the ranking, beside the networks.
+_COURSE = 1
 
 # How often the lean to labels and the share of wrong ones are taken in turn.
 _LEANS = 3
@@ -44,8 +46,6 @@ _LEANS = 3
 # How much what all other examples say counts where it is as often right as the
 # judges are; else by the square of the ratio of their odds, up to a limit.
 _LEFT_OUT, _MUCH_BETTER = 3.0, 10.0
-# Kinds of noise that some labels are more likely wrong by than others.
-_UNEVEN = ("class", "pairs")
 
 
 def ranked(
@@ -69,13 +69,13 @@ def ranked(
         values: name -> [N].
         extra_scores: further ones.
         course: [N] a score of the course of the training, which then counts
-            twice as much as the judges.
+            as much as the networks.
         left_out: what all other examples say about each label, and about
             those that are held out. It joins ranking and suggestion, and the
             suspicion is its own: it alone did not see the labels.
         remembering: [J, N, classes] what the networks said before memory was
             taken out of them, which are better judges where few labels are
-            wrong; see `_trust`. Needs `left_out`.
+            wrong; see `_counts`. Needs `left_out`.
     """
     label = examples.label
     prior = true_shares(judges, label, prior)
@@ -93,11 +93,11 @@ def ranked(
         better = _better(left_out, judged, label, others)
         believed = judged + better * fair
         suspicion = noise.suspicion(left_out.train, label)
-        opinions, counts = [fair, judged], [_LEFT_OUT * better, 1.0]
+        opinions = [fair, judged]
         if remembering is not None:
             opinions.append(_judged(remembering, label, prior, None)[0])
-            counts[1:] = _trusts(opinions[1:], label, suspicion.mean())
-        if noise.kind in _UNEVEN:
+        counts = _counts(opinions, label, suspicion.mean(), better)
+        if noise.is_uneven(suspicion.sum()):
             # Which labels are wrong says more than shares of classes do.
             opinions = [
                 noise.with_rates(each, label) for each in (said, *opinions[1:])
@@ -145,25 +145,29 @@ def _doubts(log_p: np.ndarray, label: np.ndarray) -> np.ndarray:
     ) / 2
 
 
-def _trusts(judges, label: np.ndarray, rate: float) -> np.ndarray:
-    """How much each of several judges counts; all together 1.
+def _counts(
+    opinions: Sequence[np.ndarray], label, rate: float, better: float
+) -> list[float]:
+    """How much each judge counts; the networks together 1.
 
-    One that doubts twice as many labels as are wrong is wrong in half of them
-    at least; one that doubts half as many overlooks half. So a judge counts
-    by the ratio of the two numbers, whichever is smaller, squared.
+    A judge that doubts twice as many labels as are wrong is wrong in half of
+    them at least; one that doubts half as many overlooks half. So it is
+    trusted by the ratio of the two numbers, whichever is smaller, squared.
 
     Args:
-        judges: [N, classes] log-probabilities each.
+        opinions: [N, classes] log-probabilities each, first of those who left
+            the label out, then of networks.
         label: [N].
-        rate: the share of labels that are wrong.
+        rate: the share of labels that are wrong, as the first one says.
+        better: by how much that is better than the networks.
     """
     least = 0.5 / len(label)
-    doubted = np.array(
-        [(each.argmax(axis=1) != label).mean() for each in judges]
-    )
+    doubted = [(each.argmax(axis=1) != label).mean() for each in opinions]
     ratio = np.maximum(doubted, least) / max(rate, least)
     trust = np.minimum(ratio, 1 / ratio) ** 2
-    return trust / trust.sum()
+    # One that finds nothing wrong is no measure of its own.
+    beside = min(1.0, trust[0] / trust[1:].max()) if rate > 0 else 1.0
+    return [_LEFT_OUT * better * beside, *(trust[1:] / trust[1:].sum())]
 
 
 def _better(left_out: LeftOut, judged, label, others) -> float:
