@@ -337,6 +337,34 @@ def test_refits_augment_pictures(overfitted, held_out_digits, tmp_path):
     assert len(list(tmp_path.glob("factors_*"))) == 1
 
 
+def test_refits_alone_measure_no_curvature(
+    overfitted, held_out_digits, tmp_path, monkeypatch
+):
+    def measured(*args, **kwargs):
+        raise AssertionError("Nothing is cut.")
+
+    monkeypatch.setattr(bases_, "curvature_factors", measured)
+    config = CurvatureConfig(keep=1.0, refit_epochs=1, rounds=1)
+    edited, result = remove_memory(
+        overfitted, held_out_digits, config, directory=tmp_path
+    )
+    assert result.layers and (result.keep == 1).all()
+    assert (result.energy == 1).all() and result.believed[0] > 0
+    assert not len(result.point_keep)
+    (folder,) = tmp_path.glob("refit_1_*")
+    # It began with the given weights, BatchNorm's statistics taken anew.
+    began = Run.open(folder).weights(0)
+    for variable, value in zip(overfitted.weights, began, strict=True):
+        if "moving" not in variable.path:
+            np.testing.assert_array_equal(variable.numpy(), value)
+    with pytest.raises(ValueError, match="can be edited in nowhere. Expected"):
+        remove_memory(
+            overfitted,
+            held_out_digits,
+            dataclasses.replace(config, layers=("nowhere",)),
+        )
+
+
 def test_what_is_no_picture_is_not_augmented(rng):
     table = from_arrays(rng.normal(size=(8, 6)), np.arange(8) % 2)
     model = keras.Sequential([keras.Input((6,)), keras.layers.Dense(2)])
@@ -684,17 +712,17 @@ def test_half_precision_is_summed_in_full(rng, dtype):
 
 
 def test_a_rare_class_that_goes_with_the_memory_is_warned_of():
-    from tfmemloc.removal.curvature import edit
+    from tfmemloc.removal.curvature.checks import warn_of_lost_classes
 
     before = np.array([1.0, 0.9, 0.8, 1.0, np.nan])
     after = np.array([1.0, 0.9, 0.1, 0.3, np.nan])
     rare, even = np.array([90, 90, 9, 9, 0]), np.array([90, 90, 90, 90, 0])
     shares = np.stack([before, after])
     with pytest.warns(UserWarning, match=r"lost the class 2 \(80% .* 10% now"):
-        edit._warn_of_lost_classes("net", shares, rare)
+        warn_of_lost_classes("net", shares, rare)
     # Of a frequent class the table says it, and nothing was lost here.
-    edit._warn_of_lost_classes("net", shares, even)
-    edit._warn_of_lost_classes("net", np.stack([before, before]), rare)
+    warn_of_lost_classes("net", shares, even)
+    warn_of_lost_classes("net", np.stack([before, before]), rare)
 
 
 def test_a_rare_class_is_lost_and_protected():

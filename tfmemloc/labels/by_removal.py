@@ -4,10 +4,10 @@ Two things are known of an ordinary network, and neither needs example ids or a
 second training. The curvature edit (`tfmemloc.removal.curvature`) takes the
 memory out of a copy, which no longer believes most of the wrong labels. And
 while the network was trained, it learned wrong labels late: the sum of their
-losses over the epochs is large (`csl`). The ranking takes both. Where few labels
-are wrong the cut costs more than it finds: then the network as it is counts
-more, asked about moved pictures (`tfmemloc.moved`), of which it says less by
-heart. How sure a label is wrong, all other examples say (`left_out`).
+losses over the epochs is large (`csl`). The ranking takes both. Where few
+labels are wrong the cut costs more than it finds: then the network as it is
+counts more, asked about moved pictures (`tfmemloc.moved`), of which it knows
+less by heart. How sure a label is wrong, all other examples say (`left_out`).
 """
 
 from __future__ import annotations

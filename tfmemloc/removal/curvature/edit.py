@@ -20,7 +20,6 @@ import json
 import os
 import pathlib
 import time
-import warnings
 from typing import Literal
 
 import keras
@@ -29,17 +28,23 @@ import numpy as np
 from tfmemloc import evaluation, shares, storage
 from tfmemloc.checks import check_range
 from tfmemloc.configs import Augmentation, TrainConfig
-from tfmemloc.data.examples import Examples, input_kinds
-from tfmemloc.data.kinds import PICTURE
+from tfmemloc.data.examples import Examples
 from tfmemloc.fields import check_fields
-from tfmemloc.gradients.curvature import Scalar
+from tfmemloc.gradients.curvature import Scalar, kernels_of
 from tfmemloc.removal.copies import (
     check_examples,
     has_batch_norm,
     is_half,
     own_copy,
 )
-from tfmemloc.removal.curvature.bases import KernelBasis, kept_bases
+from tfmemloc.removal.curvature.bases import kept_bases
+from tfmemloc.removal.curvature.checks import (
+    check_labels,
+    check_layers,
+    check_pictures,
+    protected_examples,
+    warn_of_lost_classes,
+)
 from tfmemloc.removal.curvature.choice import (
     DEFAULT_KEEP,
     Choice,
@@ -62,9 +67,6 @@ from tfmemloc.snapshots import Source, model_of
 Believe = Literal["network", "all"]
 # Not trained on, and so fit to choose by. The test examples choose nothing.
 HELD_OUT = ("heldout", "validation")
-# A class with fewer examples than this share of the mean is rare, and one of
-# which less is right than this share of before is lost.
-_RARE, _LEFT = 0.5, 0.25
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,7 +75,8 @@ class CurvatureConfig:
 
     Attributes:
         keep: share of the curvature of each edited kernel that is kept; None
-            chooses on the held-out examples, and is 0.9 where there are none.
+            chooses on the held-out examples, and is 0.9 where there are none;
+            1 cuts nothing, and the refits are all that is done.
         layers: names of the layers that are edited; None chooses on the
             held-out examples, and is all but the last where there are none.
         scalar: whose curvature: `logits`, `labels` or `sampled`; see
@@ -164,7 +167,7 @@ def remove_memory(
     """
     original = model_of(source, examples)
     check_examples(original, examples)
-    protected = _protected(examples, config.protect)
+    protected = protected_examples(examples, config.protect)
     also = np.zeros(0, int) if protected is None else protected.example_id
     started = time.perf_counter()
     model = own_copy(original)
@@ -172,9 +175,9 @@ def remove_memory(
     done: list[EditRound] = []
     trained, others = examples, None
     if config.augment != "none":
-        _check_pictures(examples, config.augment)
+        check_pictures(examples, config.augment)
     if config.believe == "all" and config.refit_epochs:
-        _check_labels(examples)
+        check_labels(examples)
         others = said_by_others(examples, config.seed, progress=progress)
     for number in range(rounds):
         folder = _folder(directory, number, model, also)
@@ -196,58 +199,9 @@ def remove_memory(
     fields, by_class = compared(original, model, examples)
     if by_class is not None:
         counts = np.bincount(examples.train.label, minlength=examples.classes)
-        _warn_of_lost_classes(model.name, by_class, counts)
+        warn_of_lost_classes(model.name, by_class, counts)
     return model, CurvatureEdit(
         method="curvature", seconds=seconds, **fields, **details(done)
-    )
-
-
-def _check_labels(examples: Examples) -> None:
-    """Refuses to ask all other examples where they cannot answer."""
-    if examples.train.label.ndim != 1:
-        raise ValueError(
-            'believe="all" asks all other examples for the class of each. '
-            "Expected labels [N]. Received: next tokens, of shape "
-            f'{examples.train.label.shape}; for them use believe="network".'
-        )
-
-
-def _check_pictures(examples: Examples, augment: str) -> None:
-    """Refuses to augment what is no picture, before anything is done."""
-    kinds = input_kinds(examples)
-    if PICTURE not in kinds.values():
-        found = ", ".join(f"{name} ({kind})" for name, kind in kinds.items())
-        raise ValueError(
-            f"{examples.name} has no pictures to augment. Expected "
-            f'`augment="none"`. Received: {augment!r}, and the inputs {found}.'
-        )
-
-
-def _warn_of_lost_classes(
-    name: str, by_class: np.ndarray, counts: np.ndarray
-) -> None:
-    """Says which rare classes went with the memory.
-
-    Args:
-        name: of the model.
-        by_class: [2, classes] share that is right before and after.
-        counts: [classes] training examples.
-    """
-    before, after = by_class
-    is_rare = counts < _RARE * counts[counts > 0].mean()
-    is_lost = is_rare & (before > 0.5) & (after < _LEFT * before)
-    if not is_lost.any():
-        return
-    lost = ", ".join(
-        f"{k} ({before[k]:.0%} of its training examples right before, "
-        f"{after[k]:.0%} now)"
-        for k in np.flatnonzero(is_lost)
-    )
-    warnings.warn(
-        f"The edit of '{name}' lost the class {lost}. Rare classes look like "
-        "memory. If their labels are right, name them in `protect`, by a group "
-        "or a subset; or keep more (`keep`).",
-        stacklevel=3,
     )
 
 
@@ -267,29 +221,10 @@ def _refit_name(config: CurvatureConfig) -> str:
     return "_".join(["refit", *(w for w in ways if w not in ("", "none"))])
 
 
-def _protected(examples: Examples, names: tuple[str, ...]) -> Examples | None:
-    """The training examples of some groups or subsets; None without names."""
-    if not names:
-        return None
-    trained = examples.train
-    columns = [trained.subset] + (
-        [] if trained.group is None else [trained.group]
-    )
-    known = sorted({str(name) for column in columns for name in column})
-    unknown = [name for name in names if name not in known]
-    if unknown:
-        raise ValueError(
-            f"{examples.name} has no training examples of the group or subset "
-            f"{', '.join(unknown)}. Expected `protect` to name some of: "
-            f"{', '.join(known)}."
-        )
-    return trained.take(
-        np.any([np.isin(column, names) for column in columns], axis=0)
-    )
-
-
 def _edited(model, examples, protected, config, folder, progress, number):
     """The model with its kernels cut and BatchNorm recalibrated."""
+    if config.keep == 1.0:
+        return _uncut(model, examples.train, config)
     bases = kept_bases(
         model,
         examples.train,
@@ -301,7 +236,7 @@ def _edited(model, examples, protected, config, folder, progress, number):
         protected=protected,
         progress=progress,
     )
-    _check_layers(model, bases, config.layers)
+    check_layers(model, [basis.name for basis in bases], config.layers)
     plan, choice = _planned(
         model, bases, examples, config, folder, progress, number
     )
@@ -319,14 +254,14 @@ def _edited(model, examples, protected, config, folder, progress, number):
     )
 
 
-def _check_layers(model, bases: list[KernelBasis], layers) -> None:
-    names = [basis.name for basis in bases]
-    unknown = [name for name in layers or () if name not in names]
-    if unknown:
-        raise ValueError(
-            f"Model '{model.name}' has no kernel that can be edited in "
-            f"{', '.join(unknown)}. Expected some of: {', '.join(names)}."
-        )
+def _uncut(model, train, config):
+    """The model with its kernels whole, whose curvature nobody needs."""
+    names = [kernel.name for kernel in kernels_of(model, train)]
+    check_layers(model, names, config.layers)
+    if has_batch_norm(model):
+        model = evaluation.recalibrate_batch_norm(model, train)
+    whole = (1.0,) * len(names)
+    return model, EditRound(tuple(names), whole, whole, choice=None)
 
 
 def _planned(
