@@ -88,7 +88,7 @@ def test_a_share_that_is_none(share):
         data.make_batches(_colour(), 4, seed=0, share=share)
 
 
-@pytest.mark.parametrize("augment", ["none", "standard", "strong"])
+@pytest.mark.parametrize("augment", ["none", "crop", "standard", "strong"])
 def test_a_batch_is_a_function_of_seed_and_step(augment):
     examples = _colour()
 
@@ -112,29 +112,46 @@ def test_a_batch_is_a_function_of_seed_and_step(augment):
     assert any((a[1] != b[1]).any() for a, b in zip(whole, other, strict=True))
 
 
-def _windows(image):
-    """All 81 crops of an image padded by 4, and their mirror images."""
-    padded = np.pad(image, ((4, 4), (4, 4), (0, 0)), constant_values=-1.0)
-    crops = [padded[y : y + 12, x : x + 12] for y in range(9) for x in range(9)]
-    return np.stack(crops + [crop[:, ::-1] for crop in crops])
+def _windows(image, by):
+    """All crops of a padded image."""
+    padded = np.pad(image, ((by, by), (by, by), (0, 0)), constant_values=-1.0)
+    places = range(2 * by + 1)
+    crops = [padded[y : y + 12, x : x + 12] for y in places for x in places]
+    return np.stack(crops)
 
 
-def test_standard_augmentation_is_a_crop_and_a_flip_by_example():
-    examples = _colour()
-    places = []
+def _places(augment, windows_of):
+    """Which windows the pictures of thirty steps are: [600]."""
+    examples, places = _colour(), []
     dataset = data.make_batches(
-        examples, 20, seed=0, augment="standard", stop_step=30
+        examples, 20, seed=0, augment=augment, stop_step=30
     )
     for image, ids, _ in _numpy(dataset):
         for one, example_id in zip(image, ids, strict=True):
             original = examples.of_ids([example_id]).inputs["image"]
-            windows = _windows(data.scale_pixels(original)[0])
+            windows = windows_of(data.scale_pixels(original)[0])
             match = (windows == one).all(axis=(1, 2, 3))
             assert match.sum() >= 1
             places.append(match.argmax())
+    return np.array(places)
+
+
+def test_standard_augmentation_is_a_crop_and_a_flip_by_example():
+    def windows_of(image):
+        crops = _windows(image, 4)
+        return np.concatenate([crops, crops[:, :, ::-1]])
+
+    places = _places("standard", windows_of)
     # 600 draws of 162 windows: nearly all occur, flips are half.
     assert len(set(places)) > 140
-    assert 0.4 < np.mean(np.array(places) >= 81) < 0.6
+    assert 0.4 < np.mean(places >= 81) < 0.6
+
+
+def test_a_crop_flips_nothing():
+    """An eighth of twelve pixels is one: nine windows, equally often."""
+    places = _places("crop", lambda image: _windows(image, 1))
+    counts = np.bincount(places, minlength=9)
+    assert len(counts) == 9 and counts.min() > 40
 
 
 def test_augmentation_follows_the_id_not_the_place():

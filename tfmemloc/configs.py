@@ -28,7 +28,7 @@ Stem = Literal["small", "imagenet"]
 Schedule = Literal["warmup_cosine", "triangle", "constant"]
 EarlyEnds = Literal["share", "heldout", "weight_norm"]
 Optimizer = Literal["sgd", "adam"]
-Augmentation = Literal["none", "standard", "strong"]
+Augmentation = Literal["none", "crop", "standard", "strong"]
 Dtype = Literal["float32", "mixed_bfloat16", "mixed_float16"]
 
 # p_gen and p_mem of the authors' code: for ResNet-9, and for the deeper nets.
@@ -221,8 +221,8 @@ class TrainConfig:
             steps, linear to 0 at the end), or `constant`; per step.
         momentum: of SGD.
         weight_decay: adds weight_decay * w to each gradient, as PyTorch does.
-        augment: `none`, `standard` (pad 4, random crop, flip) or `strong`
-            (RandAugment).
+        augment: `none`, `crop` (pad an eighth of the sides, random crop),
+            `standard` (pad 4, random crop, flip) or `strong` (RandAugment).
         dtype: `float32`, `mixed_bfloat16` or `mixed_float16`.
         jit_compile: compile the training step with XLA (slower on a CPU).
         save_every: keep the weights of every n-th epoch, and of the

@@ -19,8 +19,10 @@ def make_augmenter(kind: str, shape: tuple[int, ...], seed: int) -> Augmenter:
     """Makes the function that augments the images of a training batch.
 
     Args:
-        kind: `none`; `standard` (pad 4, random crop, horizontal flip); or
-            `strong` (Keras's RandAugment on colour images, then standard).
+        kind: `none`; `crop` (pad an eighth of the sides, random crop), for
+            pictures that must not be flipped; `standard` (pad 4, random crop,
+            horizontal flip); or `strong` (Keras's RandAugment on colour
+            images, then standard).
         shape: of one image, (height, width, channels).
         seed: what happens to an example at a step depends on (seed, step, id).
 
@@ -30,6 +32,11 @@ def make_augmenter(kind: str, shape: tuple[int, ...], seed: int) -> Augmenter:
     seed = masks.fold_seed(seed, "augmentation")
     if kind == "none":
         return lambda image, ids, step: image
+    if kind == "crop":
+        padding = tuple(max(1, side // 8) for side in shape[:2])
+        return lambda image, ids, step: _crop(
+            image, _augment_bits(seed, ids, step), padding
+        )
     if kind == "standard":
         return lambda image, ids, step: _crop_and_flip(
             image, _augment_bits(seed, ids, step)
@@ -45,7 +52,7 @@ def make_augmenter(kind: str, shape: tuple[int, ...], seed: int) -> Augmenter:
 
         return augment
     raise ValueError(
-        "`augment` must be 'none', 'standard' or 'strong'. Received: "
+        "`augment` must be 'none', 'crop', 'standard' or 'strong'. Received: "
         f"augment={kind!r}."
     )
 
@@ -59,18 +66,38 @@ def _augment_bits(seed: int, ids: tf.Tensor, step: tf.Tensor) -> tf.Tensor:
 
 def _crop_and_flip(image: tf.Tensor, bits: tf.Tensor) -> tf.Tensor:
     """Pads by 4, crops at a random place, and flips half of the images."""
-    pad = [[0, 0], [_PADDING, _PADDING], [_PADDING, _PADDING], [0, 0]]
-    padded = tf.pad(image, pad, constant_values=-1.0)
-    offsets = bits[:, :2] * (2 * _PADDING + 1) // 2**32
     flip = bits[:, 2] % 2 == 1
+    return _crop(image, bits, (_PADDING, _PADDING), flip)
+
+
+def _crop(
+    image: tf.Tensor,
+    bits: tf.Tensor,
+    padding: tuple[int, int],
+    flip: tf.Tensor | None = None,
+) -> tf.Tensor:
+    """Pads, crops at a random place, and flips some of the images.
+
+    Args:
+        image: [B, H, W, C].
+        bits: random words [B, 4]; two of them say where.
+        padding: pixels above and below, left and right.
+        flip: which are flipped, [B]; None flips none.
+    """
+    down, across = padding
+    padded = tf.pad(
+        image,
+        [[0, 0], [down, down], [across, across], [0, 0]],
+        constant_values=-1.0,
+    )
+    places = tf.constant([2 * down + 1, 2 * across + 1], tf.int64)
+    offsets = bits[:, :2] * places // 2**32
     height, width = image.shape[1], image.shape[2]
     rows = offsets[:, :1] + tf.range(height, dtype=tf.int64)
-    columns = tf.where(
-        flip[:, tf.newaxis],
-        tf.range(width - 1, -1, -1, dtype=tf.int64),
-        tf.range(width, dtype=tf.int64),
-    )
-    columns = offsets[:, 1:2] + columns
+    columns = tf.range(width, dtype=tf.int64)
+    if flip is not None:
+        columns = tf.where(flip[:, tf.newaxis], columns[::-1], columns)
+    columns = offsets[:, 1:] + columns
     cropped = tf.gather(padded, rows, axis=1, batch_dims=1)
     return tf.gather(cropped, columns, axis=2, batch_dims=1)
 

@@ -47,7 +47,7 @@ def make_batches(
         examples: what to train on; the batches hold all of them.
         batch_size: examples in a batch.
         seed: of the order and the augmentation.
-        augment: `none`, `standard` (pad 4, crop, flip) or `strong`
+        augment: `none`, `crop`, `standard` (pad 4, crop, flip) or `strong`
             (RandAugment, then `standard`), drawn by (seed, step, id).
         start_step: the first step to give out.
         stop_step: the step before which to end; None never ends.

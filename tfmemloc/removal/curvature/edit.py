@@ -92,8 +92,9 @@ class CurvatureConfig:
             examples say together, which never saw its label. Then fewer wrong
             labels are taught anew. Not for next tokens.
         augment: how pictures are changed in these epochs, each time anew:
-            `none`, `standard` or `strong`; see `tfmemloc.TrainConfig`. What
-            was memorized is tied to the very pixels; what is common is not.
+            `none`, `crop`, `standard` or `strong`; see
+            `tfmemloc.TrainConfig`. What was memorized is tied to the very
+            pixels; what is common is not. Digits must not be flipped: `crop`.
         refit_rate: peak of the learning rate of these epochs, with Adam.
         batch_size: examples in a step of these epochs.
         seed: of everything that is drawn.
