@@ -97,7 +97,9 @@ def score_by_removal(
     Returns:
         A row for each training example. The edited network stands for the
         dropped one, the given network for the tied one: `tied_gap` is how much
-        less it believes the label without its memory.
+        less it believes the label without its memory. `moved_margin` is how
+        much more the given network believes another class, asked about moved
+        pictures; of what is no picture, about itself.
 
     Raises:
         ValueError: the model has no kernel to edit, or labels are next tokens;

@@ -93,10 +93,10 @@ def ranked(
         better = _better(left_out, judged, label, others)
         believed = judged + better * fair
         suspicion = noise.suspicion(left_out.train, label)
-        opinions = [fair, judged]
+        opinions, counts = [fair, judged], [_LEFT_OUT * better, 1.0]
         if remembering is not None:
             opinions.append(_judged(remembering, label, prior, None)[0])
-        counts = _counts(opinions, label, suspicion.mean(), better)
+            counts = _counts(opinions, label, suspicion.mean(), better)
         if noise.is_uneven(suspicion.sum()):
             # Which labels are wrong says more than shares of classes do.
             opinions = [
