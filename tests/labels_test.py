@@ -125,7 +125,7 @@ def _ranks(values):
 def test_the_course_of_the_training_joins_the_ranking(
     tmp_path, small_digits, monkeypatch
 ):
-    """Its rank counts as much as those of the networks."""
+    """Its rank counts twice as much as those of the networks."""
     monkeypatch.setattr(ranking, "_LEFT_OUT", 0.0)
     run = train(
         tmp_path / "run",
@@ -145,7 +145,7 @@ def test_the_course_of_the_training_joins_the_ranking(
         found.of("csl"), recorded.loss.sum(axis=0), rtol=1e-6
     )
     late = _ranks(recorded.loss.sum(axis=0))
-    expected = (alone.of("combined") + late) / 2
+    expected = (alone.of("combined") + 2 * late) / 3
     np.testing.assert_allclose(found.of("combined"), expected)
     # How surely is said by all other examples.
     np.testing.assert_allclose(found.suspicion, alone.suspicion, atol=1e-6)
@@ -169,24 +169,23 @@ def _trusts_slowly(classes, label, suspicion):
     return np.array(trusts) / sum(trusts)
 
 
-def test_judges_count_by_how_many_labels_they_doubt(rng):
-    """A hundred labels, four of them wrong; judges that doubt 4, 8, 1, 40."""
+def test_networks_count_by_how_many_labels_they_doubt(rng):
+    """A hundred labels, four of them wrong; networks that doubt 4, 8, 1, 0."""
     label = rng.integers(0, 3, 100)
 
-    def judge(doubted):
+    def network(doubted):
         said = np.eye(3)[(label + (np.arange(100) < doubted)) % 3]
         return np.log(0.1 + said)
 
-    counts = ranking._counts([judge(4), judge(8), judge(1)], label, 0.04, 2.0)
-    # A quarter each of what the first is trusted with, times 3 and 2; the
-    # networks by 1/4 and 1/16.
-    np.testing.assert_allclose(counts, [6, 0.8, 0.2])
-    # Who left labels out and doubts ten times too many has little to say.
-    counts = ranking._counts([judge(40), judge(8), judge(4)], label, 0.04, 2.0)
-    np.testing.assert_allclose(counts, [6 / 100, 0.2, 0.8])
-    # No wrong label was found: nothing is known of its own number.
-    counts = ranking._counts([judge(40), judge(8), judge(1)], label, 0.0, 2.0)
-    np.testing.assert_allclose(counts, [6, 1 / 65, 64 / 65])
+    def trusts(rate, *doubted):
+        return ranking._trusts([network(d) for d in doubted], label, rate)
+
+    np.testing.assert_allclose(trusts(0.04, 8, 1), [0.8, 0.2])
+    np.testing.assert_allclose(trusts(0.04, 4, 8, 1), [16 / 21, 4 / 21, 1 / 21])
+    # Half an example stands for none.
+    np.testing.assert_allclose(trusts(0.04, 4, 0), [64 / 65, 1 / 65])
+    np.testing.assert_allclose(trusts(0.0, 4, 0), [1 / 65, 64 / 65])
+    np.testing.assert_allclose(trusts(0.04, 7), [1.0])
 
 
 @pytest.mark.parametrize(
@@ -241,7 +240,7 @@ def test_several_networks_without_ties_judge_together(
         t * d.of("combined") for t, d in zip(trusts, doubts, strict=True)
     )
     late = _ranks(found.of("csl"))
-    np.testing.assert_allclose(found.of("combined"), (doubt + late) / 2)
+    np.testing.assert_allclose(found.of("combined"), (doubt + 2 * late) / 3)
     for scores in alone:
         np.testing.assert_allclose(scores.suspicion, found.suspicion, atol=1e-5)
     recording = Recording.open(runs[0].directory / "recording")

@@ -38,7 +38,7 @@ _FEWEST_HELD_OUT = 50
 _SAME_RATE, _MOST_ROUNDS = 1e-6, 1000
 
 # How much the course of a training counts in the ranking, beside the networks.
-_COURSE = 1
+_COURSE = 2
 
 # How often the lean to labels and the share of wrong ones are taken in turn.
 _LEANS = 3
@@ -69,13 +69,13 @@ def ranked(
         values: name -> [N].
         extra_scores: further ones.
         course: [N] a score of the course of the training, which then counts
-            as much as the networks.
+            twice as much as the networks.
         left_out: what all other examples say about each label, and about
             those that are held out. It joins ranking and suggestion, and the
             suspicion is its own: it alone did not see the labels.
         remembering: [J, N, classes] what the networks said before memory was
             taken out of them, which are better judges where few labels are
-            wrong; see `_counts`. Needs `left_out`.
+            wrong; see `_trusts`. Needs `left_out`.
     """
     label = examples.label
     prior = true_shares(judges, label, prior)
@@ -93,14 +93,18 @@ def ranked(
         better = _better(left_out, judged, label, others)
         believed = judged + better * fair
         suspicion = noise.suspicion(left_out.train, label)
-        opinions, counts = [fair, judged], [_LEFT_OUT * better, 1.0]
+        networks = [judged]
         if remembering is not None:
-            opinions.append(_judged(remembering, label, prior, None)[0])
-            counts = _counts(opinions, label, suspicion.mean(), better)
+            networks.append(_judged(remembering, label, prior, None)[0])
+        opinions = [fair, *networks]
+        counts = [
+            _LEFT_OUT * better,
+            *_trusts(networks, label, suspicion.mean()),
+        ]
         if noise.is_uneven(suspicion.sum()):
             # Which labels are wrong says more than shares of classes do.
             opinions = [
-                noise.with_rates(each, label) for each in (said, *opinions[1:])
+                noise.with_rates(each, label) for each in (said, *networks)
             ]
         doubts = [_doubts(opinion, label) for opinion in opinions]
         values = values | {"left_out": doubts[0]}
@@ -145,29 +149,23 @@ def _doubts(log_p: np.ndarray, label: np.ndarray) -> np.ndarray:
     ) / 2
 
 
-def _counts(
-    opinions: Sequence[np.ndarray], label, rate: float, better: float
-) -> list[float]:
-    """How much each judge counts; the networks together 1.
+def _trusts(networks: Sequence[np.ndarray], label, rate: float) -> np.ndarray:
+    """How much each network counts; all together 1.
 
-    A judge that doubts twice as many labels as are wrong is wrong in half of
-    them at least; one that doubts half as many overlooks half. So it is
+    One that doubts twice as many labels as are wrong is wrong in half of them
+    at least; one that doubts half as many overlooks half. So a network is
     trusted by the ratio of the two numbers, whichever is smaller, squared.
 
     Args:
-        opinions: [N, classes] log-probabilities each, first of those who left
-            the label out, then of networks.
+        networks: [N, classes] log-probabilities each.
         label: [N].
-        rate: the share of labels that are wrong, as the first one says.
-        better: by how much that is better than the networks.
+        rate: the share of labels that are wrong.
     """
     least = 0.5 / len(label)
-    doubted = [(each.argmax(axis=1) != label).mean() for each in opinions]
+    doubted = [(each.argmax(axis=1) != label).mean() for each in networks]
     ratio = np.maximum(doubted, least) / max(rate, least)
     trust = np.minimum(ratio, 1 / ratio) ** 2
-    # One that finds nothing wrong is no measure of its own.
-    beside = min(1.0, trust[0] / trust[1:].max()) if rate > 0 else 1.0
-    return [_LEFT_OUT * better * beside, *(trust[1:] / trust[1:].sum())]
+    return trust / trust.sum()
 
 
 def _better(left_out: LeftOut, judged, label, others) -> float:
