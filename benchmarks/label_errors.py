@@ -348,10 +348,10 @@ class Cell:
         plain = self.seconds["plain_loss"]
         costs = dict.fromkeys(found.names, plain + self.seconds["edit"])
         costs |= dict.fromkeys(_RECORDED, plain)
-        rows = self.rows(found, costs, "ordinary_combined")
         with self.timed("moved"):
             predict_moved(run.model(), self.examples.train)
         costs["moved_margin"] = plain + self.seconds["moved"]
+        rows = self.rows(found, costs, "ordinary_combined")
         names = {
             "dropped_margin": "edited",
             "csl": "ordinary_csl",

@@ -218,8 +218,9 @@ def _folder(directory, number: int, model, also, what: str = "factors"):
 
 def _refit_name(config: CurvatureConfig) -> str:
     """Of the folders of refits; those of other ways lie beside them."""
-    ways = [config.believe.replace("network", ""), config.augment]
-    return "_".join(["refit", *(w for w in ways if w not in ("", "none"))])
+    defaults = (CurvatureConfig.believe, CurvatureConfig.augment)
+    ways = [w for w in (config.believe, config.augment) if w not in defaults]
+    return "_".join(["refit", *ways])
 
 
 def _edited(model, examples, protected, config, folder, progress, number):
