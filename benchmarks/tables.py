@@ -380,7 +380,7 @@ BLOCKS: Mapping[str, Callable[[], str]] = {
         f"refits_{name}": lambda name=name: removal_tables.full(
             _read("refits")["rows"], name
         )
-        for name in ("digits", "cifar")
+        for name in ("digits", "cifar", "cifar10k")
     },
     "removal_tinymem": lambda: removal_tables.recitation(_removals()),
     "protect": lambda: removal_tables.protect(_read("protect")["rows"]),
