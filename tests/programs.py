@@ -81,7 +81,6 @@ class Launcher:
         clock_jump: float = 0,
         threads: int | None = None,
         environment: Mapping[str, str] | None = None,
-        cwd: str | os.PathLike | None = None,
     ) -> Program:
         """Starts `python -m <arguments>`.
 
@@ -91,7 +90,6 @@ class Launcher:
                 off.
             threads: that TensorFlow uses in an operation; None: as it likes.
             environment: variables that the program sees as well.
-            cwd: where it runs; None: at the root of the repository.
         """
         paths = [tempfile.mkstemp()[1] for _ in range(2)]
         answer = self.ask(
@@ -101,7 +99,6 @@ class Launcher:
                 "clock_jump": clock_jump,
                 "threads": threads,
                 "environment": dict(environment or {}),
-                "cwd": str(cwd or ROOT),
             }
         )
         return Program(self, answer["pid"], *paths)
@@ -133,7 +130,6 @@ def _child(question: dict) -> None:
         os.open(path, os.O_WRONLY | os.O_APPEND) for path in question["to"]
     )
     os.environ.update(question["environment"])
-    os.chdir(question["cwd"])
     if question["threads"]:
         import tensorflow as tf
 

@@ -21,8 +21,7 @@ import tensorflow as tf
 
 from tfmemloc import losses
 from tfmemloc.data.chunks import chunks
-from tfmemloc.data.examples import Examples, input_kinds
-from tfmemloc.data.kinds import PICTURE
+from tfmemloc.data.examples import Examples, pictures_of
 from tfmemloc.evaluation import Predictor
 
 _SHARE = 1 / 28  # Of a side: two pixels of 56, a third of one of eight.
@@ -78,12 +77,6 @@ class MovedPredictor:
 
     def _said(self, inputs) -> np.ndarray:
         return losses.log_softmax(self._predict(inputs).numpy())
-
-
-def pictures_of(examples: Examples) -> list[str]:
-    """The names of the inputs that are pictures."""
-    kinds = input_kinds(examples)
-    return [name for name, kind in kinds.items() if kind == PICTURE]
 
 
 def predict_moved(model: keras.Model, examples: Examples) -> Moved:

@@ -20,9 +20,10 @@ from tfmemloc.data.examples import (
     TIE_IDS,
     Examples,
     input_kinds,
+    pictures_of,
     require_examples,
 )
-from tfmemloc.data.kinds import PICTURE, as_fed
+from tfmemloc.data.kinds import as_fed
 from tfmemloc.layers import masks
 from tfmemloc.layers.tied_dropout import MEMORY_OFF
 
@@ -136,21 +137,26 @@ def _reader(
     return read_inputs
 
 
+def check_augmentable(examples: Examples, augment: str) -> None:
+    """Refuses to augment examples of which no input is a picture."""
+    if augment != "none" and not pictures_of(examples):
+        kinds = input_kinds(examples)
+        found = ", ".join(f"{name} ({kind})" for name, kind in kinds.items())
+        raise ValueError(
+            f"{examples.name} has no pictures to augment. Expected "
+            f'`augment="none"`. Received: {augment!r}, and the inputs '
+            f"{found}."
+        )
+
+
 def _augmented(examples: Examples, augment: str, seed: int):
     """A function (inputs, ids, step) -> inputs with augmented pictures."""
-    pictures = [
-        name for name, kind in input_kinds(examples).items() if kind == PICTURE
-    ]
-    if augment == "none" or not pictures:
-        if augment != "none":
-            raise ValueError(
-                f"{examples.name} has no pictures to augment. Expected "
-                f'augment="none". Received: augment={augment!r}.'
-            )
+    check_augmentable(examples, augment)
+    if augment == "none":
         return lambda inputs, ids, step: inputs
     augmenters = {
         name: make_augmenter(augment, examples.inputs[name].shape[1:], seed)
-        for name in pictures
+        for name in pictures_of(examples)
     }
 
     def augmented(inputs, ids, step):

@@ -22,7 +22,7 @@ import numpy as np
 from tfmemloc import storage, subsets
 from tfmemloc.checks import as_array, as_ids, as_names, few
 from tfmemloc.data import rows as rows_
-from tfmemloc.data.kinds import kind_of
+from tfmemloc.data.kinds import PICTURE, kind_of
 from tfmemloc.subsets import OfSubsets
 
 # The name of the ids among the inputs.
@@ -398,3 +398,9 @@ def _check_unique_ids(examples: Examples) -> None:
 def input_kinds(examples: Examples) -> dict[str, str]:
     """Name of an input -> `picture`, `tokens` or `features`."""
     return {name: kind_of(rows) for name, rows in examples.inputs.items()}
+
+
+def pictures_of(examples: Examples) -> list[str]:
+    """The names of the inputs that are pictures."""
+    kinds = input_kinds(examples)
+    return [name for name, kind in kinds.items() if kind == PICTURE]

@@ -21,8 +21,8 @@ import keras
 import numpy as np
 
 from tfmemloc import graph
-from tfmemloc.data.examples import Examples
-from tfmemloc.moved import pictures_of, predict_moved
+from tfmemloc.data.examples import Examples, pictures_of
+from tfmemloc.moved import predict_moved
 from tfmemloc.removal.curvature import CurvatureConfig, remove_memory
 from tfmemloc.runs import Run
 from tfmemloc.scores.checks import (

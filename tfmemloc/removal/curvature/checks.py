@@ -6,8 +6,7 @@ import warnings
 
 import numpy as np
 
-from tfmemloc.data.examples import Examples, input_kinds
-from tfmemloc.data.kinds import PICTURE
+from tfmemloc.data.examples import Examples
 
 # A class with fewer examples than this share of the mean is rare, and one of
 # which less is right than this share of before is lost.
@@ -21,17 +20,6 @@ def check_labels(examples: Examples) -> None:
             'believe="all" asks all other examples for the class of each. '
             "Expected labels [N]. Received: next tokens, of shape "
             f'{examples.train.label.shape}; for them use believe="network".'
-        )
-
-
-def check_pictures(examples: Examples, augment: str) -> None:
-    """Refuses to augment what is no picture, before anything is done."""
-    kinds = input_kinds(examples)
-    if PICTURE not in kinds.values():
-        found = ", ".join(f"{name} ({kind})" for name, kind in kinds.items())
-        raise ValueError(
-            f"{examples.name} has no pictures to augment. Expected "
-            f'`augment="none"`. Received: {augment!r}, and the inputs {found}.'
         )
 
 

@@ -28,6 +28,7 @@ import numpy as np
 from tfmemloc import evaluation, shares, storage
 from tfmemloc.checks import check_range
 from tfmemloc.configs import Augmentation, TrainConfig
+from tfmemloc.data.batches import check_augmentable
 from tfmemloc.data.examples import Examples
 from tfmemloc.fields import check_fields
 from tfmemloc.gradients.curvature import Scalar, kernels_of
@@ -41,7 +42,6 @@ from tfmemloc.removal.curvature.bases import kept_bases
 from tfmemloc.removal.curvature.checks import (
     check_labels,
     check_layers,
-    check_pictures,
     protected_examples,
     warn_of_lost_classes,
 )
@@ -175,8 +175,7 @@ def remove_memory(
     rounds = config.rounds if config.refit_epochs else 1
     done: list[EditRound] = []
     trained, others = examples, None
-    if config.augment != "none":
-        check_pictures(examples, config.augment)
+    check_augmentable(examples, config.augment)  # Before what takes long.
     if config.believe == "all" and config.refit_epochs:
         check_labels(examples)
         others = said_by_others(examples, config.seed, progress=progress)
