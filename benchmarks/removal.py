@@ -69,6 +69,7 @@ from tfmemloc import (
     score_without_network,
     scrub,
     storage,
+    tie_dropout,
     train,
     with_inference,
     zero_critical_units,
@@ -90,13 +91,16 @@ class Tied:
     training: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     def of(
-        self, model: ModelConfig, training: TrainConfig
-    ) -> tuple[ModelConfig, TrainConfig]:
+        self, model: ModelConfig | keras.Model, training: TrainConfig
+    ) -> tuple[ModelConfig | keras.Model, TrainConfig]:
         """The tied network beside a standard one, and its training."""
-        return (
-            dataclasses.replace(model, dropout="example_tied", **self.model),
-            dataclasses.replace(training, **self.training),
-        )
+        training = dataclasses.replace(training, **self.training)
+        if isinstance(model, keras.Model):
+            return tie_dropout(
+                model, **self.model, seed=training.seed
+            ), training
+        model = dataclasses.replace(model, dropout="example_tied", **self.model)
+        return model, training
 
 
 @dataclasses.dataclass(frozen=True)
@@ -155,6 +159,10 @@ def _mobile_net(seed: int) -> keras.Model:
     return model
 
 
+# Served, it is the standard network: its memory stands beside it.
+_EXPANDED = Tied(
+    {"expand": 1.0}, {"rule": "drop_pass_gate", "memory_off": 0.5, "early": 0.4}
+)
 _CIFAR = DataConfig(
     "cifar10", train_examples=5555, test_examples=10000, heldout=0.1
 )
@@ -178,6 +186,7 @@ SETTINGS = {
             save_every=5,
             evaluate_every=5,
         ),
+        tied=_EXPANDED,
     ),
     "mnist": Setting(
         DataConfig(
@@ -186,6 +195,7 @@ SETTINGS = {
         ModelConfig(width=0.25, dropout="none"),
         _preset("mnist", epochs=12, evaluate_every=6, save_every=2),
         seeds=(0,),
+        tied=_EXPANDED,
     ),
     "mobilenet": Setting(
         DataConfig(
@@ -201,6 +211,7 @@ SETTINGS = {
             save_every=5,
             evaluate_every=5,
         ),
+        tied=_EXPANDED,
     ),
     "tinymem": Setting(
         DataConfig("tinymem", **presets.TINYMEM_DATA),
@@ -552,6 +563,13 @@ def _methods(
         "true",
         lambda: mask_weights(
             run, examples, SubnetConfig(share=0.02), forget=true
+        ),
+    )
+    yield (
+        "Subnet",
+        "true",
+        lambda: mask_weights(
+            run, examples, SubnetConfig(share=0.02, balanced=False), forget=true
         ),
     )
     yield (
