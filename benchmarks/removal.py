@@ -569,7 +569,10 @@ def _methods(
         "Subnet",
         "true",
         lambda: mask_weights(
-            run, examples, SubnetConfig(share=0.02, balanced=False), forget=true
+            run,
+            examples,
+            SubnetConfig(share=0.02, learning_rate=1.0, balanced=False),
+            forget=true,
         ),
     )
     yield (
