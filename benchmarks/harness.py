@@ -37,8 +37,10 @@ def kept_rows(path: str | os.PathLike) -> list[dict[str, Any]]:
     return storage.read_json(path)["rows"] if path.exists() else []
 
 
-def chosen(only: Sequence[str] | None, known: Iterable[str]) -> list[str]:
-    """The names of --only, or all that are known.
+def chosen(
+    only: Sequence[str] | None, known: Iterable[str], flag: str = "only"
+) -> list[str]:
+    """The names of --only, or of another flag; or all that are known.
 
     Raises:
         ValueError: one is not known.
@@ -47,7 +49,7 @@ def chosen(only: Sequence[str] | None, known: Iterable[str]) -> list[str]:
     unknown = [name for name in only or () if name not in known]
     if unknown:
         raise ValueError(
-            f"--only must name some of {', '.join(known)}. Received: "
+            f"--{flag} must name some of {', '.join(known)}. Received: "
             f"{', '.join(unknown)}."
         )
     return list(only or known)

@@ -33,6 +33,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import cross_val_predict
 
 from benchmarks import label_rivals, label_tables, real_errors
+from benchmarks.harness import chosen
 from binaries import config_flags, flags
 from tfmemloc import data, evaluation, losses, scores, storage
 from tfmemloc.configs import DataConfig, ModelConfig
@@ -461,7 +462,7 @@ def main() -> None:
     done = {(row["noise"], row["seed"], row["score"]) for row in rows}
     folder = flags.run_directory() / config_flags.data_config().dataset
     for seed in map(int, options.seeds):
-        for kind in options.noise:
+        for kind in chosen(options.noise, KINDS, "noise"):
             cell = Cell(kind, seed, folder / f"{kind}_{seed}")
             for part in options.parts:
                 make, score = PARTS[part]
@@ -489,7 +490,9 @@ if __name__ == "__main__":
     flags.flags.DEFINE_string(
         "run_dir", "runs/label_errors", "Where the trainings are kept."
     )
-    flags.flags.DEFINE_list("noise", list(KINDS), "Kinds of noise.")
+    flags.flags.DEFINE_list(
+        "noise", list(KINDS), f"Some of {', '.join(KINDS)}."
+    )
     flags.flags.DEFINE_list("seeds", ["1", "2", "3"], "Seeds.")
     flags.flags.DEFINE_multi_enum(
         "parts", list(PARTS), list(PARTS), "Parts of the rows."

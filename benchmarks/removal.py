@@ -315,7 +315,9 @@ def _measure(name: str, seed: int) -> None:
     )
     kept = Kept(name, seed, run)
     original = run.model()
-    for method, forget, make in _methods(run, examples, setting, directory):
+    methods = list(_methods(run, examples, setting, directory))
+    chosen(FLAGS.methods, {method for method, _, _ in methods}, "methods")
+    for method, forget, make in methods:
         if FLAGS.methods and method not in FLAGS.methods:
             continue
         if (method, forget) not in kept:
@@ -416,6 +418,63 @@ def rows() -> list[dict[str, Any]]:
 Made = tuple[keras.Model, Removal]
 
 
+@dataclasses.dataclass(frozen=True)
+class Rival:
+    """A removal that is told which examples to forget."""
+
+    name: str
+    function: Callable[..., Made]
+    config: Any = None
+    told: tuple[str, ...] = ("true",)
+
+    def on(self, run, examples, ids: Callable) -> Callable[[], Made]:
+        """What does it, when it is called."""
+        config = () if self.config is None else (self.config,)
+        return lambda: self.function(run, examples, *config, forget=ids())
+
+
+_BOTH = ("true", "suspects")
+RIVALS = (
+    Rival(
+        "fine-tuning", fine_tune, ForgettingConfig(learning_rate=1e-3), _BOTH
+    ),
+    Rival(
+        "NPO",
+        optimize_negative_preference,
+        NPOConfig(learning_rate=1e-3),
+        _BOTH,
+    ),
+    Rival("retraining", retrain_without, told=_BOTH),
+    Rival(
+        "output editing",
+        edit_outputs,
+        OutputEditConfig(learning_rate=3e-3),
+        _BOTH,
+    ),
+    Rival("REM", forget_and_learn_again, REMConfig(learning_rate=1e-3), _BOTH),
+    Rival("SCRUB", scrub, ForgettingConfig(learning_rate=1e-4)),
+    Rival(
+        "gradient difference",
+        ascend_gradient,
+        GradientAscentConfig(learning_rate=1e-5, retain=3.0),
+    ),
+    Rival("SSD", dampen_weights, DampeningConfig(alpha=8.0)),
+    Rival("Durable", zero_weights, DurableConfig(share=0.0005)),
+    Rival(
+        "second order",
+        zero_held_weights,
+        SecondOrderConfig(share=3e-4, damping=1e-3),
+    ),
+    Rival("BalancedSubnet", mask_weights, SubnetConfig(share=0.02)),
+    Rival(
+        "Subnet",
+        mask_weights,
+        SubnetConfig(share=0.02, learning_rate=1.0, balanced=False),
+    ),
+    Rival("critical units zeroed", zero_critical_units),
+)
+
+
 def _methods(
     run: Run, examples: Examples, setting: Setting, directory: pathlib.Path
 ) -> Iterator[tuple[str, str, Callable[[], Made]]]:
@@ -425,8 +484,8 @@ def _methods(
     edits: dict[str, Made] = {}
 
     def edited() -> Made:
-        if "auto" not in edits:
-            edits["auto"] = remove_memory(run, examples, directory=work)
+        # Nothing is kept: what is read back takes no time.
+        edits["auto"] = remove_memory(run, examples)
         return edits["auto"]
 
     def cut(**changed) -> Callable[[], Made]:
@@ -434,7 +493,9 @@ def _methods(
 
     def suspects() -> np.ndarray:
         train_examples = examples.train
-        logits = predict_logits(edited()[0], train_examples)
+        if "auto" not in edits:
+            edits["auto"] = remove_memory(run, examples, directory=work)
+        logits = predict_logits(edits["auto"][0], train_examples)
         believed = losses.correct(train_examples.label, logits)
         return train_examples.example_id[believed < 0.5]
 
@@ -465,121 +526,25 @@ def _methods(
                 "nothing",
                 cut(**whole, **changed),
             )
-        # Is it the removal, or who is asked? Trained anew without the network.
-        yield (
-            "retraining without doubted labels",
-            "nothing",
-            lambda: retrain_without(run, examples, forget=_doubted(examples)),
-        )
+        if run.model_config is not None:
+            # Is it the removal, or who is asked? The network is not asked.
+            yield (
+                "retraining without doubted labels",
+                "nothing",
+                lambda: _retrained_without_doubted(run, examples),
+            )
     yield "early stopping", "nothing", lambda: _early(run, examples)
     true = examples.of_subset("noisy").example_id
-    told_what = {"true": lambda: true, "suspects": suspects}
+    told = {"true": lambda: true, "suspects": suspects}
     if examples.label.ndim > 1:
         # A sequence has no label that the network could disbelieve.
-        del told_what["suspects"]
-    for told, ids in told_what.items():
-        yield (
-            "fine-tuning",
-            told,
-            lambda ids=ids: fine_tune(
-                run,
-                examples,
-                ForgettingConfig(learning_rate=1e-3),
-                forget=ids(),
-            ),
-        )
-        yield (
-            "NPO",
-            told,
-            lambda ids=ids: optimize_negative_preference(
-                run, examples, NPOConfig(learning_rate=1e-3), forget=ids()
-            ),
-        )
-        yield (
-            "retraining",
-            told,
-            lambda ids=ids: retrain_without(run, examples, forget=ids()),
-        )
-        yield (
-            "output editing",
-            told,
-            lambda ids=ids: edit_outputs(
-                run,
-                examples,
-                OutputEditConfig(learning_rate=3e-3),
-                forget=ids(),
-            ),
-        )
-        yield (
-            "REM",
-            told,
-            lambda ids=ids: forget_and_learn_again(
-                run, examples, REMConfig(learning_rate=1e-3), forget=ids()
-            ),
-        )
-    yield (
-        "SCRUB",
-        "true",
-        lambda: scrub(
-            run, examples, ForgettingConfig(learning_rate=1e-4), forget=true
-        ),
-    )
-    yield (
-        "gradient difference",
-        "true",
-        lambda: ascend_gradient(
-            run,
-            examples,
-            GradientAscentConfig(learning_rate=1e-5, retain=3.0),
-            forget=true,
-        ),
-    )
-    yield (
-        "SSD",
-        "true",
-        lambda: dampen_weights(
-            run, examples, DampeningConfig(alpha=8.0), forget=true
-        ),
-    )
-    yield (
-        "Durable",
-        "true",
-        lambda: zero_weights(
-            run, examples, DurableConfig(share=0.0005), forget=true
-        ),
-    )
-    yield (
-        "second order",
-        "true",
-        lambda: zero_held_weights(
-            run,
-            examples,
-            SecondOrderConfig(share=3e-4, damping=1e-3),
-            forget=true,
-        ),
-    )
-    yield (
-        "BalancedSubnet",
-        "true",
-        lambda: mask_weights(
-            run, examples, SubnetConfig(share=0.02), forget=true
-        ),
-    )
-    yield (
-        "Subnet",
-        "true",
-        lambda: mask_weights(
-            run,
-            examples,
-            SubnetConfig(share=0.02, learning_rate=1.0, balanced=False),
-            forget=true,
-        ),
-    )
-    yield (
-        "critical units zeroed",
-        "true",
-        lambda: zero_critical_units(run, examples, forget=true),
-    )
+        del told["suspects"]
+    for rival in RIVALS:
+        if rival.function is retrain_without and run.model_config is None:
+            continue  # Only a network of ours can be made anew.
+        for what in rival.told:
+            if what in told:
+                yield rival.name, what, rival.on(run, examples, told[what])
     if setting.tied is not None:
         yield (
             "tied dropout dropped",
@@ -615,6 +580,14 @@ def _doubted(examples: Examples) -> np.ndarray:
     """Ids of labels that all other examples find more likely wrong."""
     scores = score_without_network(examples)
     return scores.example_id[scores.suspicion > 0.5]
+
+
+def _retrained_without_doubted(run: Run, examples: Examples) -> Made:
+    """Trained anew, or as it was where nothing is doubted."""
+    doubted = _doubted(examples)
+    if not len(doubted):
+        return _same(run, examples)
+    return retrain_without(run, examples, forget=doubted)
 
 
 def _early(run: Run, examples: Examples) -> Made:

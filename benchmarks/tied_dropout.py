@@ -31,6 +31,7 @@ from typing import Any
 import keras
 
 from benchmarks import tied_tables
+from benchmarks.harness import chosen
 from benchmarks.removal import SETTINGS, Setting, early_stopped, rows
 from binaries import flags  # First: it quiets TensorFlow's start.
 from tfmemloc import (
@@ -146,10 +147,10 @@ def main() -> None:
     if FLAGS.mechanism:
         _mechanism()
         return
-    for name in FLAGS.only or ["cifar"]:
+    for name in chosen(FLAGS.only or ["cifar"], SETTINGS):
         seeds = [int(seed) for seed in FLAGS.seeds] or SETTINGS[name].seeds
         for seed in seeds:
-            for method in FLAGS.methods or list(_methods(name)):
+            for method in chosen(FLAGS.methods, _methods(name), "methods"):
                 _measure(name, method, seed)
 
 
@@ -168,8 +169,8 @@ def _mechanism() -> None:
     """Where the memory sits after each way to train, for seed 0."""
     found = []
     measured = {row["method"] for row in rows()}
-    for method, chosen in METHODS.items():
-        is_tied = chosen.model.get("dropout") == "example_tied"
+    for method, how in METHODS.items():
+        is_tied = how.model.get("dropout") == "example_tied"
         if not is_tied or method not in measured:
             continue
         setting = SETTINGS["cifar"].of_seed(0)
@@ -214,8 +215,8 @@ def _trained(
     name: str, method: str, setting: Setting, examples: Examples, seed: int
 ) -> Run:
     """The run of a method; the standard one is shared."""
-    chosen = _methods(name)[method]
-    is_standard = (chosen.model, chosen.training, chosen.wider) == ({}, {}, 1)
+    how = _methods(name)[method]
+    is_standard = (how.model, how.training, how.wider) == ({}, {}, 1)
     directory = f"{name}_{seed}"
     if not is_standard:
         directory += "_" + "_".join(re.findall(r"\w+", method))
@@ -230,10 +231,10 @@ def _trained(
         data=setting.data,
         model=dataclasses.replace(
             setting.model,
-            width=chosen.wider * setting.model.width,
-            **chosen.model,
+            width=how.wider * setting.model.width,
+            **how.model,
         ),
-        training=dataclasses.replace(training, **chosen.training),
+        training=dataclasses.replace(training, **how.training),
         examples=examples,
         progress=False,
     )

@@ -249,7 +249,7 @@ def _ids_to_forget(examples: Examples) -> list[int]:
         )
     if not FLAGS.forget.endswith(".csv"):
         return examples.train.of_subset(FLAGS.forget).example_id.tolist()
-    with open(FLAGS.forget, newline="", encoding="utf-8") as file:
+    with open(FLAGS.forget, newline="", encoding="utf-8-sig") as file:
         header, *rows = list(csv.reader(file)) or [[]]
     if header[:1] != ["example_id"]:
         raise ValueError(
@@ -260,6 +260,12 @@ def _ids_to_forget(examples: Examples) -> list[int]:
     if "suspect" in header:  # The table of `find_label_errors`.
         column = header.index("suspect")
         rows = [row for row in rows if row[column] == "1"]
+    no_ids = [row[0] for row in rows if not row[0].strip().isdecimal()]
+    if no_ids:
+        raise ValueError(
+            f"{FLAGS.forget} expected whole numbers in its first column, "
+            f"example_id. Received: {no_ids[0]!r}."
+        )
     return [int(row[0]) for row in rows]
 
 

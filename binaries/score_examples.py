@@ -156,10 +156,7 @@ def main() -> None:
 
 def _score_by_removal(runs: list[Run], directory: pathlib.Path) -> None:
     _refuse_tied_flags()
-    if len(runs) > 1:
-        source, examples = runs, runs[0].examples(download=FLAGS.download)
-    else:
-        source, examples, _ = sources.read(without_network=True)
+    source, examples, _ = _source(runs)
     if source is None:
         _recording()  # Refuses one.
         scored = score_without_network(examples, progress=True)
@@ -176,6 +173,14 @@ def _score_by_removal(runs: list[Run], directory: pathlib.Path) -> None:
     _show(scored, examples, directory)
 
 
+def _source(runs: list[Run]):
+    """What is asked, the examples, and where they come from."""
+    if not runs:
+        return sources.read(without_network=True)
+    examples = runs[0].examples(download=FLAGS.download)
+    return runs if len(runs) > 1 else runs[0], examples, runs[0].data
+
+
 def _recording() -> Recording | None:
     """The recording of --model; that of a run is found in its folder."""
     if FLAGS.recording is None:
@@ -190,18 +195,14 @@ def _recording() -> Recording | None:
 
 def _correct(runs: list[Run], directory: pathlib.Path) -> None:
     """Writes the labels that were decided about, for a training anew."""
-    if runs:
-        data, examples = runs[0].data, runs[0].examples(download=FLAGS.download)
-    else:
-        _, examples, data = sources.read(without_network=True)
+    _, examples, data = _source(runs)
     corrected = apply_decisions(examples, FLAGS.decisions)
     known = {}
     if data.label_file:
         known = read_pairs(data.label_file, "label", int)
-    train = corrected.train
-    # What differs from the data set's own labels, noise that was added too.
-    own = examples.true_label[examples.is_trained_on]
-    changed = train.label != own
+    train, before = corrected.train, examples.train
+    # What was decided now, and noise that was added, which is not added anew.
+    changed = (train.label != before.label) | (train.label != before.true_label)
     known |= dict(
         zip(
             train.example_id[changed].tolist(),
@@ -209,12 +210,15 @@ def _correct(runs: list[Run], directory: pathlib.Path) -> None:
             strict=True,
         )
     )
+    directory.mkdir(parents=True, exist_ok=True)
     path = directory / "corrected_labels.csv"
     lines = [f"{i},{label}" for i, label in sorted(known.items())]
     storage.write_text(path, "\n".join(["example_id,label", *lines, ""]))
     count = int((corrected.label != examples.label).sum())
     print(f"{count} labels corrected: {path}")
-    data = dataclasses.replace(data, label_file=str(path), noise_rate=0.0)
+    data = dataclasses.replace(
+        data, label_file=str(path), noise_rate=0.0, noise_file=None
+    )
     if list(input_kinds(examples).values()) == ["picture"]:
         where = directory / "corrected"
         print(
@@ -249,6 +253,7 @@ def _refuse_tied_flags() -> None:
 
 
 def _score_tied(runs: list[Run], directory: pathlib.Path) -> None:
+    _recording()  # Refuses one: each run has its own.
     # Before trainings and searches that may take hours.
     for run in runs:
         scores.check_scorable(run)

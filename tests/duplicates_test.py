@@ -57,6 +57,14 @@ def test_all_pairs_of_a_slow_search_are_found(rng):
     assert {r["example_id"]: r["first_id"] for r in rows} == expected
 
 
+@pytest.mark.parametrize("count", [1, 5])
+def test_one_picture_alone_is_compared_with_none(count):
+    examples = data.from_arrays(
+        np.full((count, 8, 8, 1), 9, np.uint8), np.arange(count), classes=5
+    )
+    assert len(find_duplicates(examples).rows()) == count - 1
+
+
 def test_tables_and_texts_have_equal_ones_alone(rng):
     table = rng.normal(size=(40, 5)).astype(np.float32)
     table[8] = table[2]

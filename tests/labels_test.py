@@ -14,6 +14,7 @@ import pytest
 from tfmemloc import data, storage
 from tfmemloc.configs import DataConfig, ModelConfig, TrainConfig
 from tfmemloc.evaluation import predict_logits
+from tfmemloc.graph import with_inference
 from tfmemloc.labels import (
     apply_decisions,
     find_label_errors,
@@ -22,6 +23,7 @@ from tfmemloc.labels import (
 )
 from tfmemloc.labels.by_removal import course_of
 from tfmemloc.labels.review import REVIEW, write_review
+from tfmemloc.losses import log_softmax
 from tfmemloc.moved import predict_moved
 from tfmemloc.removal.curvature import CurvatureConfig, remove_memory
 from tfmemloc.scores import (
@@ -264,6 +266,24 @@ def test_how_a_tied_network_learned_has_no_say(tmp_path, small_digits):
     assert course_of(run, run.model(), small_digits) == {}
 
 
+def test_a_model_with_tied_dropout_is_dropped(tied_run, tmp_path):
+    """Not edited, and its memory is on where it stands for the given one."""
+    model, examples = tied_run.model(), tied_run.examples()
+    train = examples.train
+    found = find_label_errors(model, examples, tmp_path)
+    log_p = {
+        inference: log_softmax(
+            predict_logits(with_inference(model, inference), train)
+        )[np.arange(len(train)), train.label]
+        for inference in ("tied", "drop")
+    }
+    np.testing.assert_allclose(found.of("loss"), -log_p["tied"], atol=1e-4)
+    np.testing.assert_allclose(
+        found.of("tied_gap"), log_p["tied"] - log_p["drop"], atol=1e-4
+    )
+    assert not (tmp_path / "work").exists()
+
+
 @pytest.mark.parametrize(
     ("source", "options", "words"),
     [
@@ -279,6 +299,11 @@ def test_sources_and_options_that_do_not_fit(
     with pytest.raises(TypeError, match=words):
         find_label_errors(source, small_digits, tmp_path, **options)
     assert not list(tmp_path.iterdir())
+
+
+def test_no_examples_are_shown(scored, small_digits, tmp_path):
+    with pytest.raises(ValueError, match="`shown` must be an integer"):
+        find_label_errors(scored, small_digits, tmp_path, shown=-1)
 
 
 def test_decisions_are_applied(small_digits, tmp_path):
@@ -306,7 +331,9 @@ def test_decisions_are_applied(small_digits, tmp_path):
 
 def test_without_known_truth_the_correction_is_the_truth(tmp_path):
     mine = data.from_arrays(np.zeros((4, 3)), [0, 1, 2, 0], ids=[5, 6, 7, 8])
-    path = _table(tmp_path / "decisions.csv", "6,1,other,2")
+    # As spreadsheets write it.
+    path = _table(tmp_path / "decisions.csv", "6,1,other,2", "", ",,,")
+    path.write_text("\ufeff" + path.read_text())
     found = apply_decisions(mine, path)
     assert found.label.tolist() == found.true_label.tolist() == [0, 2, 2, 0]
     assert set(found.subset) == {"clean"}
@@ -321,7 +348,7 @@ def test_without_known_truth_the_correction_is_the_truth(tmp_path):
         ("6,1,keep", "line 2: expected an integer id"),
         ("6,0,accept,2", "decisions about other data than"),
         ("9,1,accept,2", "no example with id 9"),
-        ("6,1,other,3", "Expected labels from 0 to 2|label"),
+        ("\n6,1,other,3\n", "Expected labels from 0 to 2|label"),
         ("6,1,keep,1\n6,1,keep,1", "occurs twice"),
     ],
 )

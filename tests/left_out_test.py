@@ -7,7 +7,13 @@ import numpy as np
 import pytest
 
 from tests import programs
-from tfmemloc import find_label_errors, from_arrays, score_without_network
+from tfmemloc import (
+    DataConfig,
+    data,
+    find_label_errors,
+    from_arrays,
+    score_without_network,
+)
 from tfmemloc.layers import masks
 from tfmemloc.losses import log_softmax
 from tfmemloc.scores import left_out, noise, ranking
@@ -263,6 +269,28 @@ def test_any_kind_of_examples_is_judged(rng, kind):
     assert quality["average_precision"] > 0.9
 
 
+def test_the_unit_of_a_column_says_nothing(rng):
+    x, true = _blobs(rng, 400, spread=0.5)
+    wrong = rng.random(400) < 0.1
+    label = np.where(wrong, (true + 1) % 3, true)
+    units = np.logspace(-3, 5, x.shape[1])
+    steady = np.full((400, 1), 7.0)
+    found = [
+        score_without_network(
+            from_arrays(
+                np.concatenate([columns, steady], axis=1),
+                label,
+                true_label=true,
+            )
+        )
+        for columns in (x, x * units)
+    ]
+    np.testing.assert_allclose(
+        found[0].suspicion, found[1].suspicion, atol=1e-6
+    )
+    assert evaluate_scores(found[1])[0]["average_precision"] > 0.9
+
+
 def test_examples_that_are_all_the_same_are_judged():
     same = from_arrays(np.ones((80, 3), np.float32), np.arange(80) % 2)
     found = score_without_network(same)
@@ -294,6 +322,32 @@ def test_the_program_needs_no_network(tmp_path):
     rows = json.loads((tmp_path / "labels" / "example_scores.json").read_text())
     first = [row["example_id"] for row in rows["rows"][:15]]
     assert set(first) <= set(range(20))
+    # Three labels become the true ones, which the file knows.
+    decided = [f"{n},{label[n]},accept,{true[n]}" for n in range(3)]
+    (tmp_path / "decisions.csv").write_text(
+        "\n".join(["example_id,label,decision,new_label", *decided])
+    )
+    (tmp_path / "noise.csv").write_text(
+        "\n".join(["example_id,label", *(f"{n},{label[n]}" for n in range(20))])
+    )
+    done = run(
+        "binaries.score_examples",
+        f"--dataset={tmp_path / 'mine.npz'}",
+        f"--noise_file={tmp_path / 'noise.csv'}",
+        f"--decisions={tmp_path / 'decisions.csv'}",
+        f"--out_dir={tmp_path / 'corrected'}",
+    )
+    assert "3 labels corrected" in done.stdout
+    assert "noise_file" not in done.stdout
+    corrected = data.load(
+        DataConfig(
+            str(tmp_path / "mine.npz"),
+            noise_rate=0.0,
+            label_file=str(tmp_path / "corrected" / "corrected_labels.csv"),
+        )
+    )
+    assert corrected.of_ids(np.arange(3)).label.tolist() == true[:3].tolist()
+    assert (corrected.label != true).sum() == 17
     command = "binaries.score_examples", "--dataset=digits"
     alone = run(*command, check=False)
     assert "--dataset expected an --out_dir" in alone.stderr

@@ -12,6 +12,8 @@ import tensorflow as tf
 
 import tfmemloc
 from tfmemloc import from_arrays
+from tfmemloc.data.batches import check_augmentable
+from tfmemloc.moved import predict_moved
 
 N = 20
 X = np.random.default_rng(0).normal(size=(N, 6)).astype(np.float32)
@@ -121,6 +123,24 @@ REFUSED = {
     "an id that is not there": (
         lambda: EXAMPLES.of_ids([99]),
         "no example with id 99. Expected ids from 0 to 19",
+    ),
+    "an id of nobody": (
+        lambda: EXAMPLES.take(np.arange(0)).of_ids([3]),
+        "Expected none, as it has no examples",
+    ),
+    "moved pictures of nobody": (
+        lambda: predict_moved(None, EXAMPLES.take(np.arange(0))),
+        "has no examples. Expected some",
+    ),
+    "beliefs that nothing reads": (
+        lambda: tfmemloc.CurvatureConfig(believe="all", refit_epochs=0),
+        "believe='all' is about refits",
+    ),
+    "colours of grey pictures": (
+        lambda: check_augmentable(
+            from_arrays(np.zeros((3, 8, 8, 1)), [0, 1, 0]), "strong"
+        ),
+        "strong",
     ),
     "an id that is a fraction": (
         lambda: EXAMPLES.of_ids([0.5]),

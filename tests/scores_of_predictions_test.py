@@ -81,7 +81,7 @@ def test_a_badly_learned_class_is_not_suspected_as_a_whole(small_digits):
     np.testing.assert_array_equal(found.is_suspect, wrong)
     (row,) = [r for r in evaluate_scores(found) if r["score"] == "combined"]
     assert row["average_precision"] == 1
-    with pytest.raises(ValueError, match="`prior` expected 10 shares"):
+    with pytest.raises(ValueError, match="`prior` expected 10 finite shares"):
         scores_of_logits(part, dropped=logits, prior=np.ones(9))
 
 
@@ -295,6 +295,22 @@ def test_bad_predictions_are_refused(digits):
     ):
         with pytest.raises(ValueError, match=words):
             scores_of_logits(part, dropped=good, held_out=(logits, label))
+    with pytest.raises(ValueError, match="expected a pair"):
+        scores_of_logits(part, dropped=good, held_out=np.zeros(3))
+    for pair, words in (
+        ((good[:60], np.int64(3)), r"shapes \('M', 10\)"),
+        ((good[:60].astype(str), np.zeros(60, int)), "that are numbers"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            scores_of_logits(part, dropped=good, held_out=pair)
+    with pytest.raises(ValueError, match="`dropped` expected predictions that"):
+        scores_of_logits(part, dropped=good.astype(str))
+    with pytest.raises(ValueError, match="10 finite shares"):
+        scores_of_logits(part, dropped=good, prior=[np.inf] + [1] * 9)
+    with pytest.raises(ValueError, match="that were trained on and"):
+        scores_of_logits(digits, dropped=np.zeros((len(digits), 10)))
+    with pytest.raises(TypeError, match="Expected Examples"):
+        scores_of_logits(good, dropped=good)
     missing = np.stack([good, good])
     missing[1, 3] = np.nan
     with pytest.raises(ValueError, match=r"`by_epoch` has logits that are not"):

@@ -16,7 +16,7 @@ import tensorflow as tf
 
 from tfmemloc import graph, losses, shares, storage, subsets, tracing
 from tfmemloc.data.chunks import chunks, even_count
-from tfmemloc.data.examples import Examples, require_examples
+from tfmemloc.data.examples import Examples, require_some
 from tfmemloc.graph.inputs import arranged
 from tfmemloc.layers import masks
 from tfmemloc.result import Result
@@ -122,12 +122,6 @@ def _as_predictor(model: keras.Model | Predictor) -> Predictor:
     return Predictor(model)
 
 
-def _check_any(examples: Examples) -> None:
-    require_examples(examples)
-    if not len(examples):
-        raise ValueError(f"{examples.name} has no examples. Expected some.")
-
-
 def predict_logits(
     model: keras.Model | Predictor,
     examples: Examples,
@@ -147,7 +141,7 @@ def predict_logits(
         (40, 10)
     """
     predict = _as_predictor(model)
-    _check_any(examples)
+    require_some(examples)
     logits = [
         predict(chunk.inputs).numpy() for chunk in chunks(examples, batch_size)
     ]
@@ -188,7 +182,7 @@ def evaluate(
         ['accuracy', 'loss', 'true_accuracy']
     """
     predict = _as_predictor(model)
-    _check_any(examples)
+    require_some(examples)
     parts = [
         measured(predict(chunk.inputs).numpy(), examples, chunk.places, count)
         for chunk in chunks(examples, batch_size)
@@ -287,7 +281,7 @@ def recalibrate_batch_norm(
         >>> dropped = with_inference(network, "drop")
         >>> recalibrated = recalibrate_batch_norm(dropped, examples.train)
     """
-    _check_any(examples)
+    require_some(examples)
     if graph.keeps_own_statistics(model):
         raise ValueError(
             f"Model '{model.name}' keeps BatchNorm statistics of its own for "

@@ -21,7 +21,7 @@ import tensorflow as tf
 
 from tfmemloc import losses
 from tfmemloc.data.chunks import chunks
-from tfmemloc.data.examples import Examples, pictures_of
+from tfmemloc.data.examples import Examples, pictures_of, require_some
 from tfmemloc.evaluation import Predictor
 
 _SHARE = 1 / 28  # Of a side: two pixels of 56, a third of one of eight.
@@ -86,11 +86,15 @@ def predict_moved(model: keras.Model, examples: Examples) -> Moved:
         model: any Keras classifier.
         examples: N examples.
 
+    Raises:
+        ValueError: there are none.
+
     Example:
         >>> found = predict_moved(model, examples.test)
         >>> found.still.shape, found.mean.shape
         ((40, 10), (40, 10))
     """
+    require_some(examples)
     predict = MovedPredictor(model, examples)
     parts = [predict(chunk.inputs) for chunk in chunks(examples, _CHUNK)]
     return Moved(*map(np.concatenate, zip(*parts, strict=True)))

@@ -138,8 +138,20 @@ def _reader(
 
 
 def check_augmentable(examples: Examples, augment: str) -> None:
-    """Refuses to augment examples of which no input is a picture."""
-    if augment != "none" and not pictures_of(examples):
+    """Refuses to augment what cannot be, before anything that takes long.
+
+    Raises:
+        ValueError: no input is a picture, or they are of another kind than the
+            augmentation is for.
+    """
+    _augmenters(examples, augment, seed=0)
+
+
+def _augmenters(examples: Examples, augment: str, seed: int):
+    """Name of an input -> what augments it."""
+    if augment == "none":
+        return {}
+    if not pictures_of(examples):
         kinds = input_kinds(examples)
         found = ", ".join(f"{name} ({kind})" for name, kind in kinds.items())
         raise ValueError(
@@ -147,17 +159,15 @@ def check_augmentable(examples: Examples, augment: str) -> None:
             f'`augment="none"`. Received: {augment!r}, and the inputs '
             f"{found}."
         )
+    return {
+        name: make_augmenter(augment, examples.inputs[name].shape[1:], seed)
+        for name in pictures_of(examples)
+    }
 
 
 def _augmented(examples: Examples, augment: str, seed: int):
     """A function (inputs, ids, step) -> inputs with augmented pictures."""
-    check_augmentable(examples, augment)
-    if augment == "none":
-        return lambda inputs, ids, step: inputs
-    augmenters = {
-        name: make_augmenter(augment, examples.inputs[name].shape[1:], seed)
-        for name in pictures_of(examples)
-    }
+    augmenters = _augmenters(examples, augment, seed)
 
     def augmented(inputs, ids, step):
         return inputs | {

@@ -162,10 +162,13 @@ class Examples(OfSubsets):
         wanted = as_ids(self.name, example_ids)
         place, is_missing = places_of(self.example_id, wanted)
         if is_missing.any():
+            known = "none, as it has no examples"
+            if len(self):
+                known = f"ids from {self.example_id.min()} to "
+                known += f"{self.example_id.max()}"
             raise ValueError(
                 f"{self.name} has no example with id "
-                f"{few(wanted[is_missing])}. Expected "
-                f"ids from {self.example_id.min()} to {self.example_id.max()}."
+                f"{few(wanted[is_missing])}. Expected {known}."
             )
         return self.take(place)
 
@@ -320,6 +323,18 @@ def require_examples(value: Any) -> None:
             "Expected Examples, which `from_arrays(x, y)`, `load(config)` or "
             f"`run.examples()` give. Received: {type(value).__name__}."
         )
+
+
+def require_some(value: Any) -> None:
+    """Refuses what is no `Examples`, and none of them.
+
+    Raises:
+        TypeError: says what makes them.
+        ValueError: there are none.
+    """
+    require_examples(value)
+    if not len(value):
+        raise ValueError(f"{value.name} has no examples. Expected some.")
 
 
 def _integers(examples: Examples, field: str, count: int) -> np.ndarray:

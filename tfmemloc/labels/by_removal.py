@@ -61,11 +61,10 @@ class Edited(NamedTuple):
 
 def is_without_ties(source: Any) -> bool:
     """Whether it is a network without tied layers, or several runs of such."""
-    if isinstance(source, Run):
-        return not graph.tied_layers(source.model())
     if isinstance(source, list | tuple):
         return bool(source) and all(map(is_without_ties, source))
-    return isinstance(source, keras.Model)
+    model = source.model() if isinstance(source, Run) else source
+    return isinstance(model, keras.Model) and not graph.tied_layers(model)
 
 
 def score_by_removal(
@@ -83,9 +82,9 @@ def score_by_removal(
     head of this module.
 
     Args:
-        source: a run, or any functional classifier; it is not changed. Or
-            several runs of the same data, which differ in their seed and judge
-            together.
+        source: a run, or any functional classifier; it is not changed. One
+            with tied dropout is dropped instead of edited. Or several runs of
+            the same data, which differ in their seed and judge together.
         examples: those it was trained on; held-out ones, with labels as they
             are, choose how much is taken out and calibrate the suspicion.
         config: of the removal.
@@ -118,6 +117,7 @@ def score_by_removal(
             "`recording` expected one network. Received: several runs, each of "
             "which has its own in its folder."
         )
+    check_classes(examples.train)
     networks = [model_of(one, examples) for one in sources]
     # Before the removals, which take longer: they may refuse a recording.
     courses = [
@@ -131,10 +131,18 @@ def score_by_removal(
         folder = directory
         if several and directory is not None:
             folder = pathlib.Path(directory) / str(place)
-        after, _ = remove_memory(
-            one, examples, config, directory=folder, progress=progress
-        )
-        edited.append(Edited(networks[place], after, courses[place]))
+        before = networks[place]
+        if graph.tied_layers(before):
+            # Its memory needs no removal.
+            before, after = (
+                graph.with_inference(before, inference)
+                for inference in ("tied", "drop")
+            )
+        else:
+            after, _ = remove_memory(
+                one, examples, config, directory=folder, progress=progress
+            )
+        edited.append(Edited(before, after, courses[place]))
     return scores_of_edited(edited, examples, progress=progress)
 
 

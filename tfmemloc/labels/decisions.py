@@ -28,7 +28,8 @@ def read_decisions(path: str | os.PathLike) -> list[dict[str, int | str]]:
         ValueError: the header or a line is not as expected, or an example
             occurs twice.
     """
-    with open(path, newline="", encoding="utf-8") as file:
+    # Spreadsheets write a mark at the beginning and empty lines at the end.
+    with open(path, newline="", encoding="utf-8-sig") as file:
         reader = csv.reader(file)
         header = tuple(next(reader, ()))
         if header != COLUMNS:
@@ -38,6 +39,8 @@ def read_decisions(path: str | os.PathLike) -> list[dict[str, int | str]]:
             )
         rows: dict[int, dict] = {}
         for line, values in enumerate(reader, start=2):
+            if not any(values):
+                continue
             row = _checked_row(path, line, values)
             if row["example_id"] in rows:
                 raise ValueError(

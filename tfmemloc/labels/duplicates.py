@@ -5,8 +5,9 @@ of which a part was trained on measures memory. Pictures are also found where
 they are nearly equal (saved anew, scaled back): their pixels differ by no more
 than a little on the mean, and they are much nearer to each other than to
 others: two ones in one hand differ little, and are no duplicates (of the
-simplest pictures some are found all the same). Anything else is a duplicate
-where all its numbers are the same.
+simplest pictures some are found all the same). So a burst of more than ten
+nearly equal pictures is taken for what is usual there, and not found. Anything
+else is a duplicate where all its numbers are the same.
 
 Equal ones are found by their digests; nearly equal ones by a k-d tree of the
 sums of 4 x 4 cells, and then looked at.
@@ -221,7 +222,8 @@ def _near(
         axis=1,
     )
     tree = spatial.cKDTree(sums / len(examples.inputs))
-    asked = min(_ASKED + 1, len(places))
+    # A list of neighbours, so that a single one has an axis as well.
+    asked = range(1, min(_ASKED + 1, len(places)) + 1)
     distance, neighbour = tree.query(
         tree.data, k=asked, p=1, distance_upper_bound=most, workers=-1
     )

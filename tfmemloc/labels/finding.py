@@ -18,6 +18,7 @@ from typing import Any
 
 import keras
 
+from tfmemloc.checks import check_count
 from tfmemloc.data.examples import Examples
 from tfmemloc.labels.by_removal import is_without_ties, score_by_removal
 from tfmemloc.labels.review import write_review
@@ -44,16 +45,18 @@ def find_label_errors(
         source: a run, or several of the same data that differ in their seed.
             With tied dropout their dropped networks judge (`score_examples`);
             without it, copies from which the memory was taken, as of a model
-            (`score_by_removal`). Or scores that were made before. None: there
-            is no network, and all other examples judge each label
-            (`score_without_network`).
+            (`score_by_removal`). Of a model with tied dropout the training is
+            not known, and its dropped network judges as a copy would. Or scores
+            that were made before. None: there is no network, and all other
+            examples judge each label (`score_without_network`).
         examples: the data of the run, or of the scores.
         directory: where `example_scores.npz` and `.json`, `suspects.csv` (all
-            training examples, the most suspicious first), `suspects.html`
-            (pictures, texts or rows), `review.html` (a page to decide on) and
-            `suspects.json` (how well each score finds the labels that are
-            known to be wrong) are written; and `work`, what a removal keeps
-            to go on where it was killed.
+            training examples, the most suspicious first), `issues.csv` (the
+            same for cleanlab and FiftyOne), `suspects.html` (pictures, texts
+            or rows), `review.html` (a page to decide on) and `suspects.json`
+            (how well each score finds the labels that are known to be wrong)
+            are written; and `work`, what a removal keeps to go on where it
+            was killed.
         config: what is scored, or how the memory is taken out.
         shown: number of examples on the pages, suspects or not, the most
             suspicious first; None shows the first suspects.
@@ -65,7 +68,8 @@ def find_label_errors(
         one is the most probable.
 
     Raises:
-        ValueError: the scores are of other examples; see `score_examples`.
+        ValueError: the scores are of other examples, or `shown` is no number
+            of examples; see `score_examples`.
         TypeError: the source is none of these, the config is of another kind
             of source, or there are options for scores that were made before.
 
@@ -75,6 +79,8 @@ def find_label_errors(
         >>> sorted(os.listdir("suspects"))[-1]
         'suspects.json'
     """
+    if shown is not None:
+        check_count("shown", shown)
     scores = _scores(source, examples, directory, config, options)
     check_examples(scores, examples)
     write_review(directory, scores, examples, shown)
@@ -99,7 +105,7 @@ def _scores(source, examples, directory, config, options) -> ExampleScores:
                 f"{sorted(options)}, config {config}."
             )
         return source
-    if is_without_ties(source):
+    if isinstance(source, keras.Model) or is_without_ties(source):
         _check_config(source, config, CurvatureConfig)
         return score_by_removal(
             source,

@@ -74,10 +74,9 @@ def fit_temperature(logits: np.ndarray, label: np.ndarray) -> float:
         return float(_TEMPERATURES[np.argmax(explained[0])])
     warnings.warn(
         f"About {_RATES[rate]:.0%} of the {len(label)} labels by which the "
-        "suspicion is calibrated (of the test examples) look wrong themselves, "
-        "or the network is surely wrong on as many. The suspicion takes that "
-        "into account; test accuracies do not. Expected right labels there: "
-        "look at some of them.",
+        "suspicion is calibrated look wrong themselves, or the network is "
+        "surely wrong on as many. The suspicion takes that into account; test "
+        "accuracies do not. Expected right labels there: look at some of them.",
         stacklevel=3,
     )
     return float(_TEMPERATURES[place])

@@ -55,6 +55,7 @@ def log_probabilities(name, value, examples: Examples, ranks) -> np.ndarray:
             f"shape {value.shape}. Where a class has no label, say how many "
             "there are: `from_arrays(..., classes=...)`."
         )
+    _check_numbers(name, value)
     bad = ~np.isfinite(value).all(axis=-1).reshape(-1, len(examples))
     if bad.any():
         ids = examples.example_id[bad.any(axis=0)][:5].tolist()
@@ -63,6 +64,15 @@ def log_probabilities(name, value, examples: Examples, ranks) -> np.ndarray:
             f"{ids}. Expected predictions of all examples in each epoch."
         )
     return _normalized(value)
+
+
+def _check_numbers(name: str, value: np.ndarray) -> None:
+    """Refuses predictions that are text or objects."""
+    if value.dtype.kind not in "fiu":
+        raise ValueError(
+            f"`{name}` expected predictions that are numbers. Received: dtype "
+            f"{value.dtype}."
+        )
 
 
 def _normalized(value: np.ndarray) -> np.ndarray:
@@ -75,17 +85,24 @@ def _normalized(value: np.ndarray) -> np.ndarray:
 
 def checked_held_out(held_out, examples: Examples, dropped: np.ndarray):
     """Log-probabilities [J, M, classes] and labels [M]."""
+    if not isinstance(held_out, tuple | list) or len(held_out) != 2:
+        raise ValueError(
+            "`held_out` expected a pair, (predictions, labels). Received: "
+            f"{type(held_out).__name__}."
+        )
     value, label = (as_array(part) for part in held_out)
-    expected = (*dropped.shape[:-2], len(label), examples.classes)
+    count = label.shape[:1] or ("M",)
+    expected = (*dropped.shape[:-2], *count, examples.classes)
     if value.shape != expected or label.ndim != 1:
         raise ValueError(
             "`held_out` expected predictions, in the form of `dropped`, and "
-            f"one label for each: shapes {expected} and {label.shape[:1]}. "
+            f"one label for each: shapes {expected} and {count}. "
             f"Received: shapes {value.shape} and {label.shape}."
         )
     is_class = label.dtype.kind in "iu" and np.isin(
         label, np.arange(examples.classes)
     )
+    _check_numbers("held_out", value)
     if not np.all(is_class) or not np.isfinite(value).all():
         raise ValueError(
             "`held_out` expected finite predictions, and integer labels from 0 "

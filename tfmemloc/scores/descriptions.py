@@ -8,8 +8,8 @@ pictures   how much of each of 256 small patches, drawn from the pictures
 tokens     which tokens and pairs of neighbours occur, and how often
 features   the columns themselves
 
-Each number is then scaled to a variance of about one among the examples that
-the description is made from.
+Each number is then scaled to a variance of one among the examples that the
+description is made from; patches and tokens that hardly vary are left small.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from scipy import linalg
 from tfmemloc import tracing
 from tfmemloc.data.chunks import chunks
 from tfmemloc.data.examples import Examples, input_kinds
-from tfmemloc.data.kinds import PICTURE, TOKENS
+from tfmemloc.data.kinds import FEATURES, PICTURE, TOKENS
 
 _PATCHES, _DRAWN = 256, 20_000
 # Larger pictures are scaled down to this side first.
@@ -35,8 +35,9 @@ _SPARSE = 16
 # Contrasts below this share of the pictures' own are noise.
 _FLAT = 0.15
 _WHITENED, _THRESHOLD = 0.1, 1.0
-# Columns that vary less than this share of the others' mean are not scaled up.
-_STEADY = 0.1
+# Patches and tokens that vary less than this share of the others' mean are not
+# scaled up. Columns have units of their own: only what does not vary at all.
+_STEADY, _CONSTANT = 0.1, 1e-9
 _CHUNK = 256  # Examples at once.
 _BUCKETS = 2048
 
@@ -87,9 +88,7 @@ class _Scaled:
             [self._describe(rows[k : k + _CHUNK]) for k in parts]
         )
         self._mean = found.mean(axis=0)
-        spread = found.std(axis=0)
-        spread += _STEADY * spread.mean() + 1e-12
-        self._scale = spread * np.sqrt(found.shape[1])
+        self._scale = _spread(kind, found) * np.sqrt(found.shape[1])
         self.points = self._scaled(found)
 
     def __call__(self, rows: np.ndarray) -> np.ndarray:
@@ -97,6 +96,15 @@ class _Scaled:
 
     def _scaled(self, found: np.ndarray) -> np.ndarray:
         return (found.astype(np.float64) - self._mean) / self._scale
+
+
+def _spread(kind: str, found: np.ndarray) -> np.ndarray:
+    """By what to divide each column; never 0."""
+    spread = found.std(axis=0)
+    if kind == FEATURES:
+        varies = spread > _CONSTANT * np.abs(found).max(axis=0)
+        return np.where(varies, spread, 1.0)
+    return spread + _STEADY * spread.mean() + 1e-12
 
 
 def _small(kind: str, rows: np.ndarray) -> np.ndarray:

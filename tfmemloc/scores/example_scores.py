@@ -48,7 +48,7 @@ class ExampleScores(Result):
     subset: np.ndarray  # [N] names.
     label: np.ndarray  # [N] that was trained on.
     true_label: np.ndarray  # [N] that the data set gives.
-    # [N] the class that the dropped network predicts, after the adjustment to
+    # [N] the likeliest class by all judges together, after the adjustment to
     # the class shares.
     suggested: np.ndarray
     values: np.ndarray  # [N, K] more is more suspicious.

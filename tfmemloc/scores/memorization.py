@@ -29,6 +29,7 @@ from tfmemloc.configs import DataConfig
 from tfmemloc.data.examples import Examples
 from tfmemloc.result import Result, Table, or_none
 from tfmemloc.runs import Run
+from tfmemloc.scores.checks import check_classes
 from tfmemloc.training.stopping import may_stop
 
 
@@ -122,8 +123,8 @@ def estimate_memorization(
         the subsets, or in none.
 
     Raises:
-        ValueError: fewer than two runs, one is not finished, or they differ
-            in more than the subset.
+        ValueError: fewer than two runs, one is not finished, they differ in
+            more than the subset, or labels are next tokens.
 
     Example:
         >>> folders = sorted(pathlib.Path("runs/subsets").glob("seed*"))
@@ -135,6 +136,7 @@ def estimate_memorization(
     if examples is None:
         examples = data.load(config)
     part = examples.train
+    check_classes(part)
     chosen = [subset_of(run, examples) for run in runs]
     right = np.zeros((2, len(part)))
     count = np.zeros((2, len(part)), int)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from tfmemloc.data.examples import Examples
+from tfmemloc.data.examples import Examples, require_examples
 from tfmemloc.scores.checks import (
     check_classes,
     checked_held_out,
@@ -63,8 +63,10 @@ def scores_of_logits(
         another.
 
     Raises:
+        TypeError: the examples are none.
         ValueError: a shape does not fit the examples, a number is NaN, a name
-            of `extra_scores` is taken, or there is only one class.
+            of `extra_scores` is taken, there is only one class, or some of the
+            examples were trained on and others not.
 
     Warns:
         UserWarning: the predictions agree with nearly all labels, as those of
@@ -78,6 +80,8 @@ def scores_of_logits(
         >>> [row["example_id"] for row in scores.suspects()]
         [4]
     """
+    require_examples(examples)
+    _check_trained_on(examples)
     check_classes(examples)
     label = examples.label
     dropped = log_probabilities("dropped", dropped, examples, (2, 3))
@@ -97,6 +101,18 @@ def scores_of_logits(
         )
         values["sei"] = signed_entropy(by_epoch, label)
     return ranked(examples, judges, held_out, prior, values, extra_scores)
+
+
+def _check_trained_on(examples: Examples) -> None:
+    """Refuses examples of which some were trained on and others not."""
+    trained_on = int(examples.is_trained_on.sum())
+    if 0 < trained_on < len(examples):
+        raise ValueError(
+            f"{examples.name} has {trained_on} examples that were trained on "
+            f"and {len(examples) - trained_on} others, whose predictions do "
+            "not compare. Expected one kind: `examples.train`; others go into "
+            "`held_out`."
+        )
 
 
 def values_of(label, judges, *, tied=None) -> dict[str, np.ndarray]:

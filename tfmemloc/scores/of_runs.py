@@ -37,22 +37,20 @@ from the same training, and in each of them more is more suspicious:
 `second_split.py` (`second_split_times`) and `memorization.py`
 (`estimate_memorization`).
 
-The combined ranking, the suggestion and the suspicion come from the dropped
-network's predictions in the *judging epochs*, which are saved epochs of the
-second half of the training: the prediction of a single epoch is noisy, the mean
-of several epochs less so. The generalization units learn a class with many
-wrong labels badly, so that the dropped network gives it too little probability
-on all examples. Therefore the predictions of each epoch are divided by their
-mean share of each class (logit adjustment; Menon et al., 2021).
+The combined ranking and the suggestion come from the dropped network's
+predictions in the *judging epochs*, which are saved epochs of the second half
+of the training, and from what all other examples say about each label
+(`left_out`). The prediction of a single epoch is noisy, the mean of several
+epochs less so. The generalization units learn a class with many wrong labels
+badly, so that the dropped network gives it too little probability on all
+examples. Therefore the predictions of each epoch are divided by their mean
+share of each class (logit adjustment; Menon et al., 2021).
 
 If the dropped network predicts another label, that does not prove that the
 given label is wrong: where the network knows little, it is wrong more often
-than the labels are. The suspicion weighs both errors. A temperature, fitted to
-the test examples, calibrates the network's predictions (Guo et al., 2017); the
-rates at which each class is labelled as each other class are estimated from its
-predictions on all examples (Dawid and Skene, 1979); and Bayes' rule gives the
-probability that a label is wrong. The result tends to trust the labels too
-much, because wrong labels also influence the generalization units.
+than the labels are, and wrong labels have influenced it, too. So the suspicion,
+the probability that a label is wrong, is that of the other examples alone
+(`noise`).
 
 The tied gap is not part of the ranking: if the training ends before all labels
 are learned, it is small for those that were not learned, right or wrong.
@@ -142,7 +140,8 @@ def score_examples(
             included. Or several runs of the same data, which differ in their
             seed: the ranking uses the judging epochs of all runs, and all other
             scores are averaged over the runs.
-        examples: the data of the runs.
+        examples: the data of the runs. Those that were not trained on say
+            how much the network's opinion counts beside that of all others.
         config: what is scored.
         prior: the true shares of the classes, [classes]; None takes
             `config.prior`.
@@ -183,14 +182,15 @@ def score_examples(
         held_out.append(other)
         values.append(values_of(train.label, off, tied=on) | found)
     check_same_scores(runs, values)
+    others = examples.take(~examples.is_trained_on)
     return ranked(
         train,
         np.concatenate(judges),
-        (np.concatenate(held_out), examples.test.label),
+        (np.concatenate(held_out), others.label),
         config.prior if prior is None else prior,
         mean_scores(values),
         extra_scores,
-        left_out=predict_left_out(train, examples.test, progress=progress),
+        left_out=predict_left_out(train, others, progress=progress),
     )
 
 
@@ -222,11 +222,13 @@ def _predictions(run, model, examples: Examples, batch_size, progress):
     """Log-probabilities, the last epoch being the end of the training.
 
     [N, classes] of the training examples as trained, [J, N, classes] dropped,
-    in the judging epochs, and [J, M, classes] likewise of the test examples.
+    in the judging epochs, and [J, M, classes] likewise of the examples that
+    were not trained on.
     """
     dropped = evaluation.Predictor(graph.with_inference(model, "drop"))
     tied = graph.with_inference(model, "tied")
-    train, test = examples.train, examples.test
+    train = examples.train
+    others = examples.take(~examples.is_trained_on)
     judging = _judging_epochs(run.epochs)
 
     def judged(places) -> dict[str, np.ndarray]:
@@ -240,7 +242,7 @@ def _predictions(run, model, examples: Examples, batch_size, progress):
                     evaluation.predict_logits(
                         dropped, part, batch_size=batch_size
                     )
-                    for part in (train, test)
+                    for part in (train, others)
                     if len(part)
                 ]
             )
@@ -253,10 +255,10 @@ def _predictions(run, model, examples: Examples, batch_size, progress):
     run.load_weights(model, judging[-1])
     on = evaluation.predict_logits(tied, train, batch_size=batch_size)
     off = log_probabilities("dropped", rows[:, : len(train)], train, (3,))
-    others, _ = checked_held_out(
-        (rows[:, len(train) :], test.label), train, off
+    held_out, _ = checked_held_out(
+        (rows[:, len(train) :], others.label), train, off
     )
-    return log_probabilities("tied", on, train, (2,)), off, others
+    return log_probabilities("tied", on, train, (2,)), off, held_out
 
 
 def check_same_scores(runs: Sequence[Run], values) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -84,31 +85,19 @@ def ranked(
     if held_out is not None and len(held_out[1]) >= _FEWEST_HELD_OUT:
         others = judged_held_out, held_out[1]
     if left_out is None:
-        believed, doubts, counts = judged, [_doubts(judged, label)], [1.0]
-        suspicion, kind = _suspicion(judged, label, others), ""
+        verdict = _Verdict(
+            judged,
+            [_doubts(judged, label)],
+            [1],
+            _suspicion(judged, label, others),
+        )
     else:
-        noise = fit_noise(left_out.train, label)
-        said = noise.log_chance(left_out.train)
-        fair = _adjusted(said, label, prior)
-        better = _better(left_out, judged, label, others)
-        believed = judged + better * fair
-        suspicion = noise.suspicion(left_out.train, label)
         networks = [judged]
         if remembering is not None:
             networks.append(_judged(remembering, label, prior, None)[0])
-        opinions = [fair, *networks]
-        counts = [
-            _LEFT_OUT * better,
-            *_trusts(networks, label, suspicion.mean()),
-        ]
-        if noise.is_uneven(suspicion.sum()):
-            # Which labels are wrong says more than shares of classes do.
-            opinions = [
-                noise.with_rates(each, label) for each in (said, *networks)
-            ]
-        doubts = [_doubts(opinion, label) for opinion in opinions]
-        values = values | {"left_out": doubts[0]}
-        kind = _kind(noise, left_out, label, others)
+        verdict = _beside_all_others(networks, left_out, label, prior, others)
+        values = values | {"left_out": verdict.doubts[0]}
+    doubts, counts = list(verdict.doubts), list(verdict.counts)
     if course is not None:
         doubts.append(shared_ranks(course))
         counts.append(_COURSE)
@@ -121,14 +110,63 @@ def ranked(
         subset=examples.subset,
         label=label,
         true_label=examples.true_label,
-        suggested=believed.argmax(axis=1),
+        suggested=verdict.believed.argmax(axis=1),
         values=np.stack(
             [np.average(doubts, axis=0, weights=counts), *checked.values()],
             axis=1,
         ),
-        suspicion=suspicion,
-        noise=kind,
+        suspicion=verdict.suspicion,
+        noise=verdict.noise,
         inputs_digest=examples.inputs_digest(),
+    )
+
+
+class _Verdict(NamedTuple):
+    """What judges say of N labels.
+
+    Attributes:
+        believed: [N, classes] log-probabilities of all of them together.
+        doubts: of each, [N] ranks of the labels.
+        counts: how much each of these counts.
+        suspicion: [N] the probability that the label is wrong.
+        noise: the kind of noise, where it is known.
+    """
+
+    believed: np.ndarray
+    doubts: Sequence[np.ndarray]
+    counts: Sequence[float]
+    suspicion: np.ndarray
+    noise: str = ""
+
+
+def _beside_all_others(
+    networks, left_out: LeftOut, label, prior, others
+) -> _Verdict:
+    """What networks say, beside what all other examples say.
+
+    Args:
+        networks: [N, classes] log-probabilities each; the first is believed.
+        left_out: what all other examples say.
+        label: [N].
+        prior: [classes] true shares.
+        others: predictions of the first network on examples that were not
+            trained on, and their labels; or None.
+    """
+    noise = fit_noise(left_out.train, label)
+    said = noise.log_chance(left_out.train)
+    fair = _adjusted(said, label, prior)
+    better = _better(left_out, networks[0], label, others)
+    suspicion = noise.suspicion(left_out.train, label)
+    opinions = [fair, *networks]
+    if noise.is_uneven(suspicion.sum()):
+        # Which labels are wrong says more than shares of classes do.
+        opinions = [noise.with_rates(each, label) for each in (said, *networks)]
+    return _Verdict(
+        networks[0] + better * fair,
+        [_doubts(opinion, label) for opinion in opinions],
+        [_LEFT_OUT * better, *_trusts(networks, label, suspicion.mean())],
+        suspicion,
+        _kind(noise, left_out, label, others),
     )
 
 
@@ -261,10 +299,11 @@ def true_shares(judges, label, prior: str | np.ndarray) -> np.ndarray:
         else:
             prior = np.ones(classes) if prior == "equal" else count
     prior = np.asarray(prior, float)
-    if prior.shape != (classes,) or not (prior >= 0).all() or not prior.any():
+    is_good = prior.shape == (classes,) and np.isfinite(prior).all()
+    if not is_good or not (prior >= 0).all() or not prior.any():
         raise ValueError(
-            f"`prior` expected {classes} shares that are not negative, one "
-            f"for each class. Received: {prior.tolist()}."
+            f"`prior` expected {classes} finite shares that are not negative, "
+            f"one for each class. Received: {prior.tolist()}."
         )
     return prior / prior.sum()
 

@@ -18,6 +18,7 @@ from tfmemloc.configs import ModelConfig, TrainConfig
 from tfmemloc.data.examples import Examples
 from tfmemloc.layers import masks
 from tfmemloc.runs import Run
+from tfmemloc.scores.checks import check_classes
 from tfmemloc.scores.memorization import as_trained
 from tfmemloc.training.loop import train
 
@@ -53,7 +54,8 @@ def second_split_times(
         suspicious.
 
     Raises:
-        ValueError: the directory holds runs with other settings or data.
+        ValueError: the directory holds runs with other settings or data, or
+            labels are next tokens.
         DirectoryInUseError: another process trains there.
 
     Example:
@@ -70,6 +72,7 @@ def second_split_times(
     model = model or ModelConfig(dropout="none")
     training = dataclasses.replace(training or TrainConfig(), save_every=1)
     part = examples.train
+    check_classes(part)
     bits = masks.hash_bits_numpy(
         masks.fold_seed(seed, "split"), part.example_id, 1
     )

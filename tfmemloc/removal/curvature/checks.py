@@ -13,6 +13,20 @@ from tfmemloc.data.examples import Examples
 _RARE, _LEFT = 0.5, 0.25
 
 
+def check_read(config) -> None:
+    """Refuses what says how to refit where nothing is refitted."""
+    said = [
+        f"{name}={getattr(config, name)!r}"
+        for name in ("believe", "augment")
+        if getattr(config, name) != getattr(type(config), name)
+    ]
+    if said and not config.refit_epochs:
+        raise ValueError(
+            f"{', '.join(said)} is about refits. Expected `refit_epochs` of 1 "
+            "or more. Received: refit_epochs=0."
+        )
+
+
 def check_labels(examples: Examples) -> None:
     """Refuses to ask all other examples where they cannot answer."""
     if examples.train.label.ndim != 1:

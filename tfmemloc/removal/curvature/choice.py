@@ -267,7 +267,7 @@ class _Trial:
             whole,
             float(left / max(sum(self._energies), 1e-30)),
             float(heldout.mean()),
-            float(heldout.std() / np.sqrt(len(heldout))),
+            _standard_error(heldout),
             float(train.mean()),
             float(train[is_noisy].mean()) if is_noisy.any() else None,
         )
@@ -284,6 +284,17 @@ class _Trial:
                 for chunk in chunks(examples, _CHUNK, even=True)
             ]
         ).astype(np.float32)
+
+
+def _standard_error(right: np.ndarray) -> float:
+    """Of the share of right ones: at least one mistake more or less.
+
+    Where all are right, the sample's own deviation is 0, and a single mistake
+    would look like a loss.
+    """
+    error = float(right.std() / np.sqrt(len(right)))
+    counts_mistakes = np.isin(right, (0, 1)).all()
+    return max(error, 1 / len(right)) if counts_mistakes else error
 
 
 def _energy(basis: KernelBasis) -> float:

@@ -42,6 +42,7 @@ from tfmemloc.removal.curvature.bases import kept_bases
 from tfmemloc.removal.curvature.checks import (
     check_labels,
     check_layers,
+    check_read,
     protected_examples,
     warn_of_lost_classes,
 )
@@ -129,6 +130,7 @@ class CurvatureConfig:
         check_range("refit_epochs", self.refit_epochs, 0, None)
         check_range("refit_rate", self.refit_rate, 0.0, None)
         check_range("batch_size", self.batch_size, 1, None)
+        check_read(self)
 
 
 def remove_memory(
@@ -157,7 +159,7 @@ def remove_memory(
     Raises:
         ValueError: no kernel can be edited, a layer or a group to protect is
             not known, there are no training examples, or no pictures to
-            augment, or the directory is of another model.
+            augment, or the directory has refits of other settings.
 
     Example:
         >>> edited, result = remove_memory(
