@@ -20,7 +20,8 @@ from typing import Any
 import numpy as np
 
 from tfmemloc import storage, subsets
-from tfmemloc.checks import as_array, as_ids, as_names, few
+from tfmemloc.checks import as_ids, few
+from tfmemloc.data import checks
 from tfmemloc.data import rows as rows_
 from tfmemloc.data.kinds import PICTURE, kind_of
 from tfmemloc.subsets import OfSubsets
@@ -78,12 +79,16 @@ class Examples(OfSubsets):
         count = next(iter(self.inputs.values())).shape[0]
         for field in ("label", "true_label", "example_id", "tie_id"):
             if getattr(self, field) is not None:
-                object.__setattr__(self, field, _integers(self, field, count))
+                object.__setattr__(
+                    self, field, checks.integers(self, field, count)
+                )
         for field in ("subset", "group"):
             if getattr(self, field) is not None:
-                object.__setattr__(self, field, _names(self, field, count))
-        _check_labels(self)
-        _check_unique_ids(self)
+                object.__setattr__(
+                    self, field, checks.names(self, field, count)
+                )
+        checks.check_labels(self)
+        checks.check_unique_ids(self)
         if len(self.class_names) not in (0, self.classes):
             raise ValueError(
                 f"{self.name}: expected {self.classes} class names, or none. "
@@ -335,79 +340,6 @@ def require_some(value: Any) -> None:
     require_examples(value)
     if not len(value):
         raise ValueError(f"{value.name} has no examples. Expected some.")
-
-
-def _integers(examples: Examples, field: str, count: int) -> np.ndarray:
-    array = as_array(getattr(examples, field))
-    is_label = field not in ("example_id", "tie_id")
-    fits = array.shape == (count,) or (
-        is_label and array.ndim == 2 and len(array) == count
-    )
-    if not fits:
-        raise ValueError(
-            f"{examples.name}: expected {field} of shape ({count},), one for "
-            f"each example. Received: shape {array.shape}."
-        )
-    if not np.issubdtype(array.dtype, np.integer):
-        raise ValueError(
-            f"{examples.name}: expected {field} to be integers. Received: "
-            f"dtype {array.dtype}."
-        )
-    array = array.astype(np.int64, copy=False).view()
-    array.flags.writeable = False
-    return array
-
-
-def _names(examples: Examples, field: str, count: int) -> np.ndarray:
-    given = as_array(getattr(examples, field))
-    array = as_names(given)
-    if array is None or array.shape != (count,):
-        raise ValueError(
-            f"{examples.name}: expected {field} of shape ({count},), a name "
-            f"for each example. Received: shape {given.shape}, dtype "
-            f"{given.dtype}."
-        )
-    array.flags.writeable = False
-    return array
-
-
-def _check_labels(examples: Examples) -> None:
-    if examples.classes < 1:
-        raise ValueError(
-            f"{examples.name}: expected at least one class. Received: "
-            f"classes={examples.classes}."
-        )
-    for field in ("label", "true_label"):
-        label = getattr(examples, field)
-        if label.shape != examples.label.shape:
-            raise ValueError(
-                f"{examples.name}: expected {field} of the shape of label, "
-                f"{examples.label.shape}. Received: shape {label.shape}."
-            )
-        wrong = label[label >= examples.classes]
-        if label.ndim == 1:
-            wrong = label[(label < 0) | (label >= examples.classes)]
-        if wrong.size:
-            raise ValueError(
-                f"{examples.name}: expected {field} from 0 to "
-                f"{examples.classes - 1}. Received: {few(np.unique(wrong))}."
-            )
-
-
-def _check_unique_ids(examples: Examples) -> None:
-    ids = examples.example_id
-    for given in (ids, examples.tie_id):
-        if given is not None and given.size and given.min() < 0:
-            raise ValueError(
-                f"{examples.name}: ids of examples must not be negative. "
-                f"Received: {given.min()}."
-            )
-    values, counts = np.unique(ids, return_counts=True)
-    if np.any(counts > 1):
-        raise ValueError(
-            f"{examples.name}: expected each example id once. Received more "
-            f"often: {few(values[counts > 1])}."
-        )
 
 
 def input_kinds(examples: Examples) -> dict[str, str]:
