@@ -36,6 +36,7 @@ _FIRST = (
     "before",
     "curvature edit and refit twice",
     "curvature edit",
+    "the same chosen by all other examples",
     "the same at a fixed 0.9",
     "refits alone (control)",
     *("believed by all", "believed by all without an edit (control)"),

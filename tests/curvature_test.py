@@ -285,7 +285,8 @@ def test_what_all_others_say_counts_as_much_as_the_network(
     small_network, small_digits
 ):
     """Against probabilities that are multiplied, one example at a time."""
-    from tfmemloc.removal.curvature.refit import believed, said_by_others
+    from tfmemloc.removal.curvature.others import said_by_others
+    from tfmemloc.removal.curvature.refit import believed
 
     train = small_digits.train
     said = said_by_others(small_digits, 0)
@@ -388,14 +389,56 @@ def test_next_tokens_are_not_believed_by_all(rng):
         remove_memory(model, tokens, CurvatureConfig(believe="all"))
 
 
-def test_without_held_out_examples_nothing_is_chosen(planted):
+def test_a_given_strength_needs_no_judge(planted):
     run, examples = planted
-    config = dataclasses.replace(PLANTED, layers=None, keep=None)
+    config = dataclasses.replace(PLANTED, layers=None, keep=0.9)
     _, result = remove_memory(run, examples, config)
-    assert len(result.point_keep) == 0 and "Nothing was chosen" in (
-        result.sentence()
-    )
+    assert len(result.point_keep) == 0 and result.judge == ""
+    assert "Nothing was chosen: the strength was given" in result.sentence()
     np.testing.assert_array_equal(result.keep, [[0.9, 0.9, 1.0]])
+
+
+def test_without_held_out_examples_all_others_choose(
+    overfitted, held_out_digits, tmp_path
+):
+    """A fixed strength would take more from this network than memory."""
+    from tfmemloc.removal.curvature.others import said_by_others
+
+    examples = held_out_digits.take(held_out_digits.subset != "heldout")
+    model, train = overfitted, examples.train
+    config = CurvatureConfig(rounds=1, refit_epochs=0)
+    edited, result = remove_memory(model, examples, config, directory=tmp_path)
+    assert result.judge == "others"
+    assert "by what all other examples say of training" in result.sentence()
+    before, after = result.rows()
+    assert before["noisy"] > 0.9 and after["noisy"] < 0.5
+    assert after["test"] > before["test"] - 0.01
+    fixed = dataclasses.replace(config, keep=0.9)
+    (_, too_much) = remove_memory(model, examples, fixed)[1].rows()
+    assert too_much["test"] < after["test"]
+    # By hand: the mean probability of what the network predicts.
+    chance = np.exp(said_by_others(examples, config.seed))
+    predicted = predict_logits(model, train).argmax(axis=1)
+    right = chance[np.arange(len(train)), predicted]
+    assert result.point_heldout[0] == pytest.approx(right.mean(), abs=1e-6)
+    again, _ = remove_memory(model, examples, config, directory=tmp_path)
+    for one, other in zip(
+        edited.get_weights(), again.get_weights(), strict=True
+    ):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_others_who_know_nothing_choose_nothing(overfitted, held_out_digits):
+    rng = np.random.default_rng(0)
+    train = held_out_digits.train
+    label = rng.integers(0, 10, len(train))
+    examples = dataclasses.replace(
+        train, label=label, true_label=label, subset=np.full(len(train), "a")
+    )
+    config = CurvatureConfig(rounds=1, refit_epochs=0)
+    _, result = remove_memory(overfitted, examples, config)
+    assert result.judge == "" and (result.keep[0, :-1] == 0.9).all()
+    assert "they know too little" in result.sentence()
 
 
 @pytest.fixture(scope="module")
@@ -478,7 +521,8 @@ def test_one_function_measures_all_points(planted):
     run, examples = planted
     model, train = run.model(), examples.train
     bases = bases_.kernel_bases(curvature_factors(model, train))
-    trial = choice._Trial(model, bases, train, examples.test, 0)
+    judge = choice.Judge.held_out(examples.test)
+    trial = choice._Trial(model, bases, train, judge, 0)
     for keep in (1.0, 0.9, 0.5):
         trial.point(choice.Plan(("memory",), keep), 2)
     trial.sensitivities(progress=False)

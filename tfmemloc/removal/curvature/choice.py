@@ -1,8 +1,11 @@
-"""How much of which kernels to cut, chosen on labels of examples held out.
+"""How much of which kernels to cut, chosen by a judge.
 
-No true label is used: the held-out examples, which the network was not trained
-on, have their labels as they were given, wrong ones among them, and so has the
-sample of the training examples.
+No true label is used. The judge is the given labels, wrong ones among them, of
+examples that were *held out*, on which the network was not trained. Where there
+are none, it is what all other examples say of a sample of the training examples
+(`others`): a network is right there as far as they find the class probable that
+it predicts. They never saw the example's label, so that memory of it is of no
+use. In what follows, held-out accuracy is the judge's, either way.
 
 1. Each kernel is cut alone. The more the predictions on the held-out inputs
    move (Kullback-Leibler divergence), the more *sensitive* the kernel.
@@ -28,14 +31,15 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import keras
 import numpy as np
 from tqdm import auto as tqdm
 
-from tfmemloc import graph, losses
+from tfmemloc import graph, losses, storage
 from tfmemloc.data.chunks import chunks
-from tfmemloc.data.examples import Examples
+from tfmemloc.data.examples import Examples, places_of
 from tfmemloc.data.labels import drawn_ids
 from tfmemloc.evaluation import Predictor, shuffled
 from tfmemloc.layers import masks
@@ -46,7 +50,7 @@ PATH = (0.995, 0.985, 0.97, 0.94, 0.91, 0.88, 0.85, 0.8, 0.7, 0.5)
 # Where there is nothing to choose on.
 DEFAULT_KEEP = 0.9
 _ALONE = 0.85
-_SAMPLE = 512
+_SAMPLE, _JUDGED = 512, 2048
 _CHUNK = 512
 
 
@@ -63,6 +67,52 @@ class Plan:
 
 
 @dataclasses.dataclass(frozen=True)
+class Judge:
+    """Examples on which cuts are compared, and what is right there.
+
+    Attributes:
+        examples: N that the network was not trained on, or that others judge.
+        chance: [N, classes] how probable each class is; None: the labels are
+            right as they are given.
+    """
+
+    examples: Examples
+    chance: np.ndarray | None = None
+
+    @classmethod
+    def held_out(cls, examples: Examples) -> Judge:
+        """The labels of examples that were held out."""
+        return cls(shuffled(_counted(examples)))
+
+    @classmethod
+    def others(cls, train: Examples, chance: np.ndarray, seed: int) -> Judge:
+        """What all others find probable of a sample of training examples.
+
+        Args:
+            train: N training examples.
+            chance: [N, classes].
+            seed: of the sample.
+        """
+        asked = shuffled(_sample_of(train, _JUDGED, seed))
+        places, _ = places_of(train.example_id, asked.example_id)
+        return cls(asked, chance[places])
+
+    def fingerprint(self) -> dict[str, Any]:
+        """What tells it from other judges, as json."""
+        chance = [] if self.chance is None else [self.chance]
+        return {
+            "judge": self.examples.fingerprint(),
+            "chance": storage.digest(chance),
+        }
+
+    def right(self, logits: np.ndarray) -> np.ndarray:
+        """How right predictions are: [N] from 0 to 1."""
+        if self.chance is None:
+            return losses.correct(self.examples.label, logits)
+        return self.chance[np.arange(len(logits)), logits.argmax(axis=-1)]
+
+
+@dataclasses.dataclass(frozen=True)
 class Point:
     """A plan that was tried, and what was measured.
 
@@ -70,7 +120,7 @@ class Point:
         plan: what was tried.
         whole: how many of the most sensitive kernels were left whole.
         energy: share of the squared coefficients of all kernels that is left.
-        heldout: accuracy on the held-out examples, labels as given.
+        heldout: accuracy by the judge.
         error: one standard error of that accuracy.
         train: the same accuracy on a sample of the examples trained on.
         noisy: on the noisy ones of the sample; None where none is known, and
@@ -127,7 +177,7 @@ def choose(
     model: keras.Model,
     bases: Sequence[KernelBasis],
     train: Examples,
-    heldout: Examples,
+    judge: Judge,
     *,
     layers: Sequence[str] | None = None,
     keep: float | None = None,
@@ -141,7 +191,7 @@ def choose(
         model: of the bases; its weights are as before at the end.
         bases: of its kernels.
         train: the training examples, of which a sample is measured.
-        heldout: examples that the network was not trained on.
+        judge: says how right a cut network is.
         layers: names of the layers to cut; None chooses.
         keep: share of the curvature that is kept; None chooses.
         first: whether `train` are all training examples, and not only those
@@ -149,7 +199,7 @@ def choose(
         seed: of the sample.
         progress: show a progress bar.
     """
-    trial = _Trial(model, bases, train, heldout, seed, first)
+    trial = _Trial(model, bases, train, judge, seed, first)
     names = [basis.name for basis in bases]
     sensitivity = {}
     if layers is None:
@@ -221,10 +271,10 @@ def _chosen(points: Sequence[Point], floor: float) -> int:
 class _Trial:
     """Measures a model with cut kernels; one function, traced once."""
 
-    def __init__(self, model, bases, train, heldout, seed, first=True):
+    def __init__(self, model, bases, train, judge, seed, first=True):
         self._bases = bases
-        self._heldout = shuffled(_counted(heldout))
-        self._sample = shuffled(_sample_of(_counted(train), seed))
+        self._judge = judge
+        self._sample = shuffled(_sample_of(_counted(train), _SAMPLE, seed))
         self._knows_noisy = first
         self._energies = [_energy(basis) for basis in bases]
         # Shares all kernels with the model.
@@ -236,7 +286,8 @@ class _Trial:
 
     def sensitivities(self, progress: bool) -> dict[str, float]:
         """How far the predictions move when a kernel alone is cut."""
-        before = losses.log_softmax(self._logits(self._heldout))
+        asked = self._judge.examples
+        before = losses.log_softmax(self._logits(asked))
         result = {}
         for basis in tqdm.tqdm(
             self._bases,
@@ -246,9 +297,9 @@ class _Trial:
             leave=False,
         ):
             with _assigned([(basis, basis.cut(_ALONE).kernel)]):
-                after = losses.log_softmax(self._logits(self._heldout))
+                after = losses.log_softmax(self._logits(asked))
             divergence = (np.exp(before) * (before - after)).sum(axis=-1)
-            counts = self._heldout.label >= 0
+            counts = asked.label >= 0
             result[basis.name] = float(divergence[counts].mean())
         return result
 
@@ -257,8 +308,9 @@ class _Trial:
         cuts = [basis.cut(plan.keep_of(basis.name)) for basis in self._bases]
         kernels = [cut.kernel for cut in cuts]
         with _assigned(list(zip(self._bases, kernels, strict=True))):
-            heldout = self._right(self._heldout)
-            train = self._right(self._sample)
+            heldout = self._judge.right(self._logits(self._judge.examples))
+            sample = self._logits(self._sample)
+        train = losses.correct(self._sample.label, sample)
         left = np.dot([cut.energy for cut in cuts], self._energies)
         is_noisy = self._sample.subset == (self._sample.memorized or "")
         is_noisy &= self._knows_noisy
@@ -271,9 +323,6 @@ class _Trial:
             float(train.mean()),
             float(train[is_noisy].mean()) if is_noisy.any() else None,
         )
-
-    def _right(self, examples: Examples) -> np.ndarray:
-        return losses.correct(examples.label, self._logits(examples))
 
     def _logits(self, examples: Examples) -> np.ndarray:
         # Chunks of one size, so that BatchNorm's statistics are as good in
@@ -308,11 +357,11 @@ def _counted(examples: Examples) -> Examples:
     return examples.take((examples.label >= 0).any(axis=1))
 
 
-def _sample_of(train: Examples, seed: int) -> Examples:
-    """At most `_SAMPLE` training examples; a function of seed and ids."""
-    if len(train) <= _SAMPLE:
+def _sample_of(train: Examples, most: int, seed: int) -> Examples:
+    """At most so many training examples; a function of seed and ids."""
+    if len(train) <= most:
         return train
-    ids = drawn_ids(train.example_id, _SAMPLE, masks.fold_seed(seed, "sample"))
+    ids = drawn_ids(train.example_id, most, masks.fold_seed(seed, "sample"))
     return train.of_ids(ids)
 
 

@@ -57,14 +57,18 @@ def curve(result: CurvatureEdit) -> dict[str, Figure]:
     axes.set_ylim(max(0, floor - 15), heldout.max() + 2)
     axes.set_xlim(train[shown].max() + 2, train[shown].min() - 2)
     axes.set_xlabel("accuracy on examples trained on, labels as given (%)")
-    axes.set_ylabel("accuracy held out (%)")
+    axes.set_ylabel(
+        "accuracy held out (%)"
+        if result.judge == "heldout"
+        else "accuracy by all other examples (%)"
+    )
     axes.legend(fontsize=7)
     figures.plain_axes(axes)
     return {
         "edit_curve": Figure(
             "Every edit that was tried in the first round: to the right, what "
             "the network still knows of its training labels. The dotted line "
-            "is one standard error below the best held-out accuracy.",
+            "is one standard error below the best accuracy by the judge.",
             drawing,
         )
     }

@@ -4,8 +4,8 @@ An edit takes some of what is common to the examples along with the memory. The
 edited network is trained on for a few epochs, only on the examples whose label
 as given it predicts itself: most wrong labels are not among them any more. It
 has seen these labels, though, and what it has learned of a wrong one helps it
-to predict it. What all other examples say (`tfmemloc.scores.left_out`) has not:
-where both are asked, their probabilities are multiplied.
+to predict it. What all other examples say (`others`) has not: where both are
+asked, their probabilities are multiplied.
 """
 
 from __future__ import annotations
@@ -21,37 +21,9 @@ from tfmemloc.configs import TrainConfig
 from tfmemloc.data.chunks import chunks, even_count
 from tfmemloc.data.examples import Examples
 from tfmemloc.evaluation import Predictor
-from tfmemloc.scores.left_out import predict_left_out
-from tfmemloc.scores.noise import fit_noise
 from tfmemloc.training.loop import train
 
 _CHUNK = 512
-
-
-def said_by_others(
-    examples: Examples, seed: int, *, progress: bool = False
-) -> np.ndarray:
-    """What all other examples say of each training example's class.
-
-    Args:
-        examples: with labels [N].
-        seed: of what is drawn for it.
-        progress: show a progress bar.
-
-    Returns:
-        Log-probabilities [N, classes].
-    """
-
-    def said() -> dict[str, np.ndarray]:
-        train, none = examples.train, examples.take(np.arange(0))
-        logits = predict_left_out(
-            train, none, seed=seed, progress=progress
-        ).train
-        return {"said": fit_noise(logits, train.label).log_chance(logits)}
-
-    return shares.once("others", lambda: [examples.digest(), seed], said)[
-        "said"
-    ]
 
 
 def believed(
@@ -69,7 +41,7 @@ def believed(
         examples: all.
         also: ids of training examples that are believed whatever it predicts.
         others: log-probabilities [N, classes] that count as much as the
-            model's; see `said_by_others`.
+            model's; see `others`.
 
     Raises:
         ValueError: it predicts none.

@@ -13,6 +13,12 @@ from tfmemloc.removal.curvature.choice import Choice
 from tfmemloc.removal.outcome import Removal
 from tfmemloc.result import Figure
 
+_JUDGES = {
+    "heldout": "on the given labels of held-out examples",
+    "others": "by what all other examples say of training examples, as none "
+    "were held out",
+}
+
 
 @dataclasses.dataclass(frozen=True)
 class EditRound:
@@ -45,11 +51,14 @@ class CurvatureEdit(Removal):
     point_whole: np.ndarray  # [K] kernels left whole.
     point_keep: np.ndarray  # [K] share of the curvature kept of the others.
     point_energy: np.ndarray  # [K] share of all squared kernels left.
-    point_heldout: np.ndarray  # [K] accuracy, labels as given.
+    point_heldout: np.ndarray  # [K] accuracy by the judge.
     point_train: np.ndarray  # [K] the same of a sample trained on.
     point_noisy: np.ndarray  # [K] of its noisy examples; NaN if unknown.
     point_chosen: np.ndarray  # [K] bool.
     error: np.ndarray  # [R] standard error of the best held-out accuracy.
+    # Who chose: `heldout`, the labels of held-out examples; `others`, what all
+    # other examples say; empty where nothing was chosen.
+    judge: str = "heldout"
 
     def curve_rows(self) -> list[dict[str, Any]]:
         """A row for each point that was tried, so that one may choose another.
@@ -102,14 +111,14 @@ class CurvatureEdit(Removal):
             text += f"; whole: {_few(whole)}. " if whole else ". "
         if not len(self.point_keep):
             return (
-                f"{text}Nothing was chosen: there are no held-out examples, or "
-                "layers and strength were given."
+                f"{text}Nothing was chosen: the strength was given; or no "
+                "examples were held out, and all others cannot judge, as they "
+                "know too little or labels are next tokens."
             )
         return (
-            f"{text}Chosen on the given labels of held-out examples: within "
-            f"one standard error ({self.error[0]:.1%}) of the best accuracy "
-            "there, the smallest gap between it and the accuracy on examples "
-            "that were trained on."
+            f"{text}Chosen {_JUDGES[self.judge]}: within one standard error "
+            f"({self.error[0]:.1%}) of the best accuracy there, the smallest "
+            "gap between it and the accuracy on examples that were trained on."
         )
 
     def figures(self) -> dict[str, Figure]:
