@@ -135,6 +135,8 @@ def main() -> None:
     if workers.begins("remove", _work_directory(out)):
         return
     source, examples, data = sources.read()
+    if workers.is_first():
+        sources.describe(source, examples)
     if not workers.is_first():
         _removal(source, examples, out)[1]()
         return

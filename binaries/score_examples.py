@@ -157,6 +157,8 @@ def main() -> None:
 def _score_by_removal(runs: list[Run], directory: pathlib.Path) -> None:
     _refuse_tied_flags()
     source, examples, _ = _source(runs)
+    if workers.is_first():
+        sources.describe(source, examples)
     if source is None:
         _recording()  # Refuses one.
         scored = score_without_network(examples, progress=True)

@@ -16,8 +16,12 @@ import keras
 from tfmemloc import DataConfig, Run, load
 from tfmemloc.data import Examples
 from tfmemloc.fields import hints
+from tfmemloc.fit import how_fed, measure_fit
+from tfmemloc.removal.copies import check_examples
 
 FLAGS = flags.FLAGS
+# They belong to the program that asks for them, and are in its --help.
+flags.flags.disclaim_key_flags()
 # A model of unknown training has no examples that the loader could keep aside.
 _NO_FLAGS = (
     "heldout",
@@ -47,10 +51,7 @@ def define(run_help: str = flags.RUN_HELP) -> None:
         DataConfig,
         skip=_NO_FLAGS,
         unset=True,
-        notes={
-            "noise_rate": "0: labels stay as they are",
-            "dataset": "digits",
-        },
+        notes={"noise_rate": "0: labels stay as they are"},
     )
     flags.define_download()
 
@@ -73,6 +74,11 @@ def check(*, without_network: bool = False) -> None:
         raise ValueError(
             f"Expected --run_dir, or --model with --dataset{also}. Received: "
             + ("both." if has_run else "neither.")
+        )
+    if has_model and FLAGS.dataset is None:
+        raise ValueError(
+            "--model expected the --dataset that it was trained on, such as "
+            "mine.npz. Received: none."
         )
     if not has_run and not FLAGS.out_dir:
         given = "--model" if has_model else "--dataset"
@@ -100,6 +106,19 @@ def read(
         return model, load(data, download=FLAGS.download), data
     run = Run.open(FLAGS.run_dir)
     return run, run.examples(download=FLAGS.download), run.data
+
+
+def describe(source: Run | keras.Model | None, examples: Examples) -> None:
+    """Prints what was read, and how much of it a network of a file knows."""
+    print(f"data: {examples}")
+    if not isinstance(source, keras.Model) or examples.label.ndim > 1:
+        return
+    check_examples(source, examples)
+    fit = measure_fit(source, examples)
+    print(
+        f"network: {FLAGS.model} predicts {fit.right:.1%} of {fit.count} "
+        f"training labels as given (inputs: {how_fed(examples)})"
+    )
 
 
 def _loaded(path: str) -> keras.Model:

@@ -33,6 +33,7 @@ ORDER = [
     "graph",
     "models",
     "evaluation",
+    "fit",
     "moved",
     "behaviours",
     "runs",

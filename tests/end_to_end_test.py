@@ -514,8 +514,18 @@ def test_labels_of_any_keras_file_are_ranked_decided_and_corrected(
     ("flags", "words"),
     [
         ([], "Expected --run_dir, or --model with --dataset. Received: neith"),
-        (["--model=a.keras"], "--model expected an --out_dir"),
-        (["--model=a.keras", "--out_dir=OUT"], "there is no file a.keras"),
+        (
+            ["--model=a.keras", "--out_dir=OUT"],
+            "--model expected the --dataset that it was trained on",
+        ),
+        (
+            ["--model=a.keras", "--dataset=digits"],
+            "--model expected an --out_dir",
+        ),
+        (
+            ["--model=a.keras", "--dataset=digits", "--out_dir=OUT"],
+            "there is no file a.keras",
+        ),
         (["--run_dir=RUN", "--dataset=mnist"], "Received: --dataset"),
         (
             ["--run_dir=RUN", "--out_dir=OUT", "--method=npo"],
@@ -578,6 +588,7 @@ def test_a_file_with_code_in_it_is_not_run(tmp_path):
     done = _run(
         "binaries.remove",
         f"--model={path}",
+        "--dataset=digits",
         f"--out_dir={tmp_path / 'out'}",
         check=False,
     )

@@ -124,6 +124,8 @@ def _ranks(values):
     ) / len(values)
 
 
+# One epoch: it knows hardly anything.
+@pytest.mark.filterwarnings("ignore:Model .* predicts:UserWarning")
 def test_the_course_of_the_training_joins_the_ranking(
     tmp_path, small_digits, monkeypatch
 ):
@@ -199,6 +201,8 @@ def test_few_wrong_labels_tell_no_rates_apart(kind, wrong, is_uneven):
     assert noise.Noise(kind, 1.0, np.eye(3)).is_uneven(wrong) == is_uneven
 
 
+# One epoch: it knows hardly anything.
+@pytest.mark.filterwarnings("ignore:Model .* predicts:UserWarning")
 def test_several_networks_without_ties_judge_together(
     tmp_path, small_digits, monkeypatch
 ):

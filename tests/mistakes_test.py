@@ -337,6 +337,15 @@ def test_labels_from_one_are_warned_of():
         from_arrays(X, Y + 1, classes=4)
 
 
+@pytest.mark.parametrize(
+    ("name", "meant"), [("val", "validation"), ("Holdout", "heldout")]
+)
+def test_a_subset_that_looks_kept_aside_is_warned_of(name, meant):
+    with pytest.warns(UserWarning, match=f"Expected '{meant}'"):
+        found = from_arrays(X, Y, subset=[name] * 3 + ["clean"] * (N - 3))
+    assert found.is_trained_on.all()
+
+
 def test_keys_of_bytes_are_their_text():
     np.testing.assert_array_equal(
         tfmemloc.stable_ids(["é", b"b"]),

@@ -20,6 +20,12 @@ from tfmemloc.data.kinds import (
     kind_of,
 )
 
+# Names of subsets that people give to what they kept aside -> ours.
+_MEANT = {
+    **dict.fromkeys(("dev", "eval", "val", "valid"), "validation"),
+    **dict.fromkeys(("held-out", "held_out", "holdout"), "heldout"),
+}
+
 
 def from_arrays(
     x: Any,
@@ -223,6 +229,14 @@ def _subsets(subset, label, true, name: str) -> np.ndarray:
         raise ValueError(
             f"{name}: subset expected {len(label)} names, one for each row of "
             f"x. Received: shape {given.shape}, dtype {given.dtype}."
+        )
+    meant = sorted(_MEANT.keys() & {each.lower() for each in found})
+    if meant:
+        warnings.warn(
+            f"{name}: examples of the subset {', '.join(meant)} are trained "
+            "on, as those of any name but heldout, validation and test. "
+            f"Expected {_MEANT[meant[0]]!r}, if they were kept aside.",
+            stacklevel=4,
         )
     return found
 

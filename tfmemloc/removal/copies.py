@@ -50,6 +50,12 @@ def check_examples(model: keras.Model, examples: Examples) -> None:
             f"{', '.join(examples.subsets) or 'none'}."
         )
     outputs = keras.tree.flatten(getattr(model, "output_shape", None) or ())
+    if outputs and outputs[-1] == 1 and examples.classes == 2:
+        raise ValueError(
+            f"Model '{model.name}' has one output for two classes, as with a "
+            "sigmoid. Expected an output for each class, as Dense(2) gives. "
+            f"Received: output shape {model.output_shape}."
+        )
     if outputs and outputs[-1] not in (None, examples.classes):
         raise ValueError(
             f"{examples.name} has {examples.classes} classes, but model "

@@ -26,6 +26,7 @@ import numpy as np
 
 from tfmemloc.data.batches import check_augmentable
 from tfmemloc.data.examples import Examples
+from tfmemloc.fit import warn_of_misfit
 from tfmemloc.removal.copies import check_examples, own_copy
 from tfmemloc.removal.curvature.checks import (
     check_labels,
@@ -73,6 +74,11 @@ def remove_memory(
             not known, there are no training examples, or no pictures to
             augment, or the directory has refits of other settings.
 
+    Warns:
+        UserWarning: the network knows no more of the labels than which class
+            is the most frequent, so that it was not trained on these examples
+            as they are fed; or a rare class is lost.
+
     Example:
         >>> edited, result = remove_memory(
         ...     model, examples, CurvatureConfig(keep=0.9, refit_epochs=0)
@@ -83,6 +89,7 @@ def remove_memory(
     original = model_of(source, examples)
     check_examples(original, examples)
     check_augmentable(examples, config.augment)  # Before what takes long.
+    warn_of_misfit(original, examples)
     started = time.perf_counter()
     model, trained = own_copy(original), examples
     job = Job(
