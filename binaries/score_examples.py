@@ -227,11 +227,20 @@ def _correct(runs: list[Run], directory: pathlib.Path) -> None:
             f"train on them: {flags.start_of('binaries.train')} "
             f"{config_flags.line(data)} --run_dir={where}"
         )
-    else:
-        print(
-            "train on them, in Python: tfmemloc.load(tfmemloc.DataConfig("
-            f"{data.dataset!r}, noise_rate=0.0, label_file={str(path)!r}))"
-        )
+    print(
+        "or a network of your own, in Python:\n"
+        "  train = tfmemloc.load(tfmemloc.DataConfig("
+        f"{data.dataset!r}, noise_rate=0.0, label_file={str(path)!r})).train\n"
+        f"  model.fit({_as_fitted(examples)}, train.label)"
+    )
+
+
+def _as_fitted(examples: Examples) -> str:
+    """The inputs for `fit`, as Python."""
+    arrays = "tfmemloc.data.as_arrays(train)"
+    if len(examples.inputs) > 1:
+        return arrays
+    return f"{arrays}[{next(iter(examples.inputs))!r}]"
 
 
 def _refuse_tied_flags() -> None:

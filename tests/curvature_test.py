@@ -428,6 +428,18 @@ def test_without_held_out_examples_all_others_choose(
         np.testing.assert_array_equal(one, other)
 
 
+def test_other_labels_have_factors_of_their_own(planted, tmp_path):
+    """A folder is not refused because labels were corrected."""
+    run, examples = planted
+    other = dataclasses.replace(examples, label=examples.true_label)
+    alone, _ = remove_memory(run.model(), other, PLANTED)
+    for each in (examples, other):
+        found, _ = remove_memory(run.model(), each, PLANTED, directory=tmp_path)
+    assert len(list(tmp_path.glob("factors_1_*"))) == 2
+    for one, same in zip(found.get_weights(), alone.get_weights(), strict=True):
+        np.testing.assert_array_equal(one, same)
+
+
 def test_others_who_know_nothing_choose_nothing(overfitted, held_out_digits):
     rng = np.random.default_rng(0)
     train = held_out_digits.train
@@ -501,11 +513,14 @@ def test_true_labels_and_test_examples_choose_nothing(chosen, held_out_digits):
     np.testing.assert_array_equal(other.keep, result.keep)
 
 
-def test_factors_of_other_examples_are_refused(chosen, held_out_digits):
+def test_factors_of_other_inputs_are_refused(chosen, held_out_digits):
+    """Other ids or labels have factors of their own; see above."""
     model, config, folder, _, _ = chosen
-    fewer = held_out_digits.trained_on(held_out_digits.train.example_id[:50])
+    inverted = dataclasses.replace(
+        held_out_digits, inputs={"image": 255 - held_out_digits.inputs["image"]}
+    )
     with pytest.raises(ValueError, match="curvature factors with other exam"):
-        remove_memory(model, fewer, config, directory=folder)
+        remove_memory(model, inverted, config, directory=folder)
 
 
 def test_another_model_shares_no_factors(chosen, held_out_digits):

@@ -66,6 +66,20 @@ def test_columns_that_are_taken_for_tokens(rng):
         warn_of_misfit(model, examples)
 
 
+@pytest.mark.parametrize(
+    ("of_model", "of_data"), [((8, 8), (8, 8, 1)), ((8, 8, 1), (8, 8))]
+)
+def test_grey_pictures_have_a_channel_or_none(of_model, of_data, rng):
+    pixels = rng.normal(size=(20, *of_data)).astype(np.float32)
+    inputs = keras.Input(of_model)
+    x = keras.layers.Flatten()(inputs)
+    model = keras.Model(inputs, keras.layers.Dense(2)(x))
+    examples = from_arrays(pixels, np.arange(20) % 2)
+    expected = model.predict(pixels.reshape(20, *of_model), verbose=0)
+    found = predict_logits(model, examples)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
 def test_a_sigmoid_is_told_from_other_classes(rng):
     inputs = keras.Input((4,))
     model = keras.Model(

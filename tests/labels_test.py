@@ -365,6 +365,12 @@ def test_bad_decisions_are_refused(line, words, tmp_path):
         apply_decisions(mine, path)
 
 
+def test_a_table_without_decisions_is_refused(tmp_path):
+    path = _table(tmp_path / "decisions.csv")
+    with pytest.raises(ValueError, match="holds no decision"):
+        read_decisions(path)
+
+
 def test_a_table_without_the_header_is_refused(tmp_path):
     storage.write_text(tmp_path / "x.csv", "example_id,label\n")
     with pytest.raises(ValueError, match="expected the header"):

@@ -96,6 +96,10 @@ class Result:
     # Fields of version 1 -> their names now; None: the field is gone.
     renamed: ClassVar[Mapping[str, str | None]] = {}
 
+    def __str__(self) -> str:
+        """What `print` shows, instead of all arrays."""
+        return f"{self.title}. {self.sentence()}"
+
     def rows(self) -> list[dict[str, Any]]:
         """One flat dict per cell of the arrays; pandas takes the list."""
         raise TypeError(f"{type(self).__name__} defines no rows.")

@@ -3,7 +3,7 @@
 An input named `example_id` gets the ids, or the tie ids where examples share
 their memorization units. A model with one other input gets the
 examples' one input, whatever both are called; with several, each gets the
-array of its name.
+array of its name. A channel axis of one is added or taken away as it is wanted.
 """
 
 from __future__ import annotations
@@ -78,6 +78,19 @@ def input_names(model: keras.Model) -> list[str]:
     ]
 
 
+def _with_channel_of(tensor, value: tf.Tensor) -> tf.Tensor:
+    """A last axis of one added, or taken away, where that is all that differs.
+
+    Grey pictures come with and without it.
+    """
+    more = len(tensor.shape) - value.shape.rank
+    if more == 1 and tensor.shape[-1] == 1:
+        return value[..., tf.newaxis]
+    if more == -1 and value.shape[-1] == 1:
+        return tf.squeeze(value, axis=-1)
+    return value
+
+
 def _as_input(model, name: str, tensor, value):
     """An array as a tensor of the input's dtype; its shape is checked."""
     if value is None:
@@ -85,7 +98,7 @@ def _as_input(model, name: str, tensor, value):
             f"Model '{model.name}' takes the example ids as its input "
             f'"{IDS}". Received: none.'
         )
-    value = tf.convert_to_tensor(value)
+    value = _with_channel_of(tensor, tf.convert_to_tensor(value))
     if not value.shape.is_compatible_with([None, *tensor.shape[1:]]):
         raise ValueError(
             f"Model '{model.name}' expected {name} of shape "

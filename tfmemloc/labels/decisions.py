@@ -25,8 +25,8 @@ def read_decisions(path: str | os.PathLike) -> list[dict[str, int | str]]:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the header or a line is not as expected, or an example
-            occurs twice.
+        ValueError: the header or a line is not as expected, an example
+            occurs twice, or there is none.
     """
     # Spreadsheets write a mark at the beginning and empty lines at the end.
     with open(path, newline="", encoding="utf-8-sig") as file:
@@ -48,6 +48,11 @@ def read_decisions(path: str | os.PathLike) -> list[dict[str, int | str]]:
                     "twice. Expected one line for each example."
                 )
             rows[row["example_id"]] = row
+    if not rows:
+        raise ValueError(
+            f"{path} holds no decision. Expected a line for each label that "
+            "was decided about."
+        )
     return list(rows.values())
 
 

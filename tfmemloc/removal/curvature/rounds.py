@@ -144,11 +144,12 @@ class Job:
     def _folder(
         self, model: keras.Model, number: int, what: str = "factors"
     ) -> pathlib.Path | None:
-        """Where what is computed of weights and protected ids lies, if kept."""
+        """Where what is computed of weights, labels and protected ids lies."""
         if self.directory is None:
             return None
-        also = [self._protected_ids] if len(self._protected_ids) else []
-        digest = storage.digest([*model.get_weights(), *also])
+        train = self.examples.train
+        of = [train.example_id, train.label, self._protected_ids]
+        digest = storage.digest([*model.get_weights(), *of])
         return self.directory / f"{what}_{number + 1}_{digest[:12]}"
 
     def _planned(
