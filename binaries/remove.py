@@ -10,17 +10,22 @@ may be of any origin:
   python -m binaries.remove --model=my.keras --dataset=mine.npz \\
     --out_dir=forgotten
 
+mine.npz holds x_train and y_train, the examples that the network was trained on,
+as it was fed them: floats as they are, uint8 pictures scaled to [-1, 1], whole
+numbers as tokens; and, where there are some, x_test and y_test with labels that
+are right, which are only measured.
+
 How much of which layers is cut is chosen on the given labels of examples that
 the network was not trained on: `binaries.train --heldout=0.1` keeps some aside,
-and in an .npz file they are those whose `subset` is `heldout`. Without any, a
-default strength is taken.
+and in an .npz file they are those whose `subset` is `heldout`. Without any, all
+other examples judge, by what they say of each training example.
 
 Writes into --out_dir (default: the folder `removed` in the run's) the new
 network as a run that all programs take and as model.keras; summary.json,
 removal.npz and .json, figures, report.html; suspects.csv and suspects.html,
-all labels, those first that the network no longer believes. The report shows
-every edit that was tried; for another one of them, name --keep, --layers and a
-new --out_dir.
+all labels, those first that the network no longer believes, and review.html, a
+page to decide on them. The report shows every edit that was tried; for another
+one of them, name --keep, --layers and a new --out_dir.
 """
 
 import csv
@@ -61,6 +66,7 @@ from tfmemloc import (
 )
 from tfmemloc.data import Examples
 from tfmemloc.fields import hints
+from tfmemloc.labels.review import REVIEW
 from tfmemloc.scores.suspects import PAGE
 
 FLAGS = flags.FLAGS
@@ -163,6 +169,7 @@ def main() -> None:
     output.print_section(section)
     if suspects is not None:
         print(f"suspected labels: {suspects}, {out / PAGE}")
+        print(f"decide on them: {out / REVIEW}")
     print(f"network: {out / removing.MODEL}")
     print(f"report: {page}")
 

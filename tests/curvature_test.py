@@ -519,7 +519,7 @@ def test_factors_of_other_inputs_are_refused(chosen, held_out_digits):
     pixels = np.array(held_out_digits.inputs["image"])
     pixels[:, 0, 0] ^= 1
     other = dataclasses.replace(held_out_digits, inputs={"image": pixels})
-    with pytest.raises(ValueError, match="curvature factors with other exam"):
+    with pytest.raises(ValueError, match="curvature factors with other inp"):
         remove_memory(model, other, config, directory=folder)
 
 
