@@ -10,10 +10,10 @@ may be of any origin:
   python -m binaries.remove --model=my.keras --dataset=mine.npz \\
     --out_dir=forgotten
 
-mine.npz holds x_train and y_train, the examples that the network was trained on,
-as it was fed them: floats as they are, uint8 pictures scaled to [-1, 1], whole
-numbers as tokens; and, where there are some, x_test and y_test with labels that
-are right, which are only measured.
+mine.npz holds x_train and y_train, the examples that the network was trained
+on, as it was fed them: floats as they are, uint8 pictures scaled to [-1, 1],
+whole numbers as tokens; and, where there are some, x_test and y_test with
+labels that are right, which are only measured.
 
 How much of which layers is cut is chosen on the given labels of examples that
 the network was not trained on: `binaries.train --heldout=0.1` keeps some aside,

@@ -428,6 +428,22 @@ def test_without_held_out_examples_all_others_choose(
         np.testing.assert_array_equal(one, other)
 
 
+def test_held_out_examples_that_were_trained_on_are_noticed(
+    overfitted, held_out_digits
+):
+    trained_on = held_out_digits.subset != "heldout"
+    few = np.flatnonzero(trained_on & held_out_digits.is_trained_on)[::4]
+    subset = held_out_digits.subset.astype(object)
+    subset[few] = "heldout"
+    lied = dataclasses.replace(
+        held_out_digits.take(trained_on), subset=subset[trained_on]
+    )
+    config = CurvatureConfig(rounds=1, refit_epochs=0)
+    with pytest.warns(UserWarning, match="these seem to have been, and cannot"):
+        remove_memory(overfitted, lied, config)
+    remove_memory(overfitted, held_out_digits, config)  # Which warns of none.
+
+
 def test_other_labels_have_factors_of_their_own(planted, tmp_path):
     """A folder is not refused because labels were corrected."""
     run, examples = planted

@@ -20,6 +20,7 @@ import dataclasses
 import os
 import pathlib
 import time
+import warnings
 
 import keras
 import numpy as np
@@ -33,16 +34,21 @@ from tfmemloc.removal.curvature.checks import (
     protected_examples,
     warn_of_lost_classes,
 )
+from tfmemloc.removal.curvature.choice import Choice
 from tfmemloc.removal.curvature.config import CurvatureConfig
-from tfmemloc.removal.curvature.others import said_by_others
+from tfmemloc.removal.curvature.others import said_by_others, share_wrong
 from tfmemloc.removal.curvature.result import (
     CurvatureEdit,
     EditRound,
     details,
 )
-from tfmemloc.removal.curvature.rounds import Job, is_held_out
+from tfmemloc.removal.curvature.rounds import HELD_OUT, Job, is_held_out
 from tfmemloc.removal.outcome import compared
 from tfmemloc.snapshots import Source, model_of
+
+# A network that predicts so many held-out labels may have been trained on them,
+# where clearly more are wrong than it gets wrong.
+_MANY, _CLEARLY = 0.98, 3
 
 
 def remove_memory(
@@ -77,7 +83,8 @@ def remove_memory(
     Warns:
         UserWarning: the network knows no more of the labels than which class
             is the most frequent, so that it was not trained on these examples
-            as they are fed; or a rare class is lost.
+            as they are fed; the held-out examples look as if it had been
+            trained on them; or a rare class is lost.
 
     Example:
         >>> edited, result = remove_memory(
@@ -103,6 +110,8 @@ def remove_memory(
     done: list[EditRound] = []
     for number in range(config.rounds if config.refit_epochs else 1):
         model, part = job.edited(model, trained, number)
+        if number == 0 and job.judge_name == "heldout":
+            _warn_of_seen(examples, part.choice, config.seed)
         if config.refit_epochs:
             trained = job.refitted(model, number)
             part = dataclasses.replace(part, believed=len(trained.train))
@@ -118,6 +127,30 @@ def remove_memory(
         **fields,
         **details(done),
         judge=job.judge_name,
+    )
+
+
+def _warn_of_seen(examples: Examples, choice: Choice, seed: int) -> None:
+    """Says so if the held-out examples look as if they were trained on.
+
+    A network knows as many labels of those as of others only where hardly any
+    are wrong.
+    """
+    before = choice.points[0]
+    is_alike = before.heldout >= before.train - before.error
+    if examples.label.ndim > 1 or not is_alike or before.heldout < _MANY:
+        return
+    wrong = share_wrong(examples, seed)
+    if wrong < 1 - before.heldout + _CLEARLY * before.error:
+        return
+    warnings.warn(
+        f"The network predicts {before.heldout:.1%} of the held-out labels of "
+        f"{examples.name}, as many as of those that it was trained on, though "
+        f"all other examples find {wrong:.1%} of the labels wrong. Expected "
+        f"{' or '.join(HELD_OUT)} for examples that were never trained on; "
+        "these seem to have been, and cannot say how much to cut. Where there "
+        "are none, all other examples choose.",
+        stacklevel=3,
     )
 
 

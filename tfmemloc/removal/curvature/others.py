@@ -45,12 +45,23 @@ def said_by_others(
     """
 
     def said() -> dict[str, np.ndarray]:
-        train, none = examples.train, examples.take(np.arange(0))
-        logits = predict_left_out(
-            train, none, seed=seed, progress=progress
-        ).train
-        return {"said": fit_noise(logits, train.label).log_chance(logits)}
+        logits = _left_out(examples, seed, progress)
+        noise = fit_noise(logits, examples.train.label)
+        return {"said": noise.log_chance(logits)}
 
     return shares.once("others", lambda: [examples.digest(), seed], said)[
         "said"
     ]
+
+
+def share_wrong(examples: Examples, seed: int) -> float:
+    """How many of the training labels are wrong, by all other examples."""
+    logits, label = _left_out(examples, seed), examples.train.label
+    return float(fit_noise(logits, label).suspicion(logits, label).mean())
+
+
+def _left_out(
+    examples: Examples, seed: int, progress: bool = False
+) -> np.ndarray:
+    train, none = examples.train, examples.take(np.arange(0))
+    return predict_left_out(train, none, seed=seed, progress=progress).train
