@@ -14,8 +14,13 @@ NOTEBOOKS = {
     "what_a_language_model_says": ("drop", 0),
     "what_an_attacker_knows": ("Members that the strongest attack finds", 1),
 }
-# They train a decoder twice, and eight networks.
-_SLOW = ("what_a_language_model_says", "what_an_attacker_knows")
+# They train a decoder twice, and eight networks; and `correct_labels.py`, which
+# tells the same story, is run by `examples_test`.
+_SLOW = (
+    "what_a_language_model_says",
+    "what_an_attacker_knows",
+    "correct_wrong_labels",
+)
 
 
 def _read(name):

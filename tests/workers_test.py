@@ -20,11 +20,11 @@ _FLAGS = {
     "width": 0.5,
     "expand": 0.5,
     "rule": "drop_pass_gate",  # It keeps a table by example, too.
-    "epochs": 40,
+    "epochs": 20,
     "batch_size": 32,
     "learning_rate": 0.05,
-    "save_every": 40,
-    "evaluate_every": 40,
+    "save_every": 20,
+    "evaluate_every": 20,
 }
 
 
@@ -76,7 +76,7 @@ def test_two_workers_train_as_one_and_a_killed_one_comes_back(tmp_path):
         ),
         progress=False,
     )
-    assert [line["epoch"] for line in two.history] == list(range(1, 41))
+    assert [line["epoch"] for line in two.history] == list(range(1, 21))
     for a, b in zip(one.weights(), two.weights(), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4)
     courses = [
