@@ -232,7 +232,7 @@ def test_wrong_labels_are_found_without_a_network(digits, tmp_path):
     assert calibration_error(found) < 0.01
     wrong = (found.label != found.true_label).sum()
     assert found.suspicion.sum() == pytest.approx(wrong, rel=0.1)
-    assert "are wrong, any label as likely as another" in found.sentence()
+    assert "of all labels are wrong, of no class more" in found.sentence()
     assert (tmp_path / "review.html").exists()
     clean = dataclasses.replace(digits, label=digits.true_label)
     none = score_without_network(clean)

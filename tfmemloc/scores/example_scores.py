@@ -181,11 +181,11 @@ def _noise_in_words(scores: ExampleScores) -> str:
             "and no suspicion for a probability."
         )
     which = {
-        "any": "any label as likely as another",
-        "class": "in some classes more than in others",
-        "pairs": "classes for certain others",
+        "any": "of no class more often than of another",
+        "class": "of some classes more often than of others",
+        "pairs": "of some classes more often, and for certain others",
     }[scores.noise]
-    return f" About {scores.suspicion.mean():.1%} are wrong, {which}."
+    return f" About {scores.suspicion.mean():.1%} of all labels are wrong, {which}."
 
 
 def suspects_in_words(scores: ExampleScores) -> str:
@@ -210,8 +210,8 @@ def suspects_in_words(scores: ExampleScores) -> str:
             " More than half of the labels of each of these classes: "
             f"{', '.join(whole)}. Not so many are likely to be wrong: what is "
             "learned without the examples themselves is too little to judge "
-            "them by. Go by the suspicion; a network that was trained longer, "
-            "or with a higher p_gen, knows more."
+            "them by. Go by the suspicion. A network that knows more, or "
+            "numbers that say more of the examples, would help."
         )
     is_wrong = scores.label != scores.true_label
     wrong = int(is_wrong.sum())
