@@ -185,7 +185,8 @@ def _noise_in_words(scores: ExampleScores) -> str:
         "class": "of some classes more often than of others",
         "pairs": "of some classes more often, and for certain others",
     }[scores.noise]
-    return f" About {scores.suspicion.mean():.1%} of all labels are wrong, {which}."
+    share = f"{scores.suspicion.mean():.1%}"
+    return f" About {share} of all labels are wrong, {which}."
 
 
 def suspects_in_words(scores: ExampleScores) -> str:
