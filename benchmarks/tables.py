@@ -371,7 +371,10 @@ BLOCKS: Mapping[str, Callable[[], str]] = {
         f"removal_{name}": lambda name=name: removal_tables.full(
             _removals(), name
         )
-        for name in removal_tables.NAMES
+        for name in (
+            *("digits", "vit", "mnist", "mobilenet"),
+            *("cifar", "cifar10k", "cifar50"),
+        )
     },
     "removal_cifar_rivals": lambda: removal_tables.full(
         _read("cifar10_rivals")["rows"], "cifar"
@@ -381,6 +384,18 @@ BLOCKS: Mapping[str, Callable[[], str]] = {
             _read("refits")["rows"], name
         )
         for name in ("digits", "cifar", "cifar10k")
+    },
+    **{
+        f"others_{name}": lambda name=name: removal_tables.full(
+            _read("others")["rows"], name
+        )
+        for name in ("digits", "cifar")
+    },
+    **{
+        f"rivals_{name}": lambda name=name: removal_tables.full(
+            _read("rivals")["rows"], name
+        )
+        for name in ("mobilenet", "vit")
     },
     "removal_tinymem": lambda: removal_tables.recitation(_removals()),
     "protect": lambda: removal_tables.protect(_read("protect")["rows"]),

@@ -134,8 +134,9 @@ def check_values(name: str, values: rows_.Rows, of: str) -> None:
         start += len(block)
     if kind_of(values) == PICTURE and largest > 10:
         warnings.warn(
-            f"{of}: {name} holds float pictures with values up to {largest:g}. "
-            "Networks train badly on such a range. Expected about [-1, 1]; "
-            "uint8 pixels are scaled to it.",
+            f"{of}: {name} holds float pictures with values up to {largest:g}, "
+            "which are fed as they are: right for a network that was trained "
+            "on such numbers, but a new one trains badly on them. Expected "
+            "about [-1, 1] there; uint8 pixels are scaled to it.",
             stacklevel=4,
         )
