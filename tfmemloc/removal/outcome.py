@@ -112,7 +112,7 @@ class Removal(OfSubsets, Result):
         """Bars before and after."""
         return {
             "removal": Figure(
-                "Accuracy of each subset before and after.",
+                "Accuracy of each subset before and after, labels as given.",
                 figures.accuracy_bars(STAGES, self.accuracy, self.subsets),
             )
         }

@@ -66,9 +66,10 @@ def curve(result: CurvatureEdit) -> dict[str, Figure]:
     figures.plain_axes(axes)
     return {
         "edit_curve": Figure(
-            "Every edit that was tried in the first round: to the right, what "
-            "the network still knows of its training labels. The dotted line "
-            "is one standard error below the best accuracy by the judge.",
+            "Every edit that was tried in the first round: the further to the "
+            "right, the less the network still knows of its training labels. "
+            "The dotted line is one standard error below the best accuracy by "
+            "the judge.",
             drawing,
         )
     }
