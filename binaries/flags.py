@@ -7,6 +7,7 @@ import re
 import shlex
 import shutil
 import sys
+import warnings
 from collections.abc import Callable
 
 from . import start  # noqa: F401  First: it starts TensorFlow quietly.
@@ -163,8 +164,17 @@ def start_of(module: str) -> str:
     return f"tfmemloc {module.removeprefix('binaries.')}"
 
 
+def _shown(message, category, filename, lineno, file=None, line=None) -> None:
+    """A warning for the user as one line, any other where it was raised."""
+    text = warnings.formatwarning(message, category, filename, lineno, line)
+    if issubclass(category, UserWarning):
+        text = f"warning: {message}\n"
+    (file or sys.stderr).write(text)
+
+
 def run(main: Callable[[], None]) -> None:
-    """Runs a program; shows an error that the user can fix as one line."""
+    """Runs a program; shows errors and warnings of the user's as one line."""
+    warnings.showwarning = _shown
 
     def guarded(arguments):
         if len(arguments) > 1:

@@ -311,7 +311,13 @@ def test_the_program_needs_no_network(tmp_path):
     x, true = _blobs(np.random.default_rng(0), 300, spread=0.5)
     label = true.copy()
     label[:20] = (label[:20] + 1) % 3
-    np.savez(tmp_path / "mine.npz", x_train=x, y_train=label, true_label=true)
+    np.savez(
+        tmp_path / "mine.npz",
+        x_train=x,
+        y_train=label,
+        true_label=true,
+        subset=np.where(np.arange(300) < 200, "clean", "val"),
+    )
     run = programs.launcher().run
     done = run(
         "binaries.score_examples",
@@ -319,6 +325,11 @@ def test_the_program_needs_no_network(tmp_path):
         f"--out_dir={tmp_path / 'labels'}",
     )
     assert "decide on:" in done.stdout
+    assert "data: Examples('mine.npz': 200 clean, 100 val;" in done.stdout
+    assert "\nwarning: mine.npz: examples of the subset val are" in (
+        f"\n{done.stderr}"
+    )
+    assert "UserWarning" not in done.stderr
     rows = json.loads((tmp_path / "labels" / "example_scores.json").read_text())
     first = [row["example_id"] for row in rows["rows"][:15]]
     assert set(first) <= set(range(20))
