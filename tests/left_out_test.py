@@ -350,13 +350,13 @@ def test_the_program_needs_no_network(tmp_path):
     )
     assert "3 labels corrected" in done.stdout
     assert "noise_file" not in done.stdout
-    corrected = data.load(
-        DataConfig(
-            str(tmp_path / "mine.npz"),
-            noise_rate=0.0,
-            label_file=str(tmp_path / "corrected" / "corrected_labels.csv"),
-        )
+    config = DataConfig(
+        str(tmp_path / "mine.npz"),
+        noise_rate=0.0,
+        label_file=str(tmp_path / "corrected" / "corrected_labels.csv"),
     )
+    with pytest.warns(UserWarning, match="of the subset val are trained on"):
+        corrected = data.load(config)
     assert corrected.of_ids(np.arange(3)).label.tolist() == true[:3].tolist()
     assert (corrected.label != true).sum() == 17
     command = "binaries.score_examples", "--dataset=digits"
