@@ -128,3 +128,12 @@ def print_section(section: report.Section) -> None:
     if table:
         print(table)
     print(section.text)
+
+
+def duration(seconds: float) -> str:
+    """Seconds in words, to one digit or two."""
+    if seconds < 90:
+        return f"{max(10, round(seconds, -1)):.0f} seconds"
+    if seconds < 90 * 60:
+        return f"{seconds / 60:.0f} minutes"
+    return f"{seconds / 3600:.1f} hours"

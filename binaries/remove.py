@@ -45,6 +45,7 @@ from tfmemloc import (
     OutputEditConfig,
     REMConfig,
     Removal,
+    Run,
     SearchConfig,
     SecondOrderConfig,
     SubnetConfig,
@@ -67,6 +68,8 @@ from tfmemloc import (
 from tfmemloc.data import Examples
 from tfmemloc.fields import hints
 from tfmemloc.labels.review import REVIEW
+from tfmemloc.removal.curvature.expected import expected_seconds
+from tfmemloc.result import is_result
 from tfmemloc.scores.suspects import PAGE
 
 FLAGS = flags.FLAGS
@@ -143,6 +146,7 @@ def main() -> None:
     source, examples, data = sources.read()
     if workers.is_first():
         sources.describe(source, examples)
+        _say_how_long(source, examples, out)
     if not workers.is_first():
         _removal(source, examples, out)[1]()
         return
@@ -172,6 +176,16 @@ def main() -> None:
         print(f"decide on them: {out / REVIEW}")
     print(f"network: {out / removing.MODEL}")
     print(f"report: {page}")
+
+
+def _say_how_long(source, examples: Examples, out: pathlib.Path) -> None:
+    """Prints about how long it takes, where that is known and still ahead."""
+    if FLAGS.method != CURVATURE or is_result(out / removing.RESULT):
+        return
+    model = source.model() if isinstance(source, Run) else source
+    config = config_flags.read(CurvatureConfig)
+    seconds = expected_seconds(model, examples, config)
+    print(f"expected: about {output.duration(seconds)}")
 
 
 def _details(result: Removal) -> dict[str, Any]:

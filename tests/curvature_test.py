@@ -444,6 +444,35 @@ def test_held_out_examples_that_were_trained_on_are_noticed(
     remove_memory(overfitted, held_out_digits, config)  # Which warns of none.
 
 
+@pytest.mark.parametrize(
+    ("changed", "passes"),
+    [
+        # Of 64 examples: six passes and 30 cuts on 64 + 16, and three epochs
+        # of three, twice.
+        ({}, 2 * (6 * 64 + 30 * 80 + 9 * 64)),
+        ({"keep": 0.9}, 2 * (6 * 64 + 9 * 64)),
+        ({"keep": 1.0}, 2 * 9 * 64),
+        ({"refit_epochs": 0}, 6 * 64 + 30 * 80),
+    ],
+)
+def test_the_expected_time_counts_passes(
+    overfitted, held_out_digits, monkeypatch, changed, passes
+):
+    from tfmemloc.removal.curvature import expected
+
+    train = held_out_digits.train.example_id[:64]
+    held_out = held_out_digits.of_subset("heldout").example_id
+    examples = held_out_digits.take(
+        np.isin(held_out_digits.example_id, [*train, *held_out[:16]])
+    )
+    assert expected._seconds_of_one(overfitted, examples.train) > 0
+    monkeypatch.setattr(expected, "_seconds_of_one", lambda *_: 0.5)
+    found = expected.expected_seconds(
+        overfitted, examples, CurvatureConfig(**changed)
+    )
+    assert found == pytest.approx(5 + passes / 2)
+
+
 def test_other_labels_have_factors_of_their_own(planted, tmp_path):
     """A folder is not refused because labels were corrected."""
     run, examples = planted

@@ -464,6 +464,9 @@ def test_memory_is_removed_from_any_keras_file(
         "--rounds=1",
     )
     assert "Chosen on the given labels of held-out examples" in done.stdout
+    assert re.search(r"^expected: about \d+ seconds$", done.stdout, re.M)
+    said = r"my.keras predicts [\d.]+% of \d+ training labels as given"
+    assert re.search(said, done.stdout)
     assert "training labels" not in done.stderr
     rows = json.loads((out / "summary.json").read_text())["rows"]
     assert set(rows[0]) == {"stage", "clean", "heldout"}

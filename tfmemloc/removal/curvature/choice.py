@@ -238,6 +238,11 @@ def choose(
     return Choice(tuple(points), _chosen(points, floor), error, sensitivity)
 
 
+def judged_count(trained: int, held_out: int) -> int:
+    """How many examples go through the network for each cut that is tried."""
+    return min(trained, _SAMPLE) + (held_out or min(trained, _JUDGED))
+
+
 def _floor(points: Sequence[Point]) -> tuple[float, float]:
     """One standard error below the best held-out accuracy, and that error."""
     best = max(points, key=lambda point: point.heldout)
