@@ -110,7 +110,7 @@ def _scores(source, examples, directory, config, options) -> ExampleScores:
         return score_by_removal(
             source,
             examples,
-            config or CurvatureConfig(),
+            config,
             directory=pathlib.Path(directory) / "work",
             **options,
         )
