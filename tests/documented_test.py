@@ -116,6 +116,8 @@ def _compiled(model):
     return model
 
 
+# Of 80 examples in eight epochs, the dropped network learns hardly anything.
+@pytest.mark.filterwarnings("ignore:Model 'lenet' predicts:UserWarning")
 @pytest.mark.parametrize("name", TESTS)
 def test_the_example_runs(name, names):
     test = TESTS[name]

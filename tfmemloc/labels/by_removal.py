@@ -21,7 +21,7 @@ import keras
 import numpy as np
 
 from tfmemloc import graph
-from tfmemloc.data.examples import Examples, pictures_of
+from tfmemloc.data.examples import Examples, pictures_of, require_examples
 from tfmemloc.moved import predict_moved
 from tfmemloc.removal.curvature import CurvatureConfig, remove_memory
 from tfmemloc.removal.curvature.choice import DEFAULT_KEEP
@@ -120,6 +120,7 @@ def score_by_removal(
             "`recording` expected one network. Received: several runs, each of "
             "which has its own in its folder."
         )
+    require_examples(examples)
     check_classes(examples.train)
     config = config or _usual(examples)
     networks = [model_of(one, examples) for one in sources]

@@ -63,7 +63,8 @@ class Job:
     def judge_name(self) -> str:
         """By whom a cut is chosen: `heldout`, `others`, or nobody."""
         config = self.config
-        if config.keep is not None and config.layers is not None:
+        is_given = config.keep is not None and config.layers is not None
+        if is_given or config.keep == 1.0:
             return ""
         if is_held_out(self.examples).any():
             return "heldout"
