@@ -45,7 +45,6 @@ from tfmemloc import (
     OutputEditConfig,
     REMConfig,
     Removal,
-    Run,
     SearchConfig,
     SecondOrderConfig,
     SubnetConfig,
@@ -71,6 +70,7 @@ from tfmemloc.labels.review import REVIEW
 from tfmemloc.removal.curvature.expected import expected_seconds
 from tfmemloc.result import is_result
 from tfmemloc.scores.suspects import PAGE
+from tfmemloc.snapshots import model_of
 
 FLAGS = flags.FLAGS
 CURVATURE = "curvature"
@@ -144,12 +144,11 @@ def main() -> None:
     if workers.begins("remove", _work_directory(out)):
         return
     source, examples, data = sources.read()
-    if workers.is_first():
-        sources.describe(source, examples)
-        _say_how_long(source, examples, out)
     if not workers.is_first():
         _removal(source, examples, out)[1]()
         return
+    sources.describe(source, examples)
+    _say_how_long(source, examples, out)
     with storage.lock_directory(out):
         settings, remove = _removal(source, examples, out)
         result = removing.keep_removal(
@@ -182,8 +181,8 @@ def _say_how_long(source, examples: Examples, out: pathlib.Path) -> None:
     """Prints about how long it takes, where that is known and still ahead."""
     if FLAGS.method != CURVATURE or is_result(out / removing.RESULT):
         return
-    model = source.model() if isinstance(source, Run) else source
     config = config_flags.read(CurvatureConfig)
+    model = model_of(source, examples)
     seconds = expected_seconds(model, examples, config)
     print(f"expected: about {output.duration(seconds)}")
 

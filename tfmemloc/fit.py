@@ -79,9 +79,8 @@ def warn_of_misfit(model: keras.Model, examples: Examples) -> None:
 
 def how_fed(examples: Examples) -> str:
     """What a network gets for each input."""
-    return "; ".join(
-        f"{name}, {_ways(examples)[name]}" for name in examples.inputs
-    )
+    ways = _ways(examples).items()
+    return "; ".join(f"{name}, {way}" for name, way in ways)
 
 
 def _ways(examples: Examples) -> dict[str, str]:

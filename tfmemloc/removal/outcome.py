@@ -26,7 +26,7 @@ from tfmemloc.evaluation import (
 from tfmemloc.report import figures
 from tfmemloc.result import Figure, Result
 from tfmemloc.scores.of_training import margins
-from tfmemloc.subsets import OfSubsets, training
+from tfmemloc.subsets import OfSubsets, is_trained_on
 
 STAGES = ("before", "after")
 
@@ -103,7 +103,7 @@ class Removal(OfSubsets, Result):
 
     def _known(self) -> np.ndarray:
         """[2] share of all training labels that are predicted, as given."""
-        trained = np.isin(self.subsets, training(self.subsets))
+        trained = is_trained_on(np.asarray(self.subsets))
         return np.average(
             self.accuracy[:, trained], axis=1, weights=self.count[trained]
         )

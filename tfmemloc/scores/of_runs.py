@@ -169,6 +169,7 @@ def score_examples(
     check_classes(train)
     for run in runs:
         run.check(examples)
+    others = examples.take(~examples.is_trained_on)
     judges, held_out, values = [], [], []
     for run in runs:
         model = check_scorable(run)
@@ -176,13 +177,12 @@ def score_examples(
         if config.gradient_scores:
             found |= _gradient_scores(run, model, train, progress)
         on, off, other = _predictions(
-            run, model, examples, config.batch_size, progress
+            run, model, train, others, config.batch_size, progress
         )
         judges.append(off)
         held_out.append(other)
         values.append(values_of(train.label, off, tied=on) | found)
     check_same_scores(runs, values)
-    others = examples.take(~examples.is_trained_on)
     return ranked(
         train,
         np.concatenate(judges),
@@ -218,7 +218,9 @@ def as_runs(source: Run | Sequence[Run]) -> list[Run]:
     return list(runs)
 
 
-def _predictions(run, model, examples: Examples, batch_size, progress):
+def _predictions(
+    run, model, train: Examples, others: Examples, batch_size, progress
+):
     """Log-probabilities, the last epoch being the end of the training.
 
     [N, classes] of the training examples as trained, [J, N, classes] dropped,
@@ -227,8 +229,6 @@ def _predictions(run, model, examples: Examples, batch_size, progress):
     """
     dropped = evaluation.Predictor(graph.with_inference(model, "drop"))
     tied = graph.with_inference(model, "tied")
-    train = examples.train
-    others = examples.take(~examples.is_trained_on)
     judging = _judging_epochs(run.epochs)
 
     def judged(places) -> dict[str, np.ndarray]:

@@ -18,7 +18,7 @@ from tfmemloc.scores.noise import fit_noise
 _CLEARLY = 3
 
 
-def know_the_task(said: np.ndarray, label: np.ndarray) -> bool:
+def know_more_than_shares(said: np.ndarray, label: np.ndarray) -> bool:
     """Whether all others know more than which class is the most frequent.
 
     Args:

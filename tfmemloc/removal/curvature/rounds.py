@@ -25,7 +25,7 @@ from tfmemloc.removal.curvature.choice import (
     choose,
 )
 from tfmemloc.removal.curvature.config import CurvatureConfig
-from tfmemloc.removal.curvature.others import know_the_task
+from tfmemloc.removal.curvature.others import know_more_than_shares
 from tfmemloc.removal.curvature.refit import believed, refit
 from tfmemloc.removal.curvature.result import EditRound
 
@@ -72,7 +72,7 @@ class Job:
         if self.others is None or config.keep is not None:
             return ""
         label = self.examples.train.label
-        return "others" if know_the_task(self.others, label) else ""
+        return "others" if know_more_than_shares(self.others, label) else ""
 
     @functools.cached_property
     def _judge(self) -> Judge:
