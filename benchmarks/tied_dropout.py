@@ -35,6 +35,7 @@ from benchmarks.harness import chosen
 from benchmarks.removal import SETTINGS, Setting, early_stopped, rows
 from binaries import flags  # First: it quiets TensorFlow's start.
 from tfmemloc import (
+    CurvatureConfig,
     DataConfig,
     Examples,
     OwnUnitsConfig,
@@ -66,10 +67,24 @@ class Method:
     model: dict[str, Any] = dataclasses.field(default_factory=dict)
     training: dict[str, Any] = dataclasses.field(default_factory=dict)
     wider: float = 1.0  # Than the standard network, before anything is dropped.
-    # What is done to the dropped network afterwards.
-    edit: bool = False
+    # What is done to the dropped network afterwards: names of AFTERWARDS.
+    after: tuple[str, ...] = ()
     early: bool = False
     rescaled: bool = False  # As the authors' drop, beside ours.
+
+
+# Each is a removal from a network that is served, and so is its row's name.
+_UNCUT = {"keep": 1.0, "layers": ()}
+AFTERWARDS: dict[str, dict[str, Any]] = {
+    "edited": {},
+    "edited, believed by all": {"believe": "all"},
+    "refitted, believed by all": {**_UNCUT, "believe": "all"},
+    "refitted on augmented, believed by all": {
+        **_UNCUT,
+        "believe": "all",
+        "augment": "standard",
+    },
+}
 
 
 def _tied(rule: str = "cross_entropy", off: float = 0.5, **model) -> Method:
@@ -87,7 +102,7 @@ def _halved(dropout: str) -> Method:
 def _gate(early: float, rule: str = "drop_pass_gate", **training) -> Method:
     method = _tied(rule, expand=1.0)
     training = {**method.training, "early": early, **training}
-    return dataclasses.replace(method, training=training, edit=True)
+    return dataclasses.replace(method, training=training, after=("edited",))
 
 
 def _late_tying(**training) -> Method:
@@ -102,7 +117,7 @@ def _standard(rule: str = "cross_entropy", off: float = 1.0) -> Method:
 METHODS = {
     "standard": Method(),
     "standard early-stopped": Method(early=True),
-    "standard edited": Method(edit=True),
+    "standard edited": Method(after=("edited",)),
     "standard + gate": _standard("drop_pass_gate"),
     "standard + GCE": _standard("drop_pass_gce"),
     "standard + SOP": _standard("sop"),
@@ -124,17 +139,17 @@ _FROZEN = {"rule": "first_epoch_statistics"}
 _PAPER = dataclasses.replace(_tied(p_gen=0.2, p_mem=0.1), rescaled=True)
 AT_PAPER_SIZE = {
     "standard": Method(),
-    "standard edited": Method(edit=True),
+    "standard edited": Method(after=("edited",)),
     "standard a fifth": Method(wider=0.2),
     "standard + frozen statistics": Method({}, _FROZEN),
     "paper": _PAPER,
     "paper + frozen statistics": dataclasses.replace(_PAPER, training=_FROZEN),
     # XLA cannot compile an expanded network in bfloat16.
     "expanded + gate": dataclasses.replace(
-        _gate(0.4, jit_compile=False), edit=False
+        _gate(0.4, jit_compile=False), after=()
     ),
     "expanded + early gate": dataclasses.replace(
-        _gate(0.2, jit_compile=False), edit=False
+        _gate(0.2, jit_compile=False), after=()
     ),
 }
 
@@ -247,8 +262,9 @@ def _networks(
     if method.early:
         yield "plain", early_stopped(run, examples)
         return
-    if method.edit and not method.model:
-        yield "edited", _edited(run, examples)
+    if method.after and not method.model:
+        for way in _ways(method):
+            yield way, _removed(way, run, examples)
         return
     for inference, model in inference_models(run.model()).items():
         if inference == "expected":
@@ -260,8 +276,8 @@ def _networks(
             recalibrated = recalibrate_batch_norm(model, examples.train)
             pruned = prune_memorization(recalibrated)
             yield "recalibrated", pruned
-            if method.edit:
-                yield "edited", _edited(pruned, examples, run)
+            for way in _ways(method):
+                yield way, _removed(way, pruned, examples, run)
 
 
 def _rescaled(run: Run, examples: Examples) -> keras.Model:
@@ -273,12 +289,30 @@ def _rescaled(run: Run, examples: Examples) -> keras.Model:
     return with_inference(model, "drop")
 
 
-def _edited(
-    source: Run | keras.Model, examples: Examples, run: Run | None = None
+def _ways(method: Method) -> list[str]:
+    """What is done afterwards, as the flags have it."""
+    return list(FLAGS.after or method.after)
+
+
+def _removed(
+    way: str,
+    source: Run | keras.Model,
+    examples: Examples,
+    run: Run | None = None,
 ) -> keras.Model:
+    """The served network after a removal.
+
+    Args:
+        way: key of AFTERWARDS.
+        source: the served network, or the run whose network is served whole.
+        examples: of the setting.
+        run: that the served network comes from, where it is not the source.
+    """
     directory = (run or source).directory
+    # Curvature and eigenvectors are the same for all ways.
     work = directory.with_name(f"{directory.name}_edit")
-    return remove_memory(source, examples, directory=work)[0]
+    config = CurvatureConfig(**AFTERWARDS[way])
+    return remove_memory(source, examples, config, directory=work)[0]
 
 
 def _measures(model: keras.Model, examples: Examples) -> dict[str, float]:
@@ -298,6 +332,12 @@ if __name__ == "__main__":
     flags.flags.DEFINE_list("only", [], f"Some of {', '.join(SETTINGS)}.")
     flags.flags.DEFINE_list("seeds", [], "Default: those of the setting.")
     flags.flags.DEFINE_list("methods", [], "Names of methods; default: all.")
+    flags.flags.DEFINE_multi_enum(
+        "after",
+        [],
+        list(AFTERWARDS),
+        "What is done to served networks, instead of what a method says.",
+    )
     flags.flags.DEFINE_bool("mechanism", False, f"Only write {MECHANISM}.")
     flags.flags.DEFINE_bool("figure", False, f"Only draw {FIGURE}.")
     flags.flags.DEFINE_string("runs_dir", "runs/tied", "Where runs lie.")
