@@ -137,7 +137,8 @@ def _said() -> str:
         f"{name}:\n\n{label_tables.said(_label_errors(dataset))}"
         for name, dataset in (
             ("Digits", "digits"),
-            ("CIFAR-10", "cifar10"),
+            ("CIFAR-10, 5,000", "cifar10"),
+            ("CIFAR-10, 10,000", "cifar10_10000"),
             ("MNIST", "mnist"),
         )
     )
@@ -353,7 +354,7 @@ BLOCKS: Mapping[str, Callable[[], str]] = {
         f"label_errors_{name}": lambda name=name: label_tables.errors(
             _label_errors(name)
         )
-        for name in ("digits", "mnist", "cifar10")
+        for name in ("digits", "mnist", "cifar10", "cifar10_10000")
     },
     **{
         f"labels_real_{name}": lambda name=name: label_tables.real(
@@ -395,7 +396,7 @@ BLOCKS: Mapping[str, Callable[[], str]] = {
         f"rivals_{name}": lambda name=name: removal_tables.full(
             _read("rivals")["rows"], name
         )
-        for name in ("mobilenet", "vit")
+        for name in ("mobilenet", "vit", "mnist")
     },
     "removal_tinymem": lambda: removal_tables.recitation(_removals()),
     "protect": lambda: removal_tables.protect(_read("protect")["rows"]),
@@ -409,6 +410,12 @@ BLOCKS: Mapping[str, Callable[[], str]] = {
         )
         for name in tied_tables.NAMES
     },
+    "tied_refits": lambda: tied_tables.table(
+        tied_tables.beside_standard(
+            _read("tied_refits")["rows"], _read("refits")["rows"]
+        ),
+        "cifar",
+    ),
     "tied_mechanism": lambda: tied_tables.mechanism(
         _read("tied_mechanism")["rows"]
     ),

@@ -25,7 +25,7 @@ import dataclasses
 import functools
 import pathlib
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import keras
@@ -205,14 +205,21 @@ def _mechanism() -> None:
 
 def _measure(name: str, method: str, seed: int) -> None:
     key = {"setting": name, "method": method, "seed": seed}
-    if any(all(row[k] == v for k, v in key.items()) for row in rows()):
+    how = _methods(name)[method]
+    present = {
+        row["inference"]
+        for row in rows()
+        if all(row[k] == v for k, v in key.items())
+    }
+    if present.issuperset(_behaviours(how)):
         return
     setting = SETTINGS[name].of_seed(seed)
     examples = _examples(setting.data)
     run = _trained(name, method, setting, examples, seed)
     found = [
-        {**key, "inference": inference, **_measures(model, examples)}
-        for inference, model in _networks(run, _methods(name)[method], examples)
+        {**key, "inference": inference, **_measures(make(), examples)}
+        for inference, make in _networks(run, how, examples)
+        if inference not in present
     ]
     seconds = sum(line["seconds"] for line in run.history)
     for row in found:
@@ -255,29 +262,45 @@ def _trained(
     )
 
 
+def _behaviours(method: Method) -> list[str]:
+    """What `_networks` gives for a method, in its order."""
+    if method.model.get("dropout") == "example_tied":
+        rescaled = ["rescaled"] if method.rescaled else []
+        return ["tied", "drop", *rescaled, "recalibrated", *_ways(method)]
+    return _ways(method) if method.after else ["plain"]
+
+
 def _networks(
     run: Run, method: Method, examples: Examples
-) -> Iterator[tuple[str, keras.Model]]:
-    """(behaviour, network) for each row of a method."""
+) -> Iterator[tuple[str, Callable[[], keras.Model]]]:
+    """(behaviour, what makes the network) for each row of a method."""
     if method.early:
-        yield "plain", early_stopped(run, examples)
+        yield "plain", lambda: early_stopped(run, examples)
         return
     if method.after and not method.model:
         for way in _ways(method):
-            yield way, _removed(way, run, examples)
+            yield way, functools.partial(_removed, way, run, examples)
         return
-    for inference, model in inference_models(run.model()).items():
-        if inference == "expected":
-            continue
-        yield inference, model
-        if inference == "drop":
-            if method.rescaled:
-                yield "rescaled", _rescaled(run, examples)
-            recalibrated = recalibrate_batch_norm(model, examples.train)
-            pruned = prune_memorization(recalibrated)
-            yield "recalibrated", pruned
-            for way in _ways(method):
-                yield way, _removed(way, pruned, examples, run)
+    models = inference_models(run.model())
+    if "drop" not in models:
+        yield "plain", lambda: models["plain"]
+        return
+
+    @functools.cache
+    def pruned() -> keras.Model:
+        dropped = recalibrate_batch_norm(models["drop"], examples.train)
+        return prune_memorization(dropped)
+
+    yield "tied", lambda: models["tied"]
+    yield "drop", lambda: models["drop"]
+    if method.rescaled:
+        yield "rescaled", lambda: _rescaled(run, examples)
+    yield "recalibrated", pruned
+    for way in _ways(method):
+        yield (
+            way,
+            lambda way=way: _removed(way, pruned(), examples, run),
+        )
 
 
 def _rescaled(run: Run, examples: Examples) -> keras.Model:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -19,6 +18,36 @@ NAMES = {
     "cifar50_half": "CIFAR-10, 45,000 images, half width",
 }
 _MEASURES = ("noisy", "noisy_true_label", "clean", "test")
+
+# How `benchmarks.removal` calls what is done to the standard network.
+_OF_STANDARD = {
+    "before": "plain",
+    "curvature edit and refit twice": "edited",
+    "believed by all": "edited, believed by all",
+    "believed by all without an edit (control)": "refitted, believed by all",
+    "augmented and believed by all without an edit (control)": (
+        "refitted on augmented, believed by all"
+    ),
+}
+
+
+def beside_standard(tied: Rows, removals: Rows) -> Rows:
+    """Tied networks, and the same done to the standard one, in one list.
+
+    Args:
+        tied: rows of `benchmarks.tied_dropout`.
+        removals: rows of `benchmarks.removal`, of the same standard networks.
+    """
+    standard = [
+        {
+            **{name: row[name] for name in ("setting", "seed", *_MEASURES)},
+            "method": "standard",
+            "inference": _OF_STANDARD[row["method"]],
+        }
+        for row in removals
+        if row["method"] in _OF_STANDARD
+    ]
+    return [*standard, *tied]
 
 
 def _by_method(rows: Rows, setting: str) -> dict[tuple[str, str], Rows]:
@@ -46,19 +75,10 @@ def table(rows: Rows, setting: str) -> str:
                 for measure in _MEASURES
                 if all(measure in row for row in found)
             },
-            **_seconds(found),
         }
         for (method, inference), found in _by_method(rows, setting).items()
     ]
     return fenced(lines)
-
-
-def _seconds(rows: Rows) -> dict[str, str]:
-    """Of the training, where it was timed: the networks of a page alike."""
-    if not all("training_seconds" in row for row in rows):
-        return {}
-    found = statistics.median(row["training_seconds"] for row in rows)
-    return {"seconds": f"{found:.0f}"}
 
 
 def mechanism(rows: Sequence[Mapping[str, Any]]) -> str:

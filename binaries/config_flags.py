@@ -12,6 +12,7 @@ import re
 import shlex
 import textwrap
 import typing
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, TypeVar
 
@@ -104,13 +105,59 @@ def read(
     return config(**values)
 
 
-def line(config: Any) -> str:
-    """The flags of a config's fields that are not at their defaults."""
-    return " ".join(
-        shlex.quote(f"--{field.name}={getattr(config, field.name)}")
-        for field in dataclasses.fields(config)
-        if getattr(config, field.name) != field.default
-    )
+def line(
+    config: Any,
+    usual: Mapping[str, Any] | None = None,
+    *,
+    skip: Sequence[str] = (),
+    named: Mapping[str, str] | None = None,
+) -> str:
+    """The flags of a config's fields that are not as they would be without.
+
+    Args:
+        config: whose flags are wanted.
+        usual: name of a field -> what it would be; None, or no entry, is the
+            class's default.
+        skip: fields without a flag.
+        named: as in `define`.
+    """
+    # A default may depend on the first field: which data, which network.
+    first, *_ = dataclasses.fields(config)
+    default = type(config)(getattr(config, first.name))
+    words = []
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        without = field.default if field is first else None
+        if field is not first:
+            without = getattr(default, field.name)
+        if field.name in skip or value == (usual or {}).get(
+            field.name, without
+        ):
+            continue
+        name = (named or {}).get(field.name, field.name)
+        words.append(shlex.quote(f"--{name}={value}"))
+    return " ".join(words)
+
+
+def training_line(
+    dataset: str, model: configs.ModelConfig, training: configs.TrainConfig
+) -> str:
+    """The flags with which `binaries.train` trains such a network so."""
+    # A network that is named is trained as the paper does, or by the preset
+    # of the data; without a name there are settings for data of one's own.
+    network, steps = presets.preset(dataset)
+    lines = [
+        f"--model={model.name}",
+        line(
+            model,
+            {**network, "name": model.name},
+            skip=("seed",),
+            named=_MODEL_FLAGS,
+        ),
+        line(training, steps, skip=("seed",)),
+        f"--seed={training.seed}" if training.seed else "",
+    ]
+    return " ".join(filter(None, lines))
 
 
 def field_help(config: type) -> dict[str, str]:
@@ -174,11 +221,17 @@ def _default_words(config: type, field: dataclasses.Field) -> str:
         if field.name in preset[place]:
             value = str(preset[place][field.name])
             others.setdefault(value, []).append(dataset)
-    if not others:
+    own = [
+        f"{preset[place][field.name]} up to {most:,} pictures of your own"
+        for most, preset in presets.OWN_SETTINGS
+        if field.name in preset[place] and most < float("inf")
+    ]
+    if not others and not own:
         return words
     listed = ", ".join(
         f"{value} for {' and '.join(sets)}" for value, sets in others.items()
     )
+    listed = ", ".join([*([listed] if listed else []), *own])
     return f"{listed}, else {words}"
 
 
@@ -188,8 +241,7 @@ def define_run_configs(*, with_dropout: bool) -> None:
         configs.DataConfig,
         unset=True,
         notes={
-            "noise_rate": "0.1, and 0 for files of your own, whose labels stay "
-            "as they are",
+            "noise_rate": "see above",
             "noise_seed": "--seed",
             "dataset": "digits",
         },
@@ -234,7 +286,6 @@ def data_config() -> configs.DataConfig:
     is_own = data.is_own(_dataset())
     config = read(
         configs.DataConfig,
-        noise_rate=0.0 if is_own else 0.1,
         noise_seed=FLAGS.seed,
         **presets.data_settings(_dataset()),
     )
@@ -253,12 +304,36 @@ def model_config(dropout: str | None = None) -> configs.ModelConfig:
     preset, _ = _preset()
     skip = ("seed",) if dropout is None else ("seed", "dropout")
     given = {} if dropout is None else {"dropout": dropout}
-    return read(
+    config = read(
         configs.ModelConfig,
         skip=skip,
         named=_MODEL_FLAGS,
         **{**preset, "seed": FLAGS.seed, **given},
     )
+    if config.dropout != "example_tied":
+        _warn_of_no_effect(
+            [name for name in ("expand",) if FLAGS[name].present],
+            (),
+            f"--dropout={config.dropout}",
+        )
+    elif config.expand:
+        _warn_of_no_effect(
+            [name for name in ("p_gen", "rescale") if FLAGS[name].present],
+            (),
+            f"--expand={config.expand}",
+        )
+    return config
+
+
+def _warn_of_no_effect(given, read, beside: str) -> None:
+    """Warns of flags that were given and that nothing reads."""
+    for name in given:
+        if name not in read:
+            warnings.warn(
+                f"--{name} has no effect with {beside}. Expected one of them "
+                "alone, or another value.",
+                stacklevel=3,
+            )
 
 
 def train_config() -> configs.TrainConfig:
@@ -266,6 +341,11 @@ def train_config() -> configs.TrainConfig:
     _, preset = _preset()
     config = read(
         configs.TrainConfig, skip=("seed",), **{**preset, "seed": FLAGS.seed}
+    )
+    _warn_of_no_effect(
+        [name for name in ("memory_off", "early") if FLAGS[name].present],
+        rules.reads(config.rule),
+        f"--rule={config.rule}",
     )
     if FLAGS.quick:
         config = dataclasses.replace(

@@ -164,11 +164,16 @@ def start_of(module: str) -> str:
     return f"tfmemloc {module.removeprefix('binaries.')}"
 
 
+# What users were warned of; reports repeat it.
+WARNED: list[str] = []
+
+
 def _shown(message, category, filename, lineno, file=None, line=None) -> None:
     """A warning for the user as one line, any other where it was raised."""
     text = warnings.formatwarning(message, category, filename, lineno, line)
     if issubclass(category, UserWarning):
         text = f"warning: {message}\n"
+        WARNED.append(str(message))
     (file or sys.stderr).write(text)
 
 
@@ -195,6 +200,9 @@ def run(main: Callable[[], None]) -> None:
             if FLAGS.verbosity > 0:
                 raise
             sys.exit(f"error: {error}")
+        # Far above by now, where a program took long.
+        for text in dict.fromkeys(WARNED):
+            print(f"warning, once more: {text}", file=sys.stderr)
 
     app.run(guarded, flags_parser=_parsed)
 

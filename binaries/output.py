@@ -86,7 +86,9 @@ def _with_distinct_figures(
 def facts(module: str) -> dict[str, str]:
     """The command that repeats this, the versions, the machine."""
     gpus = len(tf.config.list_physical_devices("GPU"))
+    warned = " ".join(dict.fromkeys(flags.WARNED))
     return {
+        **({"Warning": warned} if warned else {}),
         "Command": flags.command_line(module),
         "Versions": f"tfmemloc {tfmemloc.__version__}, "
         f"TensorFlow {tf.__version__}, Keras {keras.__version__}, "

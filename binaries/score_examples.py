@@ -65,6 +65,7 @@ from tfmemloc import (
     ScoreConfig,
     SearchConfig,
     apply_decisions,
+    configs,
     find_critical_units,
     find_duplicates,
     find_label_errors,
@@ -225,7 +226,8 @@ def _correct(runs: list[Run], directory: pathlib.Path) -> None:
         where = directory / "corrected"
         print(
             f"train on them: {flags.start_of('binaries.train')} "
-            f"{config_flags.line(data)} --run_dir={where}"
+            f"{config_flags.line(data)} {_as_before(runs, data)}"
+            f"--run_dir={where}"
         )
     print(
         "or a network of your own, in Python:\n"
@@ -233,6 +235,16 @@ def _correct(runs: list[Run], directory: pathlib.Path) -> None:
         f"{data.dataset!r}, noise_rate=0.0, label_file={str(path)!r})).train\n"
         f"  model.fit({_as_fitted(examples)}, train.label)"
     )
+
+
+def _as_before(runs: list[Run], data: configs.DataConfig) -> str:
+    """The flags that train the same network in the same way, and a space."""
+    if not runs or runs[0].model_config is None or runs[0].training is None:
+        return ""
+    line = config_flags.training_line(
+        data.dataset, runs[0].model_config, runs[0].training
+    )
+    return f"{line} "
 
 
 def _as_fitted(examples: Examples) -> str:

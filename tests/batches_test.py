@@ -251,3 +251,40 @@ def test_switching_keeps_weights_and_refuses_what_has_no_ids():
         data.switch_memory_off(plain)
     with pytest.raises(ValueError, match="`share` must be at least 0"):
         data.switch_memory_off(weighted.batch(8), 1.5)
+
+
+def test_what_is_switched_off_is_a_function_of_seed_epoch_step_and_id():
+    pairs = tf.data.Dataset.from_tensor_slices((np.zeros(400), np.zeros(400)))
+    batches = data.attach_ids(pairs).batch(50)
+    epochs = []
+    for seed in (1, 2):
+        tf.random.set_seed(seed)  # Keras's, of other things.
+        switched = data.switch_memory_off(batches, 0.3, seed=1)
+        assert switched.cardinality() == 8
+        epochs.append([_off(switched) for _ in range(3)])
+    np.testing.assert_array_equal(epochs[0], epochs[1])
+    # A training that was stopped goes on in another process.
+    later = data.switch_memory_off(batches, 0.3, seed=1, first_epoch=2)
+    np.testing.assert_array_equal(_off(later), epochs[0][2])
+    repeated = data.switch_memory_off(batches, 0.3, seed=1).repeat(3)
+    np.testing.assert_array_equal(_off(repeated), np.concatenate(epochs[0]))
+
+
+def test_replicas_share_what_is_switched_off(two_devices):
+    pairs = tf.data.Dataset.from_tensor_slices((np.zeros(40), np.zeros(40)))
+    batches = data.attach_ids(pairs).batch(10)
+    wanted = _off(data.switch_memory_off(batches, 0.5, seed=1))
+    with two_devices.scope():
+        switched = data.switch_memory_off(batches, 0.5, seed=1)
+    found = [
+        part["example_id"].numpy() == MEMORY_OFF
+        for inputs, _ in two_devices.experimental_distribute_dataset(switched)
+        for part in [
+            dict(zip(inputs, parts, strict=True))
+            for parts in zip(
+                *map(two_devices.experimental_local_results, inputs.values()),
+                strict=True,
+            )
+        ]
+    ]
+    np.testing.assert_array_equal(np.concatenate(found), wanted)

@@ -271,3 +271,66 @@ def test_arrays_without_test_examples_and_labels_that_are_names():
         data.from_arrays(images, np.array(["a", "b", "a", "c"]))
     with pytest.raises(ValueError, match="x_test expected the test examples"):
         data.from_arrays(images, np.zeros(4, int), None, np.zeros(1, int))
+
+
+def _own_file(path, **more):
+    arrays = {
+        "x_train": np.arange(10 * 64, dtype=np.uint8).reshape(10, 8, 8),
+        "y_train": np.arange(10) % 2,
+    }
+    np.savez(path, **(arrays | more))
+    return DataConfig(dataset=str(path))
+
+
+def test_labels_of_ones_own_are_not_made_wrong_unasked(tmp_path):
+    config = _own_file(tmp_path / "mine.npz")
+    assert config.noise_rate == 0 and DataConfig().noise_rate == 0.1
+    np.testing.assert_array_equal(data.load(config).label, np.arange(10) % 2)
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    np.save(folder / "x_train.npy", np.zeros((2, 3), np.float32))
+    assert DataConfig(dataset=str(folder)).noise_rate == 0
+
+
+def test_arrays_that_nothing_reads_are_named(tmp_path, recwarn):
+    few = np.array(["heldout"] * 5 + ["clean"] * 5)
+    with pytest.warns(UserWarning, match="subsets, .*meant to be subset?"):
+        data.load(_own_file(tmp_path / "mine.npz", subsets=few))
+    recwarn.clear()
+    data.load(_own_file(tmp_path / "mine.npz", subset=few))
+    several = {
+        f"x_train_{name}": np.zeros((10, 3), np.float32) for name in "ab"
+    }
+    np.savez(tmp_path / "two.npz", **several, y_train=np.arange(10) % 2)
+    data.load(DataConfig(dataset=str(tmp_path / "two.npz")))
+    assert not recwarn.list
+
+
+def test_too_few_names_of_classes(tmp_path):
+    config = _own_file(tmp_path / "mine.npz", class_names=["cat"])
+    with pytest.raises(ValueError, match="has 1 class_names, and labels up to"):
+        data.load(config)
+
+
+def test_a_name_is_no_config():
+    with pytest.raises(ValueError, match="Expected a DataConfig, such as"):
+        data.load("mine.npz")
+
+
+@pytest.mark.parametrize(
+    ("x", "y", "words"),
+    (
+        (np.zeros((4, 9, 9), np.int64), [0, 1, 0, 1], "taken for tokens"),
+        (np.zeros((4, 3, 9, 9), np.uint8), [0, 1, 0, 1], "channels first"),
+        (np.zeros((4, 2)), [0, 1, 0, 1000], "3 of 1001 classes"),
+    ),
+)
+def test_odd_arrays_are_warned_of(x, y, words):
+    with pytest.warns(UserWarning, match=words):
+        data.from_arrays(x, y)
+
+
+def test_test_labels_beyond_those_of_training_are_warned_of():
+    x = np.zeros((2, 3))
+    with pytest.warns(UserWarning, match="2 of 6 classes"):
+        data.from_arrays(x, [0, 1], x, [1, 5])

@@ -566,3 +566,69 @@ def test_two_replicas_train_as_one(name, two_devices, tmp_path):
     two = train(tmp_path / "two", strategy=two_devices, **arguments)
     for a, b in zip(one.weights(), two.weights(), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-4)
+
+
+@pytest.mark.parametrize("sign", ("heldout", "weight_norm"))
+def test_two_replicas_end_the_early_part_as_one(sign, two_devices, tmp_path):
+    arguments = _small(
+        _LENET,
+        epochs=4,
+        batch_size=20,
+        rule="late_tying",
+        early=1.0,
+        early_ends=sign,
+        learning_rate=0.0,  # Nothing ever rises.
+    )
+    arguments["data"] = DataConfig(
+        train_examples=100, test_examples=40, heldout=0.2
+    )
+    ends = [
+        [line["epoch"] for line in run.history if "early_part_ended" in line]
+        for run in (
+            train(tmp_path / "one", **arguments),
+            train(tmp_path / "two", strategy=two_devices, **arguments),
+        )
+    ]
+    assert ends[0] and ends[0] == ends[1]
+
+
+def test_batches_that_leave_a_replica_without_examples_are_refused(
+    two_devices, tmp_path
+):
+    arguments = _small(_LENET, epochs=1, batch_size=79)
+    with pytest.raises(ValueError, match="leave one of 1, of which 2 replicas"):
+        train(tmp_path, strategy=two_devices, **arguments)
+
+
+def test_a_run_with_an_early_part_is_not_the_same_with_more_epochs(tmp_path):
+    """Where the part ends depends on how many epochs there are."""
+    same = {"schedule": "constant", "rule": "drop_pass_gate"}
+    train(tmp_path, **_small(_LENET, epochs=1, **same))
+    with pytest.raises(ValueError, match="epochs: 1 there, 2 here"):
+        train(tmp_path, **_small(_LENET, epochs=2, **same))
+
+
+def test_half_precision_believes_in_float32(examples, table):
+    rule = rules.named("drop_pass_elr", None, examples, _training())
+    network = _Logits(table)
+    network.table = tf.cast(network.table, tf.bfloat16)
+    inputs = {
+        "row": tf.constant(examples.inputs["row"]),
+        "example_id": tf.constant(examples.example_id),
+    }
+    losses, _ = rule(network, inputs, tf.constant(examples.label))
+    assert losses.dtype == tf.float32 and np.isfinite(losses).all()
+
+
+def test_memory_at_the_output_learns_by_the_mean_of_its_batch(tmp_path):
+    """A batch that holds all examples is the same under any larger size."""
+    losses = [
+        train(
+            tmp_path / str(size),
+            **_small(
+                _LENET, epochs=5, rule="sop", batch_size=size, evaluate_every=5
+            ),
+        ).history[-1]["loss"]
+        for size in (80, 512)
+    ]
+    assert losses[0] == losses[1]

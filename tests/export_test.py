@@ -438,3 +438,21 @@ def open_locked(folder):
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
     path.unlink()
+
+
+def test_rounding_that_a_network_makes_large_is_no_difference():
+    """Measured by rounding the inputs as well."""
+    row = keras.Input((4,), name="row")
+    deep = keras.layers.Rescaling(1e4)(row)
+    model = keras.Model(row, keras.layers.Activation("sin")(deep))
+
+    def serve(shift):
+        # As a graph that rounds otherwise, and one that is another.
+        return lambda row: {"logits": model(row * (1 + shift))}
+
+    given = endpoint._checked_inputs(model, None, False)
+    assert endpoint._tolerance(model) < 1e-3
+    endpoint.check_export(serve(2.0**-22), model, model, None, False)
+    with pytest.raises(ExportError, match="asked about random numbers: pass"):
+        endpoint.check_export(serve(1e-4), model, model, None, False)
+    assert set(given) == {"row"}

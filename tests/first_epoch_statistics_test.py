@@ -1,5 +1,6 @@
 """The rule that keeps BatchNorm's statistics as the first epoch left them."""
 
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -140,4 +141,13 @@ def test_several_replicas_are_refused(two_devices, tmp_path):
 )
 def test_what_it_cannot_train_is_refused(model, words, tmp_path):
     with pytest.raises(ValueError, match=words):
+        train(tmp_path, **{**_arguments(), "model": model})
+
+
+def test_a_layer_that_adds_noise_is_refused(tmp_path):
+    image = keras.Input((8, 8, 1))
+    x = keras.layers.BatchNormalization()(keras.layers.Flatten()(image))
+    x = keras.layers.GaussianNoise(1.0, name="noise")(x)
+    model = keras.Model(image, keras.layers.Dense(10)(x))
+    with pytest.raises(ValueError, match="with noise"):
         train(tmp_path, **{**_arguments(), "model": model})

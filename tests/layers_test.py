@@ -5,7 +5,11 @@ import tensorflow as tf
 
 from tfmemloc.layers import masks
 from tfmemloc.layers.sparse_dropout import SparseDropout
-from tfmemloc.layers.tied_dropout import ExampleTiedDropout, dropped_fraction
+from tfmemloc.layers.tied_dropout import (
+    MEMORY_OFF,
+    ExampleTiedDropout,
+    dropped_fraction,
+)
 
 IDS = np.array([3, 0, 2**40])
 
@@ -221,6 +225,13 @@ def test_sparse_dropout_is_one_fixed_mask(rate):
     np.testing.assert_array_equal(y, layer(_ones(4, 50), training=False))
     other = SparseDropout(rate, seed=6)(_ones(4, 50)).numpy()
     assert rate == 0 or (other != y).any()
+
+
+def test_units_of_an_example_without_memory():
+    layer = ExampleTiedDropout(0.2, 0.5, seed=0)
+    ids = np.array([3, MEMORY_OFF])
+    on = layer(np.ones((2, 10), np.float32), ids, training=True)
+    np.testing.assert_array_equal(on, layer.example_units(ids))
 
 
 def test_sparse_dropout_refuses_a_bad_rate():

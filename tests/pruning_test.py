@@ -324,3 +324,14 @@ def test_what_cannot_be_folded_stays(rng):
         ]
     )
     assert len(_norms(fold_batch_norm(model))) == 3
+
+
+def test_an_output_before_batch_norm_is_not_folded():
+    given = keras.Input((5,))
+    dense = keras.layers.Dense(4)(given)
+    normalized = keras.layers.BatchNormalization()(dense)
+    model = keras.Model(given, [dense, normalized])
+    model.layers[-1].moving_mean.assign(np.full(4, 2.0))
+    x = np.ones((3, 5), np.float32)
+    for found, wanted in zip(fold_batch_norm(model)(x), model(x), strict=True):
+        np.testing.assert_allclose(found, wanted, rtol=1e-5)

@@ -180,6 +180,14 @@ def test_a_network_of_ones_own_gets_switchable_layers():
     # Nothing is tied before the first one.
     assert kinds["a_norm"] is keras.layers.BatchNormalization
     assert kinds["b_norm"] is SwitchableBatchNormalization
+    # Both sets of statistics are the given ones until it is trained.
+    x = np.random.default_rng(0).normal(3, 2, (16, 8)).astype(np.float32)
+    given.get_layer("b_norm").moving_mean.assign(np.arange(6.0))
+    again = tie_dropout(given, expand=1.0, own_statistics=True)
+    for inference in ("drop", "expected", "tied"):
+        found = graph.with_inference(again, inference)
+        feed = {"row": x, "example_id": np.arange(16)}
+        np.testing.assert_allclose(found(feed), given(x), rtol=1e-5)
     mine = tied.get_layer("b_norm")
     assert mine.gamma is given.get_layer("b_norm").gamma
     assert mine.moving_mean is given.get_layer("b_norm").moving_mean
@@ -189,7 +197,7 @@ def test_a_network_of_ones_own_gets_switchable_layers():
     "changes", [{}, {"rule": "drop_pass_gate", "memory_off": 0.0}]
 )
 def test_statistics_that_nothing_would_follow_are_refused(tmp_path, changes):
-    with pytest.raises(ValueError, match="Expected a rule with a drop-mode"):
+    with pytest.raises(ValueError, match="Expected a rule that lets some"):
         train(
             tmp_path / "run",
             model=CONFIG,
@@ -240,3 +248,54 @@ def test_gradients_by_example_have_a_closed_form(trained, inference):
     expected = tape.gradient(loss, model.trainable_variables)
     for mine, slow in zip(found, expected, strict=True):
         np.testing.assert_allclose(mine[2], slow, rtol=1e-3, atol=1e-5)
+
+
+def test_a_replica_without_rows_leaves_the_statistics(batch):
+    x, ids = batch
+    layer = SwitchableBatchNormalization()
+    layer(x, ids, training=True)
+    before = layer.get_weights()
+    assert layer(x[:0], ids[:0], training=True).shape == (0, 4, 4, 5)
+    for a, b in zip(before, layer.get_weights(), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_channels_may_come_first(batch):
+    x, ids = batch
+    last = SwitchableBatchNormalization()(x, ids, training=True)
+    first = SwitchableBatchNormalization(axis=1)(
+        np.moveaxis(x, -1, 1), ids, training=True
+    )
+    np.testing.assert_allclose(np.moveaxis(first, 1, -1), last, atol=1e-5)
+
+
+def test_a_mask_is_refused(batch):
+    x, ids = batch
+    with pytest.raises(ValueError, match="Expected inputs without a mask"):
+        SwitchableBatchNormalization()(
+            x, ids, training=True, mask=np.ones((6, 4), bool)
+        )
+
+
+@pytest.mark.parametrize("name", ("routed_suspects", "late_tying"))
+def test_other_rules_that_pass_without_memory_follow_them(name, tmp_path):
+    network = tie_dropout(
+        build(ModelConfig(width=0.125, dropout="none"), SHAPE, 10),
+        expand=0.5,
+        own_statistics=True,
+    )
+    run = train(
+        tmp_path,
+        model=network,
+        data=DataConfig(train_examples=64, test_examples=32),
+        training=TrainConfig(epochs=1, batch_size=32, rule=name, early=1.0),
+        progress=False,
+    )
+    names = [weight.path for weight in run.model().weights]
+    before, after = run.weights(0), run.weights(1)
+    for kind in ("moving_mean",) + ("tied_mean",) * (name != "late_tying"):
+        assert any(
+            (a != b).any()
+            for n, a, b in zip(names, before, after, strict=True)
+            if n.endswith(kind)
+        )

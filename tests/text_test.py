@@ -603,3 +603,21 @@ def test_probes_take_a_run_on_text(localized):
             f"binaries.{program}", f"--run_dir={localized / 'standard'}"
         )
         assert (localized / "standard" / f"{name}.json").exists()
+
+
+def test_memory_that_something_else_reads_has_no_entries():
+    """Beside the tied layer, or as an output: both would be left without it."""
+    row = keras.Input((8,), name="row")
+    hidden = keras.layers.Dense(8, "relu", name="hidden")(row)
+    read = keras.layers.Dense(3, name="read")(hidden)
+    skip = keras.layers.Dense(3, name="skip")(hidden)
+    plain = keras.Model(row, read)
+    graph.memory_entries(graph.tie_dropout(plain, "layers"))  # One reader.
+    for outputs, words in (
+        (keras.layers.Add()([read, skip]), "read by 'skip'"),
+        ([read, hidden], "or an output"),
+    ):
+        model = keras.Model(row, outputs)
+        tied = graph.tie_dropout(model, ["hidden"])
+        with pytest.raises(ValueError, match=words):
+            graph.memory_entries(tied)

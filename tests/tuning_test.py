@@ -3,7 +3,10 @@
 import numpy as np
 import pytest
 
+from tfmemloc import storage
 from tfmemloc.sweeps import tuning
+from tfmemloc.sweeps.results import gather_sweep
+from tfmemloc.sweeps.run import SweepError
 
 BASE = [
     "--model=lenet",
@@ -96,15 +99,16 @@ def test_a_search_goes_on_with_what_it_had_begun(tmp_path):
 
     first = tuned(1)
     # As a search leaves it that is killed while a trial runs.
-    study = tuning._study(tmp_path, space, 0)
+    study = tuning._study(tmp_path, space)
     study.ask()  # Nothing was drawn for it yet.
-    (begun,) = tuning._asked(study, space, 1)
+    (begun,) = tuning._asked(study, space, 1, 0)
     wanted = tuning._cell(space, begun).name
     second = tuned(2)
     cells = {path.parent.name for path in tmp_path.glob("*/done.json")}
     assert len(cells) == 2 and wanted in cells
     assert second.settings[:1].tolist() == first.settings.tolist()
-    assert tuned(2).rows() == second.rows()  # Nothing is run again.
+    # Nothing is run again, also where fewer are asked for.
+    assert tuned(2).rows() == tuned(1).rows() == second.rows()
     with pytest.raises(ValueError, match="holds a search of other settings"):
         tuning.tune_settings(tmp_path, "train", space[:1], trials=3, base=BASE)
 
@@ -121,3 +125,54 @@ def test_a_goal_that_no_trial_has_is_named(tmp_path):
             keep="drop_wisdom",
             progress=False,
         )
+
+
+def _kept(directory, cells):
+    """Stands for a sweep whose cells are finished: their numbers."""
+    for cell in cells:
+        numbers = {
+            "drop_noisy": float(dict(cell.values)["p_mem"]),
+            "drop_heldout": 0.5,
+        }
+        path = directory / cell.name / "done.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        storage.write_json(path, numbers)
+
+
+def _searched(directory, monkeypatch, trials, fails=lambda cell: False):
+    """A search whose cells take no time; some of them fail."""
+
+    def run(directory, program, cells, **_):
+        good = [cell for cell in cells if not fails(cell)]
+        _kept(directory, good)
+        if len(good) < len(cells):
+            raise SweepError("a cell failed")
+        return gather_sweep(directory, cells, "seed")
+
+    monkeypatch.setattr(tuning, "run_sweep", run)
+    space = tuning.parse_space(["p_mem=0.05..0.5:log"])
+    return tuning.tune_settings(directory, "train", space, trials=trials)
+
+
+def test_a_killed_search_tries_what_an_uninterrupted_one_does(
+    tmp_path, monkeypatch
+):
+    whole = _searched(tmp_path / "whole", monkeypatch, 14)
+    for trials in (3, 12, 14):
+        parts = _searched(tmp_path / "parts", monkeypatch, trials)
+    assert parts.rows() == whole.rows()
+
+
+def test_a_setting_that_cannot_be_trained_does_not_end_a_search(
+    tmp_path, monkeypatch
+):
+    seen = []
+
+    def second_fails(cell):
+        seen.append(cell)
+        return len(dict.fromkeys(seen)) == 2
+
+    found = _searched(tmp_path / "one", monkeypatch, 4, second_fails)
+    assert len(found.rows()) == 4 and len(dict.fromkeys(seen)) == 5
+    with pytest.raises(SweepError):
+        _searched(tmp_path / "all", monkeypatch, 4, lambda cell: True)

@@ -6,9 +6,10 @@ import pytest
 
 from tfmemloc import graph
 from tfmemloc.configs import ModelConfig
+from tfmemloc.graph.inputs import arranged
 from tfmemloc.graph.tying import tie_dropout, tie_plan
 from tfmemloc.graph.untying import untie
-from tfmemloc.layers.tied_dropout import ExampleTiedDropout
+from tfmemloc.layers.tied_dropout import MEMORY_OFF, ExampleTiedDropout
 from tfmemloc.models import build
 from tfmemloc.report import text_table
 
@@ -260,8 +261,24 @@ def test_an_input_that_is_no_id():
     inputs = keras.Input((3,), name="example_id")
     x = keras.layers.Dense(8, name="hidden")(inputs)
     model = keras.Model(inputs, keras.layers.Dense(2)(x))
-    with pytest.raises(ValueError, match="Expected an integer for each"):
+    with pytest.raises(ValueError, match="Expected int64 of shape"):
         tie_dropout(model, ["hidden"])
+
+
+def test_ids_of_fewer_bits_are_refused():
+    """MEMORY_OFF would be 0 in them, and large ids would be small ones."""
+    row = keras.Input((8,), name="row")
+    ids = keras.Input((), dtype="int32", name="example_id")
+    x = keras.layers.Dense(8, name="hidden")(row)
+    model = keras.Model([row, ids], keras.layers.Dense(2)(x))
+    with pytest.raises(ValueError, match="dtype int32. Expected int64"):
+        tie_dropout(model, ["hidden"])
+    by_hand = keras.Model(
+        [row, ids], ExampleTiedDropout(0.5, 0.5, seed=0)(x, ids)
+    )
+    given = {"row": np.zeros((2, 8)), "example_id": np.array([0, MEMORY_OFF])}
+    with pytest.raises(ValueError, match="takes the example ids as int32"):
+        arranged(by_hand, given)
 
 
 def test_layers_too_narrow_to_tie():
@@ -342,3 +359,40 @@ def test_a_network_without_tied_layers_needs_no_ids(rng):
         np.testing.assert_array_equal(
             model(x, training=training), model(feed, training=training)
         )
+
+
+@pytest.mark.parametrize("dtype", ("float32", "float64", "bool"))
+def test_ids_that_are_no_integers_are_refused_before_keras_casts_them(dtype):
+    tied = tie_dropout(_two_layers(), ["hidden"])
+    x, ids = np.zeros((4, 8), np.float32), np.arange(4)
+    for given in (
+        {"row": x, "example_id": ids.astype(dtype)},
+        [x, ids.astype(dtype)],
+        {"row": x, "example_id": ids[:, np.newaxis]},
+    ):
+        with pytest.raises(ValueError, match="ids that are integers of shape"):
+            tied(given, training=True)
+    tied.compile("sgd", "mse")
+    bad = {"row": x, "example_id": ids.astype(dtype)}
+    with pytest.raises(ValueError, match="ids that are integers of shape"):
+        tied.fit(bad, np.zeros((4, 2)), verbose=0)
+    good = {"row": x, "example_id": ids}
+    tied.fit(good, np.zeros((4, 2)), verbose=0)  # It is as it was.
+
+
+def _two_layers():
+    row = keras.Input((8,), name="row")
+    x = keras.layers.Dense(8, name="hidden")(row)
+    x = keras.layers.Dense(2, name="out")(x)
+    return keras.Model(row, keras.layers.Activation("softmax", name="p")(x))
+
+
+@pytest.mark.parametrize("name", ("out", "p"))
+def test_what_a_model_gives_is_not_tied(name):
+    with pytest.raises(ValueError, match=f"'{name}' of .* the model's output"):
+        tie_dropout(_two_layers(), ["hidden", name])
+
+
+def test_a_bad_seed_is_refused():
+    with pytest.raises(ValueError, match="`seed` must be an integer from 0"):
+        tie_dropout(_two_layers(), ["hidden"], seed=-1)

@@ -10,6 +10,7 @@ which the programs were measured; all other settings keep the paper's values.
 from __future__ import annotations
 
 import dataclasses
+import pathlib
 from collections.abc import Mapping
 from typing import Any, Literal, TypeVar
 
@@ -44,6 +45,13 @@ _PAPER_TIES = {
 Config = TypeVar("Config")
 
 
+def is_own(dataset: str) -> bool:
+    """Whether a data set is a file or folder of the user's own."""
+    return dataset.endswith(".npz") or any(
+        pathlib.Path(dataset).glob("x_train*.npy")
+    )
+
+
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
     """Which examples, and which of their labels are made wrong.
@@ -65,7 +73,9 @@ class DataConfig:
         test_examples: use only this many test examples, the first ones.
         label_file: `.csv` of `example_id,label` of labels that were corrected;
             they replace those of the data set, before any noise.
-        noise_rate: fraction of training examples that get a wrong label.
+        noise_rate: fraction of training examples that get a wrong label; None
+            is 0.1, and 0 for a file or folder of your own, whose labels stay
+            as they are.
         noise_seed: decides which examples get a wrong label, and which label.
         noise_file: `.csv` of `example_id,label` to use instead of random noise.
         score_file: `.csv` of `example_id,score` that splits the training
@@ -97,7 +107,7 @@ class DataConfig:
     train_examples: int | None = None
     test_examples: int | None = None
     label_file: str | None = None
-    noise_rate: float = 0.1
+    noise_rate: float | None = None
     noise_seed: int = 0
     noise_file: str | None = None
     score_file: str | None = None
@@ -115,6 +125,9 @@ class DataConfig:
 
     def __post_init__(self):
         check_fields(self)
+        if self.noise_rate is None:
+            rate = 0.0 if is_own(self.dataset) else 0.1
+            object.__setattr__(self, "noise_rate", rate)
         check_range("noise_rate", self.noise_rate, 0.0, 1.0)
         check_range("heldout", self.heldout, 0.0, 0.9)
         check_range("subset_ratio", self.subset_ratio, 1e-6, 1.0)
@@ -154,7 +167,8 @@ class ModelConfig:
         expand: add this many memorization units for each unit of a tied
             place, instead of carving them out of its own (see
             `tie_dropout`). All units of the network then generalize, so that
-            `p_gen` is not used; 0 carves, as the paper does.
+            neither `p_gen` nor `rescale` is used; 0 carves, as the paper does.
+            Of example-tied dropout alone: under another, it changes nothing.
         own_statistics: BatchNorm behind a tied place keeps statistics of its
             own for the drop, so that nothing is to be recalibrated; for rules
             with a drop-mode pass.

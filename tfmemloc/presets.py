@@ -38,12 +38,12 @@ PRESETS: Mapping[str, tuple[Mapping[str, Any], Mapping[str, Any]]] = {
 # The same for pictures of one's own: (up to so many labels, settings). They
 # train in minutes, on 2 CPU cores and up to 5,000 pictures of 32 x 32 pixels,
 # and leave a small network enough steps.
-OWN = (
-    (5_000, ({"width": 0.25}, {"epochs": 30})),
-    (50_000, ({"width": 0.5}, {"epochs": 30})),
-    (float("inf"), ({}, {})),
-)
 _OWN_TRAINING = {"batch_size": 128, "learning_rate": 0.05}
+OWN_SETTINGS = (
+    (5_000, ({"width": 0.25}, {"epochs": 30, **_OWN_TRAINING})),
+    (50_000, ({"width": 0.5}, {"epochs": 30, **_OWN_TRAINING})),
+    (float("inf"), ({}, _OWN_TRAINING)),
+)
 # Settings of the data themselves; any text is trained on as `stdlib` is.
 TEXT_DATA = {
     "train_examples": 3000,
@@ -82,9 +82,8 @@ def preset(
         labels: of data of one's own, how many there are to train on.
     """
     if labels is not None:
-        model, training = next(
-            settings for most, settings in OWN if labels <= most
+        return next(
+            settings for most, settings in OWN_SETTINGS if labels <= most
         )
-        return model, {**_OWN_TRAINING, **training}
     name = "stdlib" if is_text(dataset) else dataset
     return PRESETS.get(name, ({}, {}))

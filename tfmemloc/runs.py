@@ -58,6 +58,7 @@ class Run:
         model_config: configs.ModelConfig | None = None,
         training: configs.TrainConfig | None = None,
         examples: Examples | None = None,
+        may_grow: bool = True,
     ) -> Run:
         """Starts a run directory, or reopens one with the same settings.
 
@@ -70,11 +71,12 @@ class Run:
             model_config: config of the network, if tfmemloc built it.
             training: config of the training, if tfmemloc does it.
             examples: the data, whose fingerprint is kept.
+            may_grow: whether a run that is there is the same with more
+                epochs, where the learning rate is constant.
 
         Raises:
             ValueError: the directory holds a run made with other settings or
-                other data; the message lists what differs. More epochs are
-                the same settings where the learning rate is constant.
+                other data; the message lists what differs.
         """
         run = cls(
             pathlib.Path(directory),
@@ -86,7 +88,7 @@ class Run:
         (run.directory / "weights").mkdir(parents=True, exist_ok=True)
         if (run.directory / "config.json").exists():
             there = cls.open(directory)
-            run._check_same(there, examples)
+            run._check_same(there, examples, may_grow)
             if run.training != there.training:  # More epochs than before.
                 storage.write_json(
                     run.directory / "config.json", run._to_json()
@@ -162,7 +164,7 @@ class Run:
             },
         }
 
-    def _check_same(self, there: Run, examples: Examples | None) -> None:
+    def _check_same(self, there: Run, examples, may_grow: bool) -> None:
         """Refuses to go on with a run that has other settings or data."""
         wrong = []
         for old, new, ignore in (
@@ -171,7 +173,7 @@ class Run:
             (there.training, self.training, ()),
         ):
             if old is not None and new is not None:
-                if configs.extends(old, new):
+                if may_grow and configs.extends(old, new):
                     ignore = (*ignore, "epochs")
                 wrong += configs.differences(old, new, ignore)
             elif old is not new:

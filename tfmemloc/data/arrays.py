@@ -109,6 +109,7 @@ def from_arrays(
     if classes is None:
         classes = int(max(label.max(), true.max(), 0)) + 1
         _warn_of_labels_from_one(label, name)
+        _warn_of_odd_classes(label[:count], classes, name)
     return Examples(
         inputs=inputs,
         label=label,
@@ -210,6 +211,21 @@ def _warn_of_labels_from_one(label: np.ndarray, name: str) -> None:
             f"{name}: the labels go from 1 to {label.max()}, so that no "
             "example is of class 0. Expected labels from 0: pass y - 1, or "
             "say how many classes there are (`classes`).",
+            stacklevel=3,
+        )
+
+
+def _warn_of_odd_classes(label: np.ndarray, classes: int, name: str) -> None:
+    """Warns where most classes, or the last ones, have no example."""
+    if label.ndim > 1:
+        return
+    seen = np.unique(label)
+    if len(seen) < classes / 2 or seen[-1] < classes - 1:
+        warnings.warn(
+            f"{name}: the largest label is {classes - 1}, and {len(seen)} of "
+            f"{classes} classes have a training example. Expected labels that "
+            "count the classes from 0; say how many there are (`classes`, or "
+            "class_names in a file), if it is right.",
             stacklevel=3,
         )
 

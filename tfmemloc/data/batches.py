@@ -7,6 +7,7 @@ stored. What augmentation does to an example is a function of (seed, step, id).
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping
 
 import numpy as np
@@ -228,7 +229,11 @@ def attach_ids(
 
 
 def switch_memory_off(
-    dataset: tf.data.Dataset, share: float = 0.25, *, seed: int = 0
+    dataset: tf.data.Dataset,
+    share: float = 0.25,
+    *,
+    seed: int = 0,
+    first_epoch: int = 0,
 ) -> tf.data.Dataset:
     """Lets a share of the examples pass with their memorization units off.
 
@@ -241,7 +246,10 @@ def switch_memory_off(
         dataset: batches of (x, y) or (x, y, weight) with
             x["example_id"] int64 [batch], as from `attach_ids`.
         share: probability with which an example passes without memory.
-        seed: decides which, with the epoch, the step and the id.
+        seed: decides which, with the epoch, the step and the id. An epoch is
+            a pass over the dataset, or the beginning of one.
+        first_epoch: the number of the first pass, to go on where a training
+            was stopped: the `initial_epoch` of `fit`.
 
     Raises:
         ValueError: there are no ids, or the share is not in [0, 1].
@@ -254,26 +262,40 @@ def switch_memory_off(
         True
     """
     check_range("share", share, 0.0, 1.0)
-    spec = dataset.element_spec
+    spec = getattr(dataset, "element_spec", None)
     if not isinstance(spec, tuple) or not (
         isinstance(spec[0], dict) and IDS in spec[0]
     ):
         raise ValueError(
             f'Expected batches of ({{"{IDS}": ..., ...}}, y), as `attach_ids` '
-            f"makes them. Received elements: {spec}."
+            f"makes them. Received elements: {spec}, of {type(dataset)}."
         )
-    draws = tf.data.Dataset.random(
-        seed=masks.fold_seed(seed, "memory off"),
-        rerandomize_each_iteration=True,
+    if spec[0][IDS].shape.rank == 0:
+        raise ValueError(
+            "Expected batches, whose examples are switched off one by one. "
+            "Received single examples; call `dataset.batch(...)` before."
+        )
+    check_count("first_epoch", first_epoch, 0)
+    folded = masks.fold_seed(seed, "memory off")
+    passes = itertools.count(first_epoch)
+    # Called once for each pass over the dataset.
+    epochs = tf.data.Dataset.from_generator(
+        lambda: [next(passes)], output_signature=tf.TensorSpec((), tf.int64)
     )
 
-    def switched(element, draw):
-        inputs, *rest = element
-        ids = tf.cast(inputs[IDS], tf.int64)
-        off = masks.drawn(0, draw, ids, share)
-        return (without_memory({**inputs, IDS: ids}, off), *rest)
+    def of_epoch(epoch):
+        def switched(step, element):
+            inputs, *rest = element
+            ids = tf.cast(inputs[IDS], tf.int64)
+            off = masks.drawn(folded, epoch * 2**32 + step, ids, share)
+            return (without_memory({**inputs, IDS: ids}, off), *rest)
 
-    return tf.data.Dataset.zip(dataset, draws).map(switched)
+        return dataset.enumerate().map(switched)
+
+    switched, size = epochs.flat_map(of_epoch), dataset.cardinality()
+    if size < 0:  # Not known, or without end.
+        return switched
+    return switched.apply(tf.data.experimental.assert_cardinality(size))
 
 
 def without_memory(

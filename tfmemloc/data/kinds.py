@@ -109,12 +109,33 @@ def _as_rows(name: str, values: Any, of: str) -> rows_.Rows:
         ) from None
 
 
+def _warn_of_odd_shapes(name: str, values: rows_.Rows, of: str) -> None:
+    """Warns of pictures that are not stored as pictures are."""
+    shape, kind = tuple(values.shape[1:]), kind_of(values)
+    if kind == TOKENS and len(shape) == 2:
+        warnings.warn(
+            f"{of}: {name} holds whole numbers of shape {list(shape)}, which "
+            "are taken for tokens. Expected uint8, if they are pictures: "
+            "x.astype(np.uint8).",
+            stacklevel=5,
+        )
+    first_is_small = kind == PICTURE and shape[0] in (1, 3, 4)
+    if first_is_small and shape[1] == shape[2] > 4:
+        warnings.warn(
+            f"{of}: {name} holds pictures of shape {list(shape)}, which looks "
+            "like channels first. Expected [height, width, channels]: "
+            "np.moveaxis(x, 1, -1).",
+            stacklevel=5,
+        )
+
+
 def check_values(name: str, values: rows_.Rows, of: str) -> None:
     """Refuses numbers that are not finite; warns of odd ranges of pixels.
 
     Raises:
         ValueError: a number is NaN or infinite in float32; says of which rows.
     """
+    _warn_of_odd_shapes(name, values, of)
     if not np.issubdtype(values.dtype, np.floating):
         return
     largest, start = 0.0, 0

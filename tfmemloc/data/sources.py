@@ -6,14 +6,16 @@ files, or the name of a TFDS set.
 
 from __future__ import annotations
 
+import difflib
 import pathlib
+import warnings
 import zipfile
 from collections.abc import Mapping
 
 import numpy as np
 
 from tfmemloc import storage
-from tfmemloc.configs import DataConfig
+from tfmemloc.configs import DataConfig, is_own
 from tfmemloc.data import text, tinymem
 from tfmemloc.data.arrays import from_arrays
 from tfmemloc.data.examples import Examples
@@ -31,6 +33,12 @@ from tfmemloc.presets import is_text
 
 _DIGITS_SPLIT_SEED = 0
 _DIGITS_TEST = 360
+# Names of arrays of one's own, beside several inputs x_train_<input>.
+_INPUTS = ("x_train", "x_test")
+_READ = (
+    *("y_train", "y_test", "class_names", "true_label"),
+    *("example_id", "subset", "group"),
+)
 
 
 def load(config: DataConfig, *, download: bool = False) -> Examples:
@@ -53,6 +61,11 @@ def load(config: DataConfig, *, download: bool = False) -> Examples:
         >>> len(examples.of_subset("noisy"))
         143
     """
+    if not isinstance(config, DataConfig):
+        raise ValueError(
+            f"Expected a DataConfig, such as DataConfig({str(config)!r}). "
+            f"Received: {type(config).__name__}."
+        )
     if is_text(config.dataset):
         return text.load_text(config)
     if config.dataset == tinymem.NAME:
@@ -158,16 +171,55 @@ def _from_named(arrays: Mapping, path: pathlib.Path) -> Examples:
             "y_train and, where there are test examples, x_test, y_test. "
             f"Received: {', '.join(arrays) or 'no array'}."
         )
+    _warn_of_unread(arrays, path)
     class_names = [str(name) for name in arrays.get("class_names", ())]
     return from_arrays(
         *found.values(),
         name=path.name,
-        classes=len(class_names) or None,
+        classes=_named_classes(class_names, arrays, path),
         class_names=class_names,
         true_label=arrays.get("true_label"),
         ids=arrays.get("example_id"),
         subset=arrays.get("subset"),
         group=arrays.get("group"),
+    )
+
+
+def _named_classes(names, arrays: Mapping, path: pathlib.Path) -> int | None:
+    """How many classes there are, if they have names: enough for the labels."""
+    if not names:
+        return None
+    labels = [arrays[y] for y in ("y_train", "y_test") if y in arrays]
+    largest = max((int(np.max(y)) for y in labels if len(y)), default=0)
+    if largest >= len(names):
+        raise ValueError(
+            f"{path} has {len(names)} class_names, and labels up to {largest}. "
+            f"Expected a name for each of {largest + 1} classes."
+        )
+    return len(names)
+
+
+def _warn_of_unread(arrays: Mapping, path: pathlib.Path) -> None:
+    """Warns of arrays that nothing reads; a name may be misspelt."""
+    known = [*_READ, *_INPUTS]
+    unread = [
+        name
+        for name in arrays
+        if name not in known
+        # Several inputs: x_train_<input>, where there is no x_train.
+        and not any(
+            name.startswith(f"{part}_") and part not in arrays
+            for part in _INPUTS
+        )
+    ]
+    if not unread:
+        return
+    meant = difflib.get_close_matches(unread[0], known, n=1)
+    warnings.warn(
+        f"{path.name} holds {', '.join(unread)}, which nothing reads. Expected "
+        f"{', '.join(_INPUTS)} and some of {', '.join(_READ)}."
+        + (f" Is {unread[0]} meant to be {meant[0]}?" if meant else ""),
+        stacklevel=5,
     )
 
 
@@ -200,13 +252,6 @@ def _read_npz(path: pathlib.Path) -> dict[str, np.ndarray]:
             "to read one may run any code. Expected numbers and strings. Save "
             "it anew, for instance with y_train=np.array(labels, dtype=int)."
         ) from None
-
-
-def is_own(dataset: str) -> bool:
-    """Whether a data set is a file or folder of the user's own."""
-    return dataset.endswith(".npz") or any(
-        pathlib.Path(dataset).glob("x_train*.npy")
-    )
 
 
 def count_train(path: str) -> int:

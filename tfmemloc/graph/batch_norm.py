@@ -34,12 +34,14 @@ def switchable(
 ) -> SwitchableBatchNormalization:
     """A layer with the same variables that keeps two sets of statistics.
 
-    Where the given one keeps a single set, the new set begins anew.
+    Where the given one keeps a single set, both begin with it.
     """
     config = {**layer.get_config(), "inference": inference}
     made = SwitchableBatchNormalization.from_config(config)
     if not isinstance(layer, SwitchableBatchNormalization):
         made.add_tied_statistics(layer.moving_mean.shape)
+        made.tied_mean.assign(layer.moving_mean)
+        made.tied_variance.assign(layer.moving_variance)
     return _sharing(made, layer, _SHARED + _TIED)
 
 

@@ -106,6 +106,13 @@ def _as_input(model, name: str, tensor, value):
         )
     if value.dtype == tensor.dtype:
         return value
+    if name == IDS:
+        raise ValueError(
+            f"Model '{model.name}' takes the example ids as {tensor.dtype}, "
+            f"which would take different ids for the same. Expected the input "
+            '`keras.Input((), dtype="int64", name="example_id")`, and ids of '
+            f"int64. Received: {value.dtype.name}."
+        )
     if value.dtype.is_floating and tf.as_dtype(tensor.dtype).is_integer:
         raise ValueError(
             f"Model '{model.name}' takes {name} as {tensor.dtype}. Received: "

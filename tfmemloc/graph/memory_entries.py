@@ -5,7 +5,8 @@
                               memorization units, what scales them on the way,
                               and the rows that read them
 
-With the memorization units off, none of these entries has an effect.
+With the memorization units off, none of these entries has an effect: so
+nothing else may read what is on the way, nor may it be an output.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from __future__ import annotations
 import keras
 import numpy as np
 
-from tfmemloc.graph.nodes import consumers, nodes
+from tfmemloc.graph.nodes import consumers, nodes, outputs_of
 from tfmemloc.graph.sites import has_units, is_activation
 from tfmemloc.graph.tying import tied_layers
 from tfmemloc.graph.untying import memory_variables
@@ -46,20 +47,32 @@ def memory_entries(model: keras.Model) -> list[np.ndarray]:
         for variable in model.trainable_variables
     }
     found = nodes(model)
+    readers = _readers(model, found)
     for node in found:
         layer = node.operation
         if layer in tied and layer.p_gen:
             start = layer.generalization_units
-            _mark_made(model, found, node, start, entries)
-            _mark_read(model, consumers(found), node, start, entries)
+            _mark_made(model, found, readers, node, start, entries)
+            _mark_read(model, readers, node, start, entries)
     return [entries[id(v)] for v in model.trainable_variables]
 
 
-def _mark_made(model, found, node, start: int, entries) -> None:
+def _readers(model, found) -> dict[int, list]:
+    """id of a tensor -> the nodes that read it; None where it is an output."""
+    readers = {key: list(nodes) for key, nodes in consumers(found).items()}
+    for tensor in keras.tree.flatten(outputs_of(model)):
+        readers.setdefault(id(tensor), []).append(None)
+    return readers
+
+
+def _mark_made(model, found, readers, node, start: int, entries) -> None:
     """Marks what makes the units of a tied layer: columns."""
     makers = {id(t): n for n in found for t in n.output_tensors}
     tensor = node.input_tensors[0]
     while True:
+        others = [n for n in readers[id(tensor)] if n is not node]
+        if others:
+            raise _refusal(model, getattr(others[0], "operation", None))
         node = makers.get(id(tensor))
         operation = getattr(node, "operation", None)
         if node is None or not (_keeps_units(operation) or _mixes(operation)):
@@ -74,7 +87,7 @@ def _mark_made(model, found, node, start: int, entries) -> None:
 def _mark_read(model, readers, node, start: int, entries) -> None:
     """Marks what reads the units of a tied layer: rows of kernels."""
     for reader in readers.get(id(node.output_tensors[0]), ()):
-        operation = reader.operation
+        operation = getattr(reader, "operation", None)
         if _mixes(operation):
             entries[id(operation.kernel)][..., start:, :] = True
         elif _keeps_units(operation):
@@ -99,11 +112,15 @@ def _keeps_units(operation) -> bool:
 
 
 def _refusal(model, operation) -> ValueError:
-    name = getattr(operation, "name", "an input")
+    reader = (
+        "are an input or an output of it"
+        if operation is None
+        else f"are read by '{operation.name}' ({type(operation).__name__})"
+    )
     return ValueError(
-        f"The memorization units of model '{model.name}' pass through "
-        f"'{name}' ({type(operation).__name__}), so that no weights are "
-        "theirs alone. Expected units between two kernels, as in a "
+        f"The memorization units of model '{model.name}', or what they are "
+        f"made of, {reader}, so that no weights are theirs alone. Expected "
+        "units between two kernels that nothing else reads, as in a "
         "transformer's MLP, or an expanded network: ModelConfig(expand=...) "
         "or tie_dropout(model, expand=...)."
     )

@@ -26,6 +26,7 @@ class TiedModel(keras.Model):
 
     def __call__(self, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         """Calls the model; puts in ids that do not count and were left out."""
+        self._check_ids(inputs)
         without = self._inputs_without_ids(inputs)
         if without is None:
             return super().__call__(inputs, *args, **kwargs)
@@ -35,6 +36,24 @@ class TiedModel(keras.Model):
         some = next(iter(given.values()))
         given[IDS] = tf.zeros(tf.shape(some)[:1], tf.int64)
         return super().__call__(given, *args, **kwargs)
+
+    def _check_ids(self, inputs) -> None:
+        """Refuses ids before Keras casts them: floats, or not one each."""
+        names = input_names(self)
+        ids = inputs.get(IDS) if isinstance(inputs, dict) else None
+        if isinstance(inputs, list | tuple) and len(inputs) == len(names):
+            ids = dict(zip(names, inputs, strict=True)).get(IDS)
+        if not hasattr(ids, "dtype") or ids.shape is None:
+            return
+        dtype, shape = tf.as_dtype(ids.dtype), tuple(ids.shape)
+        if not dtype.is_integer or len(shape) != 1:
+            raise ValueError(
+                f"Model '{self.name}' expected example ids that are integers "
+                "of shape [batch], one for each example. Received: dtype "
+                f"{dtype.name}, shape {list(shape)}. Floats cannot tell large "
+                "ids apart; ids.astype('int64') makes whole ones integers, "
+                "ids.reshape(-1) makes them one for each."
+            )
 
     def __repr__(self) -> str:
         """Says in how many places it is tied, and where."""

@@ -19,12 +19,25 @@ import keras
 from tfmemloc.checks import check_choice, is_number
 from tfmemloc.configs import Inference
 from tfmemloc.graph.batch_norm import batch_norms, switchable
-from tfmemloc.graph.nodes import IDS, all_nodes, is_functional, replay
+from tfmemloc.graph.nodes import (
+    IDS,
+    all_nodes,
+    consumers,
+    is_functional,
+    nodes,
+    outputs_of,
+    replay,
+)
 from tfmemloc.graph.rebuild import cloned, flat_layers, fresh_inputs
-from tfmemloc.graph.sites import block_sites, unit_axis, unit_sites
+from tfmemloc.graph.sites import (
+    block_sites,
+    is_activation,
+    unit_axis,
+    unit_sites,
+)
 from tfmemloc.graph.tied_model import TiedModel
 from tfmemloc.layers import masks
-from tfmemloc.layers.arguments import check_probability
+from tfmemloc.layers.arguments import check_probability, check_seed
 from tfmemloc.layers.memory_branch import MemoryBranch
 from tfmemloc.layers.switchable_batch_norm import SwitchableBatchNormalization
 from tfmemloc.layers.tied_dropout import ExampleTiedDropout
@@ -171,6 +184,7 @@ def tie_dropout(
         _check_expand(expand, p_gen, rescale)
     elif p_gen is not None:
         check_probability("p_gen", p_gen)
+    check_seed(seed)
     places = _tied_places(model, after)
     made: dict[int, Callable] = {}
 
@@ -265,7 +279,30 @@ def _tied_places(model, after) -> set[int]:
             f"`after` chooses no layer of model '{model.name}'. Expected at "
             f"least one of {', '.join(x.name for x in flat_layers(model))}."
         )
+    _refuse_outputs(model, places)
     return places
+
+
+def _refuse_outputs(model, places: set[int]) -> None:
+    """Refuses to tie what a model gives, activated or not: its classes."""
+    found = nodes(model)
+    readers = consumers(found)
+    outputs = {id(t) for t in keras.tree.flatten(outputs_of(model))}
+
+    def is_given(node) -> bool:
+        tensor = node.output_tensors[0]
+        return id(tensor) in outputs or any(
+            is_activation(reader.operation) and is_given(reader)
+            for reader in readers.get(id(tensor), ())
+        )
+
+    given = [n.operation.name for n in found if id(n) in places and is_given(n)]
+    if given:
+        raise ValueError(
+            f"Layer '{given[0]}' of model '{model.name}' gives the model's "
+            "output. Expected layers before it: the drop would switch off "
+            "what is predicted."
+        )
 
 
 def _chooser(model, after) -> Callable[[Any], bool]:
@@ -349,12 +386,14 @@ def _with_ids(model, inputs):
     """The `example_id` input, and all inputs with it among them."""
     for tensor in keras.tree.flatten(inputs):
         if tensor.name == IDS:
-            if len(tensor.shape) != 1 or "int" not in tensor.dtype:
+            if len(tensor.shape) != 1 or tensor.dtype != "int64":
                 raise ValueError(
                     f"Model '{model.name}' has an input named example_id of "
                     f"shape {tensor.shape} and dtype {tensor.dtype}. Expected "
-                    "an integer for each example, of shape (None,), or "
-                    "another name."
+                    "int64 of shape (None,), an id for each example, as "
+                    'keras.Input((), dtype="int64", name="example_id") makes '
+                    "it, or another name. Fewer bits would take different "
+                    "ids for the same."
                 )
             return tensor, inputs
     ids = keras.Input((), dtype="int64", name=IDS)

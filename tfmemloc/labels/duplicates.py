@@ -136,10 +136,17 @@ class Duplicates(Result):
                 strict=True,
             )
         )
-        return (
+        equal = int((self.difference == 0).sum())
+        text = (
             f"{len(self.kind)} of {self.examples} examples of {self.dataset} "
-            f"repeat an earlier one: {counts}."
+            f"repeat an earlier one"
         )
+        if equal < len(self.kind):
+            text += (
+                f", or nearly so ({equal} are equal; look at the others: "
+                "simple pictures, such as strokes, may be alike by chance)"
+            )
+        return f"{text}: {counts}."
 
     def key_numbers(self) -> dict[str, float]:
         """Pairs of each kind."""

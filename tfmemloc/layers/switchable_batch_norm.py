@@ -96,22 +96,14 @@ class SwitchableBatchNormalization(keras.layers.BatchNormalization):
             )
             return self._normalized(inputs, mean, variance)
         ids = checked_ids(self, inputs, example_ids, MEMORY_OFF)
-        is_off = tf.reshape(
-            ids == MEMORY_OFF, [-1] + [1] * (len(inputs.shape) - 1)
-        )
-        off = self._statistics(inputs, is_off)
-        on = self._statistics(inputs, ~is_off)
-        self._follow(self.moving_mean, self.moving_variance, *off)
-        self._follow(self.tied_mean, self.tied_variance, *on)
-        mean, variance = (
-            tf.where(
-                is_off,
-                self._along_axis(inputs, of_off),
-                self._along_axis(inputs, of_on),
+        if mask is not None:
+            raise ValueError(
+                f"Layer '{self.name}' keeps statistics of its own for the "
+                "drop and counts all positions of an example. Expected inputs "
+                "without a mask. Received: one. Tie the model with "
+                "own_statistics=False."
             )
-            for of_off, of_on in zip(off[:2], on[:2], strict=True)
-        )
-        return self._normalized(inputs, mean, variance)
+        return self._normalized_by_kind(inputs, ids == MEMORY_OFF)
 
     @property
     def inference_statistics(self) -> tuple[keras.Variable, keras.Variable]:
@@ -120,25 +112,52 @@ class SwitchableBatchNormalization(keras.layers.BatchNormalization):
             return self.moving_mean, self.moving_variance
         return self.tied_mean, self.tied_variance
 
-    def _statistics(self, inputs, is_kind):
-        """Mean and variance [C] of the rows of a kind, and whether any is."""
+    def _normalized_by_kind(self, inputs, is_off):
+        """Normalizes rows by the statistics of their kind; follows these.
+
+        Args:
+            inputs: [B, ...].
+            is_off: bool [B], the rows with memory off.
+        """
         x = tf.cast(inputs, tf.float32)
-        weight = tf.cast(is_kind, tf.float32)
+        kinds = tf.cast(tf.stack([is_off, ~is_off], axis=1), tf.float32)
+        places = [axis for axis in self._reduction_axes if axis != 0]
+        # Of a row all positions count. Not all numbers over all rows: a
+        # replica may have none of these.
+        positions = tf.reduce_prod(
+            tf.gather(tf.shape(x), tf.constant(places, tf.int32))
+        )
+        count = self._all_replicas(tf.reduce_sum(kinds, axis=0))
+        count *= tf.cast(positions, tf.float32)
 
-        def total(values):
-            return self._all_replicas(
-                tf.reduce_sum(values, self._reduction_axes)
+        def means(values):
+            """Of each kind: [2, C]."""
+            by_row = tf.reduce_sum(values, places)
+            # No product of matrices, which a GPU may round to 10 bits.
+            by_kind = tf.reduce_sum(
+                by_row[:, tf.newaxis] * kinds[:, :, tf.newaxis], axis=0
             )
+            share = tf.maximum(count, 1.0)[:, tf.newaxis]
+            return self._all_replicas(by_kind) / share
 
-        # Of a row all positions count, or none.
-        positions = tf.size(x) // (tf.shape(x)[0] * tf.shape(x)[self.axis])
-        rows = self._all_replicas(tf.reduce_sum(weight))
-        count = rows * tf.cast(positions, tf.float32)
-        share = tf.maximum(count, 1.0)
-        mean = total(x * weight) / share
-        centered = x - self._along_axis(inputs, mean)
-        variance = total(tf.square(centered) * weight) / share
-        return mean, variance, count > 0
+        def of_rows(values):
+            """[2, C] -> what is each row's, as it broadcasts to inputs."""
+            of_row = tf.where(is_off[:, tf.newaxis], values[0], values[1])
+            shape = [-1] + [1] * (len(inputs.shape) - 1)
+            shape[self.axis] = values.shape[1]
+            return tf.reshape(of_row, shape)
+
+        mean = means(x)
+        centered = x - of_rows(mean)
+        variance = means(tf.square(centered))
+        statistics = (
+            (self.moving_mean, self.moving_variance),
+            (self.tied_mean, self.tied_variance),
+        )
+        for k, pair in enumerate(statistics):
+            self._follow(pair, (mean[k], variance[k]), count[k] > 0)
+        scale = of_rows(tf.math.rsqrt(variance + self.epsilon))
+        return self._shifted(inputs, centered * scale)
 
     def _all_replicas(self, total):
         """The sum over replicas, where statistics are synchronized."""
@@ -147,9 +166,9 @@ class SwitchableBatchNormalization(keras.layers.BatchNormalization):
             return total
         return context.all_reduce("sum", total)
 
-    def _follow(self, mean, variance, batch_mean, batch_variance, is_there):
-        """Moves moving statistics towards those of a batch."""
-        for moving, now in ((mean, batch_mean), (variance, batch_variance)):
+    def _follow(self, kept, batch, is_there):
+        """Moves mean and variance towards those of a batch."""
+        for moving, now in zip(kept, batch, strict=True):
             value = tf.convert_to_tensor(moving)
             moved = value * self.momentum + now * (1 - self.momentum)
             moving.assign(tf.where(is_there, moved, value))
@@ -158,6 +177,10 @@ class SwitchableBatchNormalization(keras.layers.BatchNormalization):
         x = (tf.cast(inputs, tf.float32) - mean) * tf.math.rsqrt(
             variance + self.epsilon
         )
+        return self._shifted(inputs, x)
+
+    def _shifted(self, inputs, x):
+        """Scale and shift, in the dtype of the inputs."""
         if self.scale:
             x *= self._along_axis(inputs, self.gamma)
         if self.center:

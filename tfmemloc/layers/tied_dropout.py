@@ -86,7 +86,8 @@ class ExampleTiedDropout(keras.layers.Layer):
         ValueError: an argument out of its range, ids that are missing, not
             integers or not of shape [batch].
         tf.errors.InvalidArgumentError: at run time, negative ids or another
-            number of ids than of examples.
+            number of ids than of examples. Not under XLA, which leaves such
+            checks out; `train` checks the ids before.
 
     Example:
         >>> layer = ExampleTiedDropout(p_gen=0.5, p_mem=0.25, seed=0)
@@ -171,12 +172,17 @@ class ExampleTiedDropout(keras.layers.Layer):
 
     def example_units(self, example_ids: np.ndarray) -> np.ndarray:
         """Which units are on for each example in training: bool [N, C]."""
-        on = np.ones((len(example_ids), self.units), bool)
-        on[:, self.generalization_units :] = example_mask_numpy(
-            self.seed,
-            example_ids,
-            self.units - self.generalization_units,
-            self.p_mem,
+        ids = np.asarray(example_ids)
+        has_memory = ids != MEMORY_OFF
+        on = np.ones((len(ids), self.units), bool)
+        on[:, self.generalization_units :] = (
+            example_mask_numpy(
+                self.seed,
+                np.where(has_memory, ids, 0),
+                self.units - self.generalization_units,
+                self.p_mem,
+            )
+            & has_memory[:, np.newaxis]
         )
         return on
 

@@ -7,8 +7,9 @@ The folder that `export_saved_model` writes holds
     model_card.json, MODEL_CARD.md
                                  what was exported, and how it measures
 
-It is written under a temporary name, loaded again, compared with the network
-that it came from, and only then renamed: a folder that exists was checked.
+It is written under a temporary name, the SavedModel is loaded again, compared
+with the network that it came from, and only then renamed: one that exists was
+checked. Files of other formats are as their converters made them.
 """
 
 from __future__ import annotations
@@ -98,6 +99,11 @@ def export_saved_model(
     """
     path = pathlib.Path(path)
     check_choice("inference", inference, INFERENCES)
+    if isinstance(formats, str):
+        raise ValueError(
+            "`formats` expected a list of names, such as ['onnx']. Received: "
+            f"{formats!r}."
+        )
     for name in formats:
         check_choice("formats", name, FORMATS)
     check_free(path, overwrite)
@@ -127,6 +133,15 @@ def export_saved_model(
         loaded = tf.saved_model.load(str(folder))
         serve = loaded.signatures["serving_default"]
         checked = check_export(serve, served, shown, examples, raw_pixels)
+        if with_memorization:
+            memory = graph.with_inference(model, "expected")
+            check_export(
+                loaded.signatures["with_memorization"],
+                memory,
+                memory,
+                examples,
+                raw_pixels,
+            )
         if card:
             options = {
                 "inference": inference,

@@ -31,7 +31,7 @@ def fold_batch_norm(model: keras.Model) -> keras.Model:
         True
     """
     model = graph.inlined(model)
-    pairs = _foldable(graph.nodes(model))
+    pairs = _foldable(model)
     norms = {id(norm) for _, norm in pairs.values()}
 
     def call(node, args, kwargs):
@@ -49,9 +49,12 @@ def fold_batch_norm(model: keras.Model) -> keras.Model:
     return keras.Model(inputs, outputs, name=model.name)
 
 
-def _foldable(found) -> dict[int, tuple]:
+def _foldable(model: keras.Model) -> dict[int, tuple]:
     """id of a layer's only call -> the layer, and the BatchNorm behind it."""
+    found = graph.nodes(model)
     takers = graph.consumers(found)
+    # What is an output is asked for as it is.
+    given = {id(t) for t in keras.tree.flatten(graph.outputs_of(model))}
     count: dict[int, int] = {}
     for node in found:
         count[id(node.operation)] = count.get(id(node.operation), 0) + 1
@@ -60,6 +63,8 @@ def _foldable(found) -> dict[int, tuple]:
         layer = node.operation
         after = takers.get(id(node.output_tensors[0]), [])
         if len(after) != 1 or not isinstance(layer, _FOLDABLE):
+            continue
+        if id(node.output_tensors[0]) in given:
             continue
         norm = after[0].operation
         rank = len(node.output_tensors[0].shape)

@@ -131,8 +131,8 @@ def run_sweep(
         ]
         todo = [
             job
-            for job in jobs
-            if not (pathlib.Path(job.directory) / "done.json").exists()
+            for job, cell in zip(jobs, cells, strict=True)
+            if not is_done(directory, cell)
         ]
         if backend == "ray":
             finished = _on_ray(todo, ray_address, cpus_per_run, gpus_per_run)
@@ -147,6 +147,11 @@ def run_sweep(
             + ("\n..." if len(failures) > _SHOWN_FAILURES else "")
         )
     return gather_sweep(directory, cells, over)
+
+
+def is_done(directory: str | os.PathLike, cell: Cell) -> bool:
+    """Whether a cell of the sweep in a directory is finished."""
+    return (pathlib.Path(directory) / cell.name / "done.json").exists()
 
 
 def _keep_settings(directory, program, base) -> None:

@@ -13,6 +13,7 @@ that it had begun.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import importlib.util
 import os
 import pathlib
@@ -26,9 +27,12 @@ from tfmemloc.layers import masks
 from tfmemloc.report import figures
 from tfmemloc.result import Figure, Result, Table
 from tfmemloc.sweeps.grid import Cell
-from tfmemloc.sweeps.run import run_sweep
+from tfmemloc.sweeps.run import SweepError, is_done, run_sweep
 
-_NUMBER = r"\d+(?:\.\d+)?(?:e-?\d+)?"
+# Rounds in which all trials fail before a search ends.
+_PATIENCE = 3
+
+_NUMBER = r"(?:\d+(?:\.\d+)?|\.\d+)(?:e-?\d+)?"
 _RANGE = re.compile(rf"({_NUMBER})\.\.({_NUMBER})(:log)?")
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
 
@@ -232,13 +236,16 @@ def tune_settings(
             that was chosen by it would look better than it is.
         seed: of Optuna's sampler.
         processes: trials that run at once. With several, each knows less of
-            the others when it is chosen.
+            the others when it is chosen. Their number decides, beside the
+            seed, which settings are tried; a kill does not.
         **options: as of `run_sweep`.
 
     Raises:
         ModuleNotFoundError: Optuna is not installed.
         ValueError: a cell has no such number, or the directory holds a search
             with other settings.
+        SweepError: the first trials failed, or all of three rounds. A single
+            setting that cannot be trained is left out, and others are tried.
     """
     if importlib.util.find_spec("optuna") is None:
         raise ModuleNotFoundError(
@@ -247,20 +254,21 @@ def tune_settings(
         )
     directory = pathlib.Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
-    study = _study(directory, space, seed)
-    while missing := trials - len(finished := _finished(study)):
-        asked = _asked(study, space, min(processes, missing))
-        cells = [_cell(space, trial) for trial in asked]
-        results = run_sweep(
+    study, lost = _study(directory, space), 0
+    while (missing := trials - len(finished := _finished(study))) > 0:
+        asked = _asked(study, space, min(processes, missing), seed)
+        run = functools.partial(
+            run_sweep,
             directory,
             program,
-            list(dict.fromkeys(cells)),
             base=base,
             processes=processes,
             **options,
         )
-        for trial, cell in zip(asked, cells, strict=True):
-            study.tell(trial.number, _values(results, cell, (forget, keep)))
+        failure = _run(study, space, asked, run, directory, (forget, keep))
+        lost = 0 if failure is None else lost + 1
+        if failure is not None and (not finished or lost == _PATIENCE):
+            raise failure
     return TuningResults(
         flags=tuple(axis.flag for axis in space),
         settings=np.array(
@@ -276,7 +284,7 @@ def tune_settings(
     )
 
 
-def _study(directory: pathlib.Path, space: Sequence[Axis], seed: int):
+def _study(directory: pathlib.Path, space: Sequence[Axis]):
     """Optuna's study in a folder, as far as it got."""
     import optuna
 
@@ -299,11 +307,6 @@ def _study(directory: pathlib.Path, space: Sequence[Axis], seed: int):
             f"{directory} holds a search of other settings: {known} there, "
             f"{mine} here. Use the original ones, or another --run_dir."
         )
-    # Its draws go on where they were, whenever it is opened.
-    begun = len(study.trials)
-    study.sampler = optuna.samplers.TPESampler(
-        seed=masks.fold_seed(seed, "trials", begun) % 2**32
-    )
     return study
 
 
@@ -313,7 +316,29 @@ def _finished(study) -> list:
     return study.get_trials(states=(optuna.trial.TrialState.COMPLETE,))
 
 
-def _asked(study, space: Sequence[Axis], count: int) -> list:
+def _run(
+    study, space: Sequence[Axis], asked, run, directory, names
+) -> SweepError | None:
+    """Runs trials and tells the study of them; the error if all failed."""
+    import optuna
+
+    cells = [_cell(space, trial) for trial in asked]
+    done, failure = list(dict.fromkeys(cells)), None
+    try:
+        results = run(done)
+    except SweepError as error:
+        # A setting that cannot be trained is an answer, too.
+        done, failure = [c for c in done if is_done(directory, c)], error
+        results = run(done) if done else None
+    for trial, cell in zip(asked, cells, strict=True):
+        if cell in done:
+            study.tell(trial.number, _values(results, cell, names))
+        else:
+            study.tell(trial.number, state=optuna.trial.TrialState.FAIL)
+    return None if done else failure
+
+
+def _asked(study, space: Sequence[Axis], count: int, seed: int) -> list:
     """Trials to run: first those that a killed search had asked for."""
     import optuna
 
@@ -324,7 +349,12 @@ def _asked(study, space: Sequence[Axis], count: int) -> list:
         # A search that was killed while it asked knows not all of them.
         if trial.params.keys() == distributions.keys()
     ][:count]
-    new = [study.ask(distributions) for _ in range(count - len(begun))]
+    new = []
+    for _ in range(count - len(begun)):
+        # The draws of a trial are its number's, whenever a search goes on.
+        number = masks.fold_seed(seed, "trials", len(study.trials))
+        study.sampler = optuna.samplers.TPESampler(seed=number % 2**32)
+        new.append(study.ask(distributions))
     return begun + new
 
 

@@ -40,10 +40,12 @@ class MemoryOff:
 
     Attributes:
         step: how often it has drawn.
+        is_used: whether any example's ever is.
     """
 
     def __init__(self, training: TrainConfig):
         self._share = training.memory_off
+        self.is_used = training.memory_off > 0
         self._seed = masks.fold_seed(training.seed, "memory off")
         self.step = step_counter()
 
@@ -58,6 +60,7 @@ class DropPass:
     """A rule with a drop-mode pass.
 
     Attributes:
+        passes_without_memory: whether some examples do.
         tables: what it keeps of each example.
         variables: what a run saves to go on where it was killed.
 
@@ -78,6 +81,7 @@ class DropPass:
         early: Early | None = None,
     ):
         self._memory_off = MemoryOff(training)
+        self.passes_without_memory = self._memory_off.is_used
         self._drop_loss = drop_loss
         self.step = self._memory_off.step
         self.tables = [] if beliefs is None else [beliefs.table]

@@ -72,7 +72,7 @@ class Early:
             step: the last one of the epoch.
             strategy: of the training, whose first worker looks.
         """
-        if self._sign == "share" or step >= int(self._last):
+        if self._sign == "share" or step >= int(self._last.numpy()):
             return False
         ends = workers.first_says(strategy, lambda: self._is_seen(examples))
         if ends:
@@ -82,10 +82,10 @@ class Early:
     def _is_seen(self, examples: Examples) -> bool:
         # Rounded as what is kept of it is, so that equal is not more.
         value, best = np.float32(self._value(examples)), self._best.numpy()
-        rises = value > best
+        without = 0 if value > best else int(self._without_rise.numpy()) + 1
         self._best.assign(max(value, best))
-        self._without_rise.assign(0 if rises else self._without_rise + 1)
-        return int(self._without_rise) >= _PATIENCE[self._sign]
+        self._without_rise.assign(without)
+        return without >= _PATIENCE[self._sign]
 
     def _value(self, examples: Examples) -> float:
         if self._sign == "weight_norm":

@@ -34,7 +34,6 @@ from tfmemloc.data.text import warn_of_repeats
 from tfmemloc.models import build_network
 from tfmemloc.runs import Run, check_finite, variable_arrays
 from tfmemloc.training import by_example, early, rules, workers
-from tfmemloc.training.drop_pass import DropPass
 from tfmemloc.training.optimizer import make_optimizer, make_rate
 from tfmemloc.training.progress import (
     accuracies,
@@ -122,6 +121,7 @@ def train(
         )
     strategy = strategy or tf.distribute.get_strategy()
     workers.check(strategy)
+    workers.check_batches(strategy, len(examples.train), training.batch_size)
     with workers.in_turn(strategy, directory) as in_turn:
         with strategy.scope():
             network = (
@@ -151,6 +151,8 @@ def train(
                 model_config=model_config,
                 training=training,
                 examples=examples,
+                # Where its early part ends depends on the last epoch.
+                may_grow=not hasattr(rule, "early"),
             )
         )
         if start_from is not None:
@@ -164,12 +166,13 @@ def train(
 
 def _check_statistics(network, rule, training: TrainConfig) -> None:
     """Refuses BatchNorm statistics of the drop that nothing would follow."""
-    is_followed = isinstance(rule, DropPass) and training.memory_off > 0
-    if graph.keeps_own_statistics(network) and not is_followed:
+    if not graph.keeps_own_statistics(network):
+        return
+    if not getattr(rule, "passes_without_memory", False):
         raise ValueError(
             "The network keeps BatchNorm statistics of its own for the drop, "
             "from examples that pass with their memory off, and this training "
-            "has none. Expected a rule with a drop-mode pass, such as "
+            "has none. Expected a rule that lets some, such as "
             f'"drop_pass_gate", and memory_off above 0. Received: '
             f"rule={training.rule!r}, memory_off={training.memory_off}."
         )

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from tfmemloc import tracing
@@ -74,8 +75,10 @@ def make_train_step(
             ] or [scaled(loss)]
         if recorder is not None:
             recorder.update(inputs[IDS], label, logits)
-        gradients = [tape.gradient(each, variables) for each in scaled_losses]
-        gradients = _routed(gradients, routes) if routes else gradients[0]
+        if routes:
+            gradients = _routed(tape, scaled_losses, routes, variables)
+        else:
+            gradients = tape.gradient(scaled_losses[0], variables)
         if hasattr(rule, "changed_gradients"):
             gradients = rule.changed_gradients(gradients, variables)
         # Keras's optimizer itself adds up the gradients of the replicas.
@@ -95,18 +98,23 @@ def make_train_step(
     )
 
 
-def _routed(gradients, routes) -> list[tf.Tensor]:
+def _routed(tape, losses, routes, variables) -> list[tf.Tensor]:
     """Of each entry of a weight, the gradient of the loss it learns from.
 
     Args:
-        gradients: for each route, those of all variables.
+        tape: persistent.
+        losses: a scalar for each route.
         routes: as a rule gives them; each entry is in one of them.
+        variables: whose gradients are wanted.
     """
-    kept = [
-        [
-            tf.convert_to_tensor(g) * tf.cast(which, g.dtype)
-            for g, which in zip(of_route, entries, strict=True)
-        ]
-        for of_route, (_, entries) in zip(gradients, routes, strict=True)
-    ]
-    return [tf.add_n(of_variable) for of_variable in zip(*kept, strict=True)]
+    parts: list[list[tf.Tensor]] = [[] for _ in variables]
+    for loss, (_, entries) in zip(losses, routes, strict=True):
+        # Of what learns nothing from it no gradient is taken.
+        asked = [k for k, which in enumerate(entries) if np.any(which)]
+        found = tape.gradient(loss, [variables[k] for k in asked])
+        for k, gradient in zip(asked, found, strict=True):
+            gradient = tf.convert_to_tensor(gradient)
+            if not np.all(entries[k]):
+                gradient *= tf.cast(entries[k], gradient.dtype)
+            parts[k].append(gradient)
+    return [tf.add_n(of_variable) for of_variable in parts]

@@ -42,6 +42,35 @@ def check(strategy: tf.distribute.Strategy) -> None:
         )
 
 
+def check_batches(
+    strategy: tf.distribute.Strategy, examples: int, batch_size: int
+) -> None:
+    """Refuses batches of which a replica would get nothing.
+
+    BatchNorm has no statistics of nothing, and not every kernel takes it.
+
+    Args:
+        strategy: of the training.
+        examples: how many are trained on.
+        batch_size: of a step.
+
+    Raises:
+        ValueError: the smallest batch is too small.
+    """
+    replicas = strategy.num_replicas_in_sync
+    full = min(batch_size, examples)
+    for size in {full, examples % full or full}:
+        # The first ones get the larger parts.
+        part = -(-size // replicas)
+        if part * (replicas - 1) >= size:
+            raise ValueError(
+                f"{examples} examples in batches of {batch_size} leave one of "
+                f"{size}, of which {replicas} replicas cannot each get some. "
+                "Expected another batch_size. Received: "
+                f"batch_size={batch_size}."
+            )
+
+
 def place(strategy: tf.distribute.Strategy) -> tuple[int, int]:
     """(number of this worker, how many there are); (0, 1) without workers."""
     if not are_used(strategy):
@@ -55,7 +84,8 @@ def number_of(resolver: tf.distribute.cluster_resolver.ClusterResolver) -> int:
     if resolver.task_type == "chief":
         return resolver.task_id
     chiefs = resolver.cluster_spec().as_dict().get("chief", [])
-    return len(chiefs) + resolver.task_id
+    # A strategy without TF_CONFIG is one worker that has no number.
+    return len(chiefs) + (resolver.task_id or 0)
 
 
 def is_first(strategy: tf.distribute.Strategy) -> bool:

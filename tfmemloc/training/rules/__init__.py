@@ -10,7 +10,9 @@ tensors.
 A rule that remembers something is an object that is called in the same way and
 has `variables`, which a run saves and restores with its other state, and may
 have `tables` (`tfmemloc.training.by_example`) and an `early` part
-(`tfmemloc.training.early`), whose epochs the loop tells them. Its module
+(`tfmemloc.training.early`), whose epochs the loop tells them. Where it lets
+examples pass with their memory off, it says so by `passes_without_memory`:
+BatchNorm's statistics of the drop are made of these. Its module
 has a function `make(model, examples, training)` that gives one for a training,
 or refuses what it cannot train. It may also have
 `changed_gradients(gradients, variables)`, called in the step, and
@@ -65,6 +67,14 @@ def named(
     if hasattr(module, "make"):
         return module.make(model, examples, training)
     return module.rule
+
+
+def reads(name: str) -> tuple[str, ...]:
+    """Fields of `TrainConfig` that are of some rules, and that a rule reads."""
+    if name not in names():
+        return ()  # Of one's own: it may read any.
+    module = importlib.import_module(f"{__name__}.{name}")
+    return getattr(module, "READS", ())
 
 
 def address_of(rule: Rule) -> str:

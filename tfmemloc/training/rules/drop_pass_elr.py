@@ -21,6 +21,9 @@ from tfmemloc.data.examples import Examples
 from tfmemloc.training.beliefs import Beliefs
 from tfmemloc.training.drop_pass import DropPass
 
+# Fields of `TrainConfig` that are of this rule.
+READS = ("memory_off",)
+
 _WEIGHT = 3.0
 # Keeps log(1 - <p, t>) finite where both are sure of the same class.
 _SURE = 1 - 1e-4
@@ -36,7 +39,8 @@ def make(
     def drop_loss(ids, label, logits, entropy, off) -> tf.Tensor:
         del label
         believed = beliefs.updated(ids, logits, off)
-        agreed = tf.reduce_sum(tf.nn.softmax(logits) * believed, axis=1)
+        p = tf.nn.softmax(tf.cast(logits, tf.float32))
+        agreed = tf.reduce_sum(p * believed, axis=1)
         return entropy + _WEIGHT * tf.math.log(1 - _SURE * agreed)
 
     return DropPass(training, drop_loss, beliefs)

@@ -19,6 +19,9 @@ from tfmemloc.training.beliefs import Beliefs
 from tfmemloc.training.drop_pass import DropPass
 from tfmemloc.training.early import Early
 
+# Fields of `TrainConfig` that are of this rule.
+READS = ("memory_off", "early")
+
 
 def make(
     model: keras.Model, examples: Examples, training: TrainConfig

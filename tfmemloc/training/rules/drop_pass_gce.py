@@ -16,6 +16,9 @@ from tfmemloc.data.examples import Examples
 from tfmemloc.training.drop_pass import DropPass
 from tfmemloc.training.rules import generalized_cross_entropy
 
+# Fields of `TrainConfig` that are of this rule.
+READS = ("memory_off",)
+
 
 def make(
     model: keras.Model, examples: Examples, training: TrainConfig

@@ -67,6 +67,15 @@ class FirstEpochStatistics:
         return cross_entropy.of_outputs(model, outputs, label)
 
 
+def _draws(layer: keras.layers.Layer) -> bool:
+    """Whether a layer, or one within it, draws numbers: dropout, noise."""
+    return any(
+        isinstance(value, keras.random.SeedGenerator)
+        for part in layer._flatten_layers()
+        for value in vars(part).values()
+    )
+
+
 def make(
     model: keras.Model, examples: Examples, training: TrainConfig
 ) -> FirstEpochStatistics:
@@ -96,17 +105,14 @@ def make(
             'rule="first_epoch_statistics" is about. Expected a network with '
             'BatchNormalization layers, or rule="cross_entropy".'
         )
-    random = [
-        layer.name
-        for layer in graph.flat_layers(model)
-        if isinstance(layer, keras.layers.Dropout)
-    ]
+    random = [layer.name for layer in graph.flat_layers(model) if _draws(layer)]
     if random:
         raise ValueError(
             'rule="first_epoch_statistics" calls the network in evaluation '
-            "mode after its first epoch, where it would not drop any more. "
-            "Expected a network without dropout, or with example-tied "
-            f"dropout. Received: '{model.name}' with {', '.join(random)}."
+            "mode after its first epoch, where it would not drop, add noise or "
+            "augment any more. Expected a network without such layers, or "
+            f"with example-tied dropout. Received: '{model.name}' with "
+            f"{', '.join(random)}."
         )
     steps = steps_per_epoch(len(examples), training.batch_size)
     return FirstEpochStatistics(model, steps)

@@ -28,6 +28,9 @@ from tfmemloc.training.early import Early
 from tfmemloc.training.rules import cross_entropy
 from tfmemloc.training.tables import step_counter
 
+# Fields of `TrainConfig` that are of this rule.
+READS = ("early",)
+
 _SLOW = 0.1
 
 
@@ -39,8 +42,11 @@ class LateTying:
         memory: the variables of the memory, which keep their step size.
 
     Attributes:
+        passes_without_memory: whether some examples do: early, all.
         variables: what a run saves to go on where it was killed.
     """
+
+    passes_without_memory = True
 
     def __init__(self, early: Early, memory: Sequence[keras.Variable]):
         self.early = early

@@ -31,6 +31,9 @@ from tfmemloc.training.drop_pass import MemoryOff
 from tfmemloc.training.rules import cross_entropy
 from tfmemloc.training.tables import row_of
 
+# Fields of `TrainConfig` that are of this rule.
+READS = ("memory_off",)
+
 
 class Routed:
     """The rule; knows which tie ids repeat, and which weights are memory's.
@@ -41,6 +44,7 @@ class Routed:
         training: gives `memory_off` and the seed.
 
     Attributes:
+        passes_without_memory: whether some examples do.
         variables: what a run saves to go on where it was killed.
     """
 
@@ -54,6 +58,7 @@ class Routed:
         self._repeated = tf.constant(np.append(repeated, 2**63 - 1), tf.int64)
         self._entries = entries
         self._memory_off = MemoryOff(training)
+        self.passes_without_memory = self._memory_off.is_used
         self.variables = [self._memory_off.step]
 
     def __call__(

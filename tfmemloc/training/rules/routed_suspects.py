@@ -37,6 +37,9 @@ from tfmemloc.training.rules import cross_entropy
 from tfmemloc.training.rules.routed import memory_learns_from_all
 from tfmemloc.training.tables import one_of_all_replicas
 
+# Fields of `TrainConfig` that are of this rule.
+READS = ("memory_off", "early")
+
 _MOST = 0.2  # Share of the examples that are suspected, in the long run.
 _PACE = 0.05  # How fast the margin follows.
 
@@ -46,6 +49,7 @@ class RoutedSuspects:
 
     Attributes:
         early: when nobody is suspected.
+        passes_without_memory: whether some examples do.
         tables: what is believed.
         variables: what a run saves to go on where it was killed.
     """
@@ -56,6 +60,7 @@ class RoutedSuspects:
         self._entries = graph.memory_entries(model)
         self._beliefs = Beliefs(examples, training)
         self._memory_off = MemoryOff(training)
+        self.passes_without_memory = self._memory_off.is_used
         self.early = Early(model, examples, training)
         self._is_trusted: tf.Tensor | None = None
         self._margin = one_of_all_replicas(np.float32(0))

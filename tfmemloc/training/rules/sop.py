@@ -41,8 +41,7 @@ class OverParameterized:
 
     Args:
         examples: the training examples.
-        training: gives the size of the batches, over whose mean the gradients
-            are taken.
+        training: how.
 
     Raises:
         ValueError: their labels are next tokens.
@@ -67,7 +66,6 @@ class OverParameterized:
             start=_START,
             dtype=np.float32,
         )
-        self._batch_size = training.batch_size
         self.tables = [self._table]
         self.variables = self._table.variables
 
@@ -95,7 +93,11 @@ class OverParameterized:
             squares = _distance(p, is_label, own)
             loss = tf.reduce_sum(entropy + squares)
         rates = tf.constant([_RATE_U] + [_RATE_V] * p.shape[1])
-        after = own - rates / self._batch_size * tape.gradient(loss, own)
+        # Of the mean over the batch, which may be a short one.
+        size = tf.distribute.get_replica_context().all_reduce(
+            "sum", tf.cast(tf.shape(own)[0], tf.float32)
+        )
+        after = own - rates / size * tape.gradient(loss, own)
         self._table.write(rows, after)
 
 
