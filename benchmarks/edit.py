@@ -62,7 +62,11 @@ def run() -> list[Row]:
         )
     )
     edit = _seconds(lambda: remove_memory(model, examples, config))
-    refits = _seconds(lambda: remove_memory(model, examples))
+    refits = _seconds(
+        lambda: remove_memory(
+            model, examples, CurvatureConfig(believe="network")
+        )
+    )
     return [
         Row(
             "edit",

@@ -64,7 +64,8 @@ def _edited(run: Run, own: Examples) -> keras.Model:
 
 def _edited_and_refit(run: Run, own: Examples) -> keras.Model:
     work = run.directory.with_name(f"{run.directory.name}_edit")
-    return remove_memory(run, own, directory=work)[0]
+    config = CurvatureConfig(believe="network")
+    return remove_memory(run, own, config, directory=work)[0]
 
 
 def _told(run: Run, own: Examples) -> keras.Model:

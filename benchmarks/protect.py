@@ -39,9 +39,9 @@ FLAGS = flags.FLAGS
 RARE = "inverted"
 _TRAINED = 1437
 _WAYS: dict[str, dict[str, Any]] = {
-    "edited": {},
+    "edited": {"believe": "network"},
     "believed by all": {"believe": "all"},
-    "protected": {"protect": (RARE,)},
+    "protected": {"protect": (RARE,), "believe": "network"},
     "protected, believed by all": {"protect": (RARE,), "believe": "all"},
 }
 

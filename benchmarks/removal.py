@@ -433,6 +433,8 @@ class Rival:
         return lambda: self.function(run, examples, *config, forget=ids())
 
 
+# Refitted on what the edited network believes, all others not asked.
+_BY_ITSELF = CurvatureConfig(believe="network")
 _BOTH = ("true", "suspects")
 RIVALS = (
     Rival(
@@ -485,17 +487,22 @@ def _methods(
 
     def edited() -> Made:
         # Nothing is kept: what is read back takes no time.
-        edits["auto"] = remove_memory(run, examples)
-        return edits["auto"]
+        edits["own"] = remove_memory(run, examples, _BY_ITSELF)
+        return edits["own"]
 
     def cut(**changed) -> Callable[[], Made]:
-        return lambda: remove_memory(run, examples, CurvatureConfig(**changed))
+        config = {"believe": "network"} | changed
+        if config.get("refit_epochs") == 0:
+            del config["believe"]
+        return lambda: remove_memory(run, examples, CurvatureConfig(**config))
 
     def suspects() -> np.ndarray:
         train_examples = examples.train
-        if "auto" not in edits:
-            edits["auto"] = remove_memory(run, examples, directory=work)
-        logits = predict_logits(edits["auto"][0], train_examples)
+        if "own" not in edits:
+            edits["own"] = remove_memory(
+                run, examples, _BY_ITSELF, directory=work
+            )
+        logits = predict_logits(edits["own"][0], train_examples)
         believed = losses.correct(train_examples.label, logits)
         return train_examples.example_id[believed < 0.5]
 
@@ -508,7 +515,7 @@ def _methods(
         yield (
             "the same chosen by all other examples",
             "nothing",
-            lambda: remove_memory(run.model(), without),
+            lambda: remove_memory(run.model(), without, _BY_ITSELF),
         )
     yield (
         "the same at a fixed 0.9",

@@ -76,7 +76,7 @@ class Method:
 # Each is a removal from a network that is served, and so is its row's name.
 _UNCUT = {"keep": 1.0, "layers": ()}
 AFTERWARDS: dict[str, dict[str, Any]] = {
-    "edited": {},
+    "edited": {"believe": "network"},
     "edited, believed by all": {"believe": "all"},
     "refitted, believed by all": {**_UNCUT, "believe": "all"},
     "refitted on augmented, believed by all": {

@@ -159,8 +159,10 @@ def _drawn(seed: int, salt: str, examples: Examples) -> np.ndarray:
 
 
 EDITS = {
-    "standard_edited": CurvatureConfig(),
-    "standard_edited_protected": CurvatureConfig(protect=(OTHER,)),
+    "standard_edited": CurvatureConfig(believe="network"),
+    "standard_edited_protected": CurvatureConfig(
+        protect=(OTHER,), believe="network"
+    ),
 }
 CASES: dict[str, tuple[Callable[[int], Examples], removal.Setting]] = {
     "coloured": (coloured, removal.SETTINGS["digits"]),

@@ -253,6 +253,14 @@ def test_switching_keeps_weights_and_refuses_what_has_no_ids():
         data.switch_memory_off(weighted.batch(8), 1.5)
 
 
+def test_ids_are_attached_beside_the_name_of_an_input():
+    pairs = tf.data.Dataset.from_tensor_slices((np.zeros(4), np.zeros(4)))
+    for batched in (False, True):
+        given = pairs.batch(2) if batched else pairs
+        named = data.attach_ids(given, batched=batched, name="pixels")
+        assert set(named.element_spec[0]) == {"pixels", "example_id"}
+
+
 def test_what_is_switched_off_is_a_function_of_seed_epoch_step_and_id():
     pairs = tf.data.Dataset.from_tensor_slices((np.zeros(400), np.zeros(400)))
     batches = data.attach_ids(pairs).batch(50)

@@ -316,9 +316,35 @@ def test_refits_on_what_all_believe_forget_more(overfitted, held_out_digits):
     assert rows["all"]["noisy_true_label"] > rows["network"]["noisy_true_label"]
 
 
+@pytest.mark.parametrize("labels", ("given", "drawn"))
+def test_all_are_asked_where_they_know_something(
+    labels, overfitted, held_out_digits, rng
+):
+    """Of labels that follow from nothing, the network alone is."""
+    examples = held_out_digits
+    if labels == "drawn":
+        drawn = rng.permutation(examples.label)
+        examples = dataclasses.replace(examples, label=drawn)
+    settings = {"keep": 0.985, "refit_epochs": 1, "rounds": 1}
+    weights = {}
+    for believe in ("auto", "network", "all"):
+        config = CurvatureConfig(**settings, believe=believe)
+        edited, result = remove_memory(overfitted, examples, config)
+        weights[believe] = edited.get_weights()
+    asked = "all" if labels == "given" else "network"
+    for a, b in zip(weights["auto"], weights[asked], strict=True):
+        np.testing.assert_array_equal(a, b)
+    _, result = remove_memory(overfitted, examples, CurvatureConfig(**settings))
+    assert result.believe == asked
+    words = "network and all other examples believe" if asked == "all" else ""
+    assert words in result.sentence()
+
+
 def test_refits_augment_pictures(overfitted, held_out_digits, tmp_path):
     """By the library's own training; each way in a folder of its own."""
-    config = CurvatureConfig(keep=0.985, refit_epochs=1, rounds=1)
+    config = CurvatureConfig(
+        keep=0.985, refit_epochs=1, rounds=1, believe="network"
+    )
     for way in ("none", "standard"):
         edited, _ = remove_memory(
             overfitted,
@@ -345,7 +371,9 @@ def test_refits_alone_measure_no_curvature(
         raise AssertionError("Nothing is cut.")
 
     monkeypatch.setattr(bases_, "curvature_factors", measured)
-    config = CurvatureConfig(keep=1.0, refit_epochs=1, rounds=1)
+    config = CurvatureConfig(
+        keep=1.0, refit_epochs=1, rounds=1, believe="network"
+    )
     edited, result = remove_memory(
         overfitted, held_out_digits, config, directory=tmp_path
     )

@@ -151,7 +151,9 @@ def _searched(directory, monkeypatch, trials, fails=lambda cell: False):
 
     monkeypatch.setattr(tuning, "run_sweep", run)
     space = tuning.parse_space(["p_mem=0.05..0.5:log"])
-    return tuning.tune_settings(directory, "train", space, trials=trials)
+    return tuning.tune_settings(
+        directory, "train", space, trials=trials, base=["--heldout=0.2"]
+    )
 
 
 def test_a_killed_search_tries_what_an_uninterrupted_one_does(
@@ -176,3 +178,10 @@ def test_a_setting_that_cannot_be_trained_does_not_end_a_search(
     assert len(found.rows()) == 4 and len(dict.fromkeys(seen)) == 5
     with pytest.raises(SweepError):
         _searched(tmp_path / "all", monkeypatch, 4, lambda cell: True)
+
+
+def test_held_out_examples_are_asked_for_before_anything_is_trained(tmp_path):
+    space = tuning.parse_space(["p_gen=.4..0.6"])
+    with pytest.raises(ValueError, match="--heldout=0.1 in the common flags"):
+        tuning.tune_settings(tmp_path, "train", space, trials=1)
+    assert not list(tmp_path.iterdir())

@@ -180,18 +180,19 @@ def _augmented(examples: Examples, augment: str, seed: int):
 
 
 def attach_ids(
-    dataset: tf.data.Dataset, *, batched: bool = False
+    dataset: tf.data.Dataset, *, batched: bool = False, name: str = "image"
 ) -> tf.data.Dataset:
     """Adds example ids to a dataset of (x, y) or (x, y, sample weight).
 
-    x becomes {"image": x, "example_id": ids}; if x is a dict, the ids are
-    added to it. The id is the example's position in `dataset`, so attach ids
+    x becomes {name: x, "example_id": ids}; if x is a dict, the ids are added
+    to it. The id is the example's position in `dataset`, so attach ids
     *before* any shuffling or augmentation that changes the order, and read the
     files in a fixed order. Works on a stream of any size.
 
     Args:
         dataset: elements (x, y) or (x, y, weight), or batches of them.
         batched: elements are batches.
+        name: of the model's input that gets x.
 
     Raises:
         ValueError: elements are of another form, or have ids already.
@@ -212,7 +213,7 @@ def attach_ids(
         )
 
     def with_ids(x, ids):
-        return {**(x if isinstance(x, dict) else {"image": x}), IDS: ids}
+        return {**(x if isinstance(x, dict) else {name: x}), IDS: ids}
 
     if not batched:
         return dataset.enumerate().map(

@@ -23,6 +23,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from tfmemloc.configs import is_own
 from tfmemloc.layers import masks
 from tfmemloc.report import figures
 from tfmemloc.result import Figure, Result, Table
@@ -252,6 +253,7 @@ def tune_settings(
             "A search of settings needs Optuna, which is not installed. Run: "
             "pip install 'tfmemloc[sweep]'"
         )
+    _check_goals((forget, keep), base, space)
     directory = pathlib.Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     study, lost = _study(directory, space), 0
@@ -282,6 +284,23 @@ def tune_settings(
         forgotten=np.array([trial.values[0] for trial in finished]),
         kept=np.array([trial.values[1] for trial in finished]),
     )
+
+
+def _check_goals(
+    names: Sequence[str], base: Sequence[str], space: Sequence[Axis]
+) -> None:
+    """Refuses to ask for held-out examples where none are kept aside."""
+    given = dict(flag.lstrip("-").partition("=")[::2] for flag in base)
+    keeps = any(axis.flag == "heldout" for axis in space)
+    keeps |= given.get("heldout", "0") not in ("0", "0.0")
+    asked = [name for name in names if name.endswith("_heldout")]
+    # A file of one's own may have a subset of that name.
+    if asked and not keeps and not is_own(given.get("dataset", "digits")):
+        raise ValueError(
+            f"The trials would have no number {', '.join(asked)}: no examples "
+            "are held out. Expected --heldout=0.1 in the common flags (--base="
+            '"--heldout=0.1 ...").'
+        )
 
 
 def _study(directory: pathlib.Path, space: Sequence[Axis]):

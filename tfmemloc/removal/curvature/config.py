@@ -11,7 +11,7 @@ from tfmemloc.fields import check_fields
 from tfmemloc.gradients.curvature import Scalar
 from tfmemloc.removal.curvature.checks import check_read
 
-Believe = Literal["network", "all"]
+Believe = Literal["auto", "network", "all"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,7 +37,9 @@ class CurvatureConfig:
         believe: by whom an example must be believed to be refitted on:
             `network`, the edited one, or `all`, by it and by what all other
             examples say together, which never saw its label. Then fewer wrong
-            labels are taught anew. Not for next tokens.
+            labels are taught anew. `auto` is `all`, but of next tokens, and
+            where the others know no more than which class is the most
+            frequent, `network`.
         augment: how pictures are changed in these epochs, each time anew:
             `none`, `crop`, `standard` or `strong`; see
             `tfmemloc.TrainConfig`. What was memorized is tied to the very
@@ -58,7 +60,7 @@ class CurvatureConfig:
     positions: int = 64
     rounds: int = 2
     refit_epochs: int = 3
-    believe: Believe = "network"
+    believe: Believe = "auto"
     augment: Augmentation = "none"
     refit_rate: float = 1e-3
     batch_size: int = 128

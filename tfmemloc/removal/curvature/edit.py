@@ -127,6 +127,7 @@ def remove_memory(
         **fields,
         **details(done),
         judge=job.judge_name,
+        believe=job.believe if config.refit_epochs else "",
     )
 
 
@@ -158,10 +159,12 @@ def _asked_others(
     examples: Examples, config: CurvatureConfig, progress: bool
 ) -> np.ndarray | None:
     """What all other examples say, where anybody wants to know it."""
-    believes_all = config.believe == "all" and bool(config.refit_epochs)
-    if believes_all:
+    if config.believe == "all":
         check_labels(examples)
+    if examples.label.ndim > 1:
+        return None
+    believes = config.believe != "network" and bool(config.refit_epochs)
     judges = config.keep is None and not is_held_out(examples).any()
-    if believes_all or (judges and examples.label.ndim == 1):
+    if believes or judges:
         return said_by_others(examples, config.seed, progress=progress)
     return None

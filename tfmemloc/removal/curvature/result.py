@@ -19,6 +19,12 @@ _JUDGES = {
     "were held out",
 }
 
+_BELIEVED = {
+    "network": "Refitted on the labels that the edited network believes. ",
+    "all": "Refitted on the labels that the edited network and all other "
+    "examples believe together. ",
+}
+
 
 @dataclasses.dataclass(frozen=True)
 class EditRound:
@@ -59,6 +65,8 @@ class CurvatureEdit(Removal):
     # Who chose: `heldout`, the labels of held-out examples; `others`, what all
     # other examples say; empty where nothing was chosen.
     judge: str = "heldout"
+    # By whom the examples of the refits were believed: `network`, or `all`.
+    believe: str = "network"
 
     def curve_rows(self) -> list[dict[str, Any]]:
         """A row for each point that was tried, so that one may choose another.
@@ -97,7 +105,8 @@ class CurvatureEdit(Removal):
         """What was forgotten, what it cost, and how it was chosen."""
         text = f"{super().sentence()} "
         if not (self.keep < 1).any():
-            return f"{text}No kernel was edited."
+            text = f"{text}No kernel was edited. "
+            return f"{text}{_BELIEVED.get(self.believe, '')}".rstrip()
         for number, keep in enumerate(self.keep, start=1):
             pairs = zip(self.layers, keep, strict=True)
             whole = [name for name, share in pairs if share == 1]
@@ -109,6 +118,7 @@ class CurvatureEdit(Removal):
                 f"{keep.min():.1%} of the curvature is kept"
             )
             text += f"; whole: {_few(whole)}. " if whole else ". "
+        text += _BELIEVED.get(self.believe, "")
         if not len(self.point_keep):
             return (
                 f"{text}Nothing was chosen: the strength was given; or no "

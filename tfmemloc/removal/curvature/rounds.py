@@ -69,10 +69,23 @@ class Job:
         if is_held_out(self.examples).any():
             return "heldout"
         # A strength that is given needs no more than the usual layers.
-        if self.others is None or config.keep is not None:
+        if config.keep is not None:
             return ""
-        label = self.examples.train.label
-        return "others" if know_more_than_shares(self.others, label) else ""
+        return "others" if self._others_know else ""
+
+    @functools.cached_property
+    def believe(self) -> str:
+        """By whom the examples of a refit are believed: `network` or `all`."""
+        if self.config.believe != "auto":
+            return self.config.believe
+        return "all" if self._others_know else "network"
+
+    @functools.cached_property
+    def _others_know(self) -> bool:
+        """Whether all other examples were asked, and know something."""
+        return self.others is not None and know_more_than_shares(
+            self.others, self.examples.train.label
+        )
 
     @functools.cached_property
     def _judge(self) -> Judge:
@@ -125,16 +138,24 @@ class Job:
 
     def refitted(self, model: keras.Model, number: int) -> Examples:
         """Trains an edited model on what is believed, and says what that is."""
-        others = self.others if self.config.believe == "all" else None
+        others = self.others if self.believe == "all" else None
         trained = believed(model, self.examples, self._protected_ids, others)
         refit(
             model,
             trained,
             _refitting(self.config, model),
-            self._folder(model, number, _refit_name(self.config)),
+            self._folder(model, number, self._refit_name),
             progress=self.progress,
         )
         return trained
+
+    @property
+    def _refit_name(self) -> str:
+        """Of the folders of refits; those of other ways lie beside them."""
+        ways = [self.believe] if self.believe != "network" else []
+        if self.config.augment != "none":
+            ways.append(self.config.augment)
+        return "_".join(["refit", *ways])
 
     @property
     def _protected_ids(self) -> np.ndarray:
@@ -201,13 +222,6 @@ class Job:
             storage.write_json(path, {"asked": asked, "choice": fields})
         choice = Choice.from_json(fields)
         return choice.plan, choice
-
-
-def _refit_name(config: CurvatureConfig) -> str:
-    """Of the folders of refits; those of other ways lie beside them."""
-    defaults = (CurvatureConfig.believe, CurvatureConfig.augment)
-    ways = [w for w in (config.believe, config.augment) if w not in defaults]
-    return "_".join(["refit", *ways])
 
 
 def _uncut(model, train, config):
