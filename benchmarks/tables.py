@@ -367,7 +367,9 @@ BLOCKS: Mapping[str, Callable[[], str]] = {
     "kinds": lambda: _fenced(report.text_table(_read("kinds")["rows"])),
     "sweep": _sweep,
     "faults": _faults,
-    "removal": lambda: removal_tables.short(_removals()),
+    "removal": lambda: removal_tables.short(
+        [*_read("refits")["rows"], *_read("rivals")["rows"]]
+    ),
     **{
         f"removal_{name}": lambda name=name: removal_tables.full(
             _removals(), name
@@ -396,7 +398,7 @@ BLOCKS: Mapping[str, Callable[[], str]] = {
         f"rivals_{name}": lambda name=name: removal_tables.full(
             _read("rivals")["rows"], name
         )
-        for name in ("mobilenet", "vit", "mnist")
+        for name in ("mobilenet", "vit")
     },
     "removal_tinymem": lambda: removal_tables.recitation(_removals()),
     "protect": lambda: removal_tables.protect(_read("protect")["rows"]),
