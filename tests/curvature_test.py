@@ -316,6 +316,7 @@ def test_refits_on_what_all_believe_forget_more(overfitted, held_out_digits):
     assert rows["all"]["noisy_true_label"] > rows["network"]["noisy_true_label"]
 
 
+@pytest.mark.filterwarnings("ignore:Model .* the most frequent class")
 @pytest.mark.parametrize("labels", ("given", "drawn"))
 def test_all_are_asked_where_they_know_something(
     labels, overfitted, held_out_digits, rng

@@ -28,7 +28,7 @@ from tfmemloc.configs import DataConfig, ModelConfig, TrainConfig
 from tfmemloc.data import text
 from tfmemloc.evaluation import predict_logits
 from tfmemloc.gradients.engine import GradientEngine
-from tfmemloc.layers.tied_dropout import MEMORY_OFF
+from tfmemloc.layers.tied_dropout import MEMORY_OFF, ExampleTiedDropout
 from tfmemloc.training.rules import routed
 from tfmemloc.training.step import make_train_step
 
@@ -608,16 +608,16 @@ def test_probes_take_a_run_on_text(localized):
 def test_memory_that_something_else_reads_has_no_entries():
     """Beside the tied layer, or as an output: both would be left without it."""
     row = keras.Input((8,), name="row")
+    ids = keras.Input((), dtype="int64", name="example_id")
     hidden = keras.layers.Dense(8, "relu", name="hidden")(row)
-    read = keras.layers.Dense(3, name="read")(hidden)
+    tied = ExampleTiedDropout(0.5, 0.5, seed=0)(hidden, ids)
+    read = keras.layers.Dense(3, name="read")(tied)
     skip = keras.layers.Dense(3, name="skip")(hidden)
-    plain = keras.Model(row, read)
-    graph.memory_entries(graph.tie_dropout(plain, "layers"))  # One reader.
+    graph.memory_entries(keras.Model([row, ids], read))  # One reader.
     for outputs, words in (
         (keras.layers.Add()([read, skip]), "read by 'skip'"),
         ([read, hidden], "or an output"),
+        ([read, tied], "or an output"),
     ):
-        model = keras.Model(row, outputs)
-        tied = graph.tie_dropout(model, ["hidden"])
         with pytest.raises(ValueError, match=words):
-            graph.memory_entries(tied)
+            graph.memory_entries(keras.Model([row, ids], outputs))
