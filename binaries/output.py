@@ -43,6 +43,8 @@ def write_report(
 ) -> pathlib.Path:
     """Writes a page as HTML and Markdown, and its figures as PNG.
 
+    What the user was warned of stands on the page as well.
+
     Args:
         directory: where to.
         title: of the page.
@@ -61,6 +63,8 @@ def write_report(
             storage.write_atomically(
                 figures / f"{figure}.png", lambda file, png=png: file.write(png)
             )
+    if flags.WARNED:
+        facts = {"Warning": " ".join(dict.fromkeys(flags.WARNED)), **facts}
     report.write_markdown(directory / f"{name}.md", title, sections, facts)
     path = directory / f"{name}.html"
     report.write_html(path, title, sections, facts)
@@ -86,9 +90,7 @@ def _with_distinct_figures(
 def facts(module: str) -> dict[str, str]:
     """The command that repeats this, the versions, the machine."""
     gpus = len(tf.config.list_physical_devices("GPU"))
-    warned = " ".join(dict.fromkeys(flags.WARNED))
     return {
-        **({"Warning": warned} if warned else {}),
         "Command": flags.command_line(module),
         "Versions": f"tfmemloc {tfmemloc.__version__}, "
         f"TensorFlow {tf.__version__}, Keras {keras.__version__}, "

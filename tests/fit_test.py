@@ -4,6 +4,7 @@ import keras
 import numpy as np
 import pytest
 
+from binaries import flags, output
 from tfmemloc import from_arrays, predict_logits, remove_memory
 from tfmemloc.fit import how_fed, measure_fit, warn_of_misfit
 
@@ -90,3 +91,10 @@ def test_a_sigmoid_is_told_from_other_classes(rng):
     )
     with pytest.raises(ValueError, match="one output for two classes, as wi"):
         remove_memory(model, examples)
+
+
+def test_pages_repeat_what_the_user_was_warned_of(tmp_path, monkeypatch):
+    monkeypatch.setattr(flags, "WARNED", ["fed wrongly", "fed wrongly"])
+    page = output.write_report(tmp_path, "title", [], {"Command": "this"})
+    for path in (page, page.with_suffix(".md")):
+        assert path.read_text().count("fed wrongly") == 1

@@ -213,6 +213,7 @@ ARRAYS = st.builds(
 )
 
 
+@pytest.mark.filterwarnings("ignore:data.npz")
 @FUZZ
 @given(
     st.dictionaries(

@@ -153,7 +153,7 @@ def test_examples_of_other_types_stream(network):
     rng = np.random.default_rng(0)
     pixels = rng.integers(0, 256, (9, 8, 8, 1), np.uint8)
     examples = data.from_arrays(
-        pixels[:8], np.arange(8), pixels[8:], np.array([9])
+        pixels[:8], np.arange(8), pixels[8:], np.array([9]), classes=10
     )
     engine = GradientEngine(network)
     found = gradients.per_example_gradients(engine, examples)

@@ -109,10 +109,14 @@ def _as_rows(name: str, values: Any, of: str) -> rows_.Rows:
         ) from None
 
 
+# The smallest side of a picture that is guessed to be one.
+_SIDE = 8
+
+
 def _warn_of_odd_shapes(name: str, values: rows_.Rows, of: str) -> None:
     """Warns of pictures that are not stored as pictures are."""
     shape, kind = tuple(values.shape[1:]), kind_of(values)
-    if kind == TOKENS and len(shape) == 2:
+    if kind == TOKENS and len(shape) == 2 and min(shape) >= _SIDE:
         warnings.warn(
             f"{of}: {name} holds whole numbers of shape {list(shape)}, which "
             "are taken for tokens. Expected uint8, if they are pictures: "
@@ -120,7 +124,7 @@ def _warn_of_odd_shapes(name: str, values: rows_.Rows, of: str) -> None:
             stacklevel=5,
         )
     first_is_small = kind == PICTURE and shape[0] in (1, 3, 4)
-    if first_is_small and shape[1] == shape[2] > 4:
+    if first_is_small and shape[1] == shape[2] >= _SIDE:
         warnings.warn(
             f"{of}: {name} holds pictures of shape {list(shape)}, which looks "
             "like channels first. Expected [height, width, channels]: "
