@@ -3,6 +3,7 @@ import dataclasses
 import numpy as np
 import pytest
 
+from binaries import config_flags
 from tfmemloc import configs, data, presets
 from tfmemloc.configs import DataConfig, ModelConfig, TrainConfig
 
@@ -95,3 +96,36 @@ def test_settings_for_data_of_ones_own_go_by_their_number(tmp_path):
     assert data.count_labels(str(folder)) == 7
     (tmp_path / "broken.npz").write_bytes(b"PK")
     assert data.count_labels(str(tmp_path / "broken.npz")) is None
+
+
+@pytest.mark.parametrize(
+    ("dataset", "model", "training", "line"),
+    (
+        # As the preset of the digits has it.
+        (
+            "digits",
+            {"width": 0.5},
+            {"epochs": 30, "batch_size": 128, "learning_rate": 0.1},
+            "--model=resnet9",
+        ),
+        (
+            "mine.npz",
+            {"name": "lenet", "width": 0.5, "dropout": "none", "seed": 3},
+            {"epochs": 2, "seed": 3},
+            "--model=lenet --width=0.5 --dropout=none --epochs=2 --seed=3",
+        ),
+    ),
+)
+def test_a_training_is_said_in_flags(dataset, model, training, line):
+    found = config_flags.training_line(
+        dataset, ModelConfig(**model), TrainConfig(**training)
+    )
+    assert found == line
+
+
+def test_the_rate_of_wrong_labels_is_said_where_it_is_not_the_usual_one():
+    assert config_flags.line(DataConfig()) == ""
+    assert config_flags.line(DataConfig("mine.npz")) == "--dataset=mine.npz"
+    other = DataConfig("mine.npz", noise_rate=0.2, heldout=0.1)
+    line = "--dataset=mine.npz --noise_rate=0.2 --heldout=0.1"
+    assert config_flags.line(other) == line
