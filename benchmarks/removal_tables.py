@@ -13,10 +13,11 @@ from tfmemloc.statistics import t_interval
 
 Rows = Sequence[Mapping[str, Any]]
 
-# For a first look: three networks; what was, our removal as it is by default,
+# For a first look: a few networks; what was, our removal as it is by default,
 # and what else asks for no ids.
 _FIRST_LOOK = {
     "digits": "digits, half ResNet-9",
+    "vit": "digits, small ViT",
     "mobilenet": "MNIST 5,000, MobileNetV3Small",
     "cifar": "CIFAR-10 5,000, quarter ResNet-9",
 }
@@ -90,7 +91,7 @@ def interval(values: Sequence[float]) -> str:
 
 
 def short(rows: Rows) -> str:
-    """The methods that need no ids, on three networks; means over seeds."""
+    """The methods that need no ids, on a few networks; means over seeds."""
     lines = []
     for name, title in _FIRST_LOOK.items():
         of_setting = [row for row in rows if row["setting"] == name]

@@ -368,7 +368,10 @@ BLOCKS: Mapping[str, Callable[[], str]] = {
     "sweep": _sweep,
     "faults": _faults,
     "removal": lambda: removal_tables.short(
-        [*_read("refits")["rows"], *_read("rivals")["rows"]]
+        [
+            *_read("refits")["rows"],
+            *(r for r in _read("rivals")["rows"] if r["setting"] != "vit"),
+        ]
     ),
     **{
         f"removal_{name}": lambda name=name: removal_tables.full(
@@ -386,7 +389,7 @@ BLOCKS: Mapping[str, Callable[[], str]] = {
         f"refits_{name}": lambda name=name: removal_tables.full(
             _read("refits")["rows"], name
         )
-        for name in ("digits", "cifar", "cifar10k")
+        for name in ("digits", "vit", "cifar", "cifar10k")
     },
     **{
         f"others_{name}": lambda name=name: removal_tables.full(
