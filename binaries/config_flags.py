@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import math
 import re
 import shlex
 import textwrap
@@ -124,19 +125,17 @@ def line(
     # A default may depend on the first field: which data, which network.
     first, *_ = dataclasses.fields(config)
     default = type(config)(getattr(config, first.name))
-    words = []
-    for field in dataclasses.fields(config):
-        value = getattr(config, field.name)
-        without = field.default if field is first else None
-        if field is not first:
-            without = getattr(default, field.name)
-        if field.name in skip or value == (usual or {}).get(
-            field.name, without
-        ):
-            continue
-        name = (named or {}).get(field.name, field.name)
-        words.append(shlex.quote(f"--{name}={value}"))
-    return " ".join(words)
+    without = {
+        field.name: getattr(default, field.name)
+        for field in dataclasses.fields(config)
+        if field.name not in skip
+    }
+    without |= {first.name: first.default, **(usual or {})}
+    return " ".join(
+        shlex.quote(f"--{(named or {}).get(name, name)}={found}")
+        for name, value in without.items()
+        if (found := getattr(config, name)) != value
+    )
 
 
 def training_line(
@@ -221,18 +220,22 @@ def _default_words(config: type, field: dataclasses.Field) -> str:
         if field.name in preset[place]:
             value = str(preset[place][field.name])
             others.setdefault(value, []).append(dataset)
-    own = [
-        f"{preset[place][field.name]} up to {most:,} pictures of your own"
+    own = {
+        preset[place][field.name]: most
         for most, preset in presets.OWN_SETTINGS
-        if field.name in preset[place] and most < float("inf")
-    ]
+        if field.name in preset[place]
+    }
     if not others and not own:
         return words
-    listed = ", ".join(
+    listed = [
         f"{value} for {' and '.join(sets)}" for value, sets in others.items()
-    )
-    listed = ", ".join([*([listed] if listed else []), *own])
-    return f"{listed}, else {words}"
+    ]
+    for value, most in own.items():
+        upto = "" if math.isinf(most) else f"up to {most:,} "
+        listed.append(
+            f"{value} for {upto}pictures of your own, without --model"
+        )
+    return f"{', '.join(listed)}, else {words}"
 
 
 def define_run_configs(*, with_dropout: bool) -> None:
@@ -311,24 +314,16 @@ def model_config(dropout: str | None = None) -> configs.ModelConfig:
         **{**preset, "seed": FLAGS.seed, **given},
     )
     if config.dropout != "example_tied":
-        _warn_of_no_effect(
-            [name for name in ("expand",) if FLAGS[name].present],
-            (),
-            f"--dropout={config.dropout}",
-        )
+        _warn_of_no_effect({"expand"}, f"--dropout={config.dropout}")
     elif config.expand:
-        _warn_of_no_effect(
-            [name for name in ("p_gen", "rescale") if FLAGS[name].present],
-            (),
-            f"--expand={config.expand}",
-        )
+        _warn_of_no_effect({"p_gen", "rescale"}, f"--expand={config.expand}")
     return config
 
 
-def _warn_of_no_effect(given, read, beside: str) -> None:
+def _warn_of_no_effect(names: set[str], beside: str) -> None:
     """Warns of flags that were given and that nothing reads."""
-    for name in given:
-        if name not in read:
+    for name in sorted(names):
+        if FLAGS[name].present:
             warnings.warn(
                 f"--{name} has no effect with {beside}. Expected one of them "
                 "alone, or another value.",
@@ -343,8 +338,7 @@ def train_config() -> configs.TrainConfig:
         configs.TrainConfig, skip=("seed",), **{**preset, "seed": FLAGS.seed}
     )
     _warn_of_no_effect(
-        [name for name in ("memory_off", "early") if FLAGS[name].present],
-        rules.reads(config.rule),
+        {"memory_off", "early"} - set(rules.reads(config.rule)),
         f"--rule={config.rule}",
     )
     if FLAGS.quick:

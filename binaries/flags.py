@@ -7,6 +7,7 @@ import re
 import shlex
 import shutil
 import sys
+import time
 import warnings
 from collections.abc import Callable
 
@@ -164,8 +165,10 @@ def start_of(module: str) -> str:
     return f"tfmemloc {module.removeprefix('binaries.')}"
 
 
-# What users were warned of; reports repeat it.
+# What users were warned of; reports repeat it, and so do programs at their end
+# that took longer than so many seconds.
 WARNED: list[str] = []
+_LONG = 60
 
 
 def _shown(message, category, filename, lineno, file=None, line=None) -> None:
@@ -180,6 +183,7 @@ def _shown(message, category, filename, lineno, file=None, line=None) -> None:
 def run(main: Callable[[], None]) -> None:
     """Runs a program; shows errors and warnings of the user's as one line."""
     warnings.showwarning = _shown
+    began = time.monotonic()
 
     def guarded(arguments):
         if len(arguments) > 1:
@@ -200,9 +204,9 @@ def run(main: Callable[[], None]) -> None:
             if FLAGS.verbosity > 0:
                 raise
             sys.exit(f"error: {error}")
-        # Far above by now, where a program took long.
-        for text in dict.fromkeys(WARNED):
-            print(f"warning, once more: {text}", file=sys.stderr)
+        if time.monotonic() - began > _LONG:  # They stand far above by now.
+            for text in dict.fromkeys(WARNED):
+                print(f"warning, once more: {text}", file=sys.stderr)
 
     app.run(guarded, flags_parser=_parsed)
 
