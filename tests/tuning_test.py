@@ -185,3 +185,11 @@ def test_held_out_examples_are_asked_for_before_anything_is_trained(tmp_path):
     with pytest.raises(ValueError, match="--heldout=0.1 in the common flags"):
         tuning.tune_settings(tmp_path, "train", space, trials=1)
     assert not list(tmp_path.iterdir())
+    names = ("drop_noisy", "drop_heldout")
+    for base in (
+        ["--heldout=0.1"],
+        ["--dataset=stdlib"],
+        ["--dataset=mine.npz"],
+        ["--flagfile=some.flags"],
+    ):
+        tuning._check_goals(names, base, space)

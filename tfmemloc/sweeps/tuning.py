@@ -23,6 +23,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from tfmemloc import presets
 from tfmemloc.configs import is_own
 from tfmemloc.layers import masks
 from tfmemloc.report import figures
@@ -291,11 +292,15 @@ def _check_goals(
 ) -> None:
     """Refuses to ask for held-out examples where none are kept aside."""
     given = dict(flag.lstrip("-").partition("=")[::2] for flag in base)
-    keeps = any(axis.flag == "heldout" for axis in space)
-    keeps |= given.get("heldout", "0") not in ("0", "0.0")
+    dataset = given.get("dataset", "digits")
+    usual = presets.data_settings(dataset).get("heldout", 0)
+    keeps = float(given.get("heldout", usual)) > 0 or any(
+        axis.flag == "heldout" for axis in space
+    )
+    # A file of flags, or of data of one's own, may have them.
+    may_keep = keeps or "flagfile" in given or is_own(dataset)
     asked = [name for name in names if name.endswith("_heldout")]
-    # A file of one's own may have a subset of that name.
-    if asked and not keeps and not is_own(given.get("dataset", "digits")):
+    if asked and not may_keep:
         raise ValueError(
             f"The trials would have no number {', '.join(asked)}: no examples "
             "are held out. Expected --heldout=0.1 in the common flags (--base="
