@@ -43,14 +43,14 @@ class TiedModel(keras.Model):
         ids = inputs.get(IDS) if isinstance(inputs, dict) else None
         if isinstance(inputs, list | tuple) and len(inputs) == len(names):
             ids = dict(zip(names, inputs, strict=True)).get(IDS)
-        if not hasattr(ids, "dtype") or ids.shape is None:
+        if not hasattr(ids, "dtype"):
             return
-        dtype, shape = tf.as_dtype(ids.dtype), tuple(ids.shape)
-        if not dtype.is_integer or len(shape) != 1:
+        dtype, shape = tf.as_dtype(ids.dtype), tf.TensorShape(ids.shape)
+        if not dtype.is_integer or shape.rank not in (None, 1):
             raise ValueError(
                 f"Model '{self.name}' expected example ids that are integers "
                 "of shape [batch], one for each example. Received: dtype "
-                f"{dtype.name}, shape {list(shape)}. Floats cannot tell large "
+                f"{dtype.name}, shape {shape}. Floats cannot tell large "
                 "ids apart; ids.astype('int64') makes whole ones integers, "
                 "ids.reshape(-1) makes them one for each."
             )
