@@ -279,8 +279,14 @@ def test_a_mask_is_refused(batch):
 
 @pytest.mark.parametrize("name", ("routed_suspects", "late_tying"))
 def test_other_rules_that_pass_without_memory_follow_them(name, tmp_path):
+    image = keras.Input(SHAPE, name="image")
+    x = keras.layers.Flatten()(image)
+    for k in range(2):
+        x = keras.layers.Dense(8, name=f"hidden{k}")(x)
+        x = keras.layers.BatchNormalization()(x)
+        x = keras.layers.ReLU()(x)
     network = tie_dropout(
-        build(ModelConfig(width=0.125, dropout="none"), SHAPE, 10),
+        keras.Model(image, keras.layers.Dense(10)(x)),
         expand=0.5,
         own_statistics=True,
     )
