@@ -491,10 +491,8 @@ def _methods(
         return edits["own"]
 
     def cut(**changed) -> Callable[[], Made]:
-        config = {"believe": "network"} | changed
-        if config.get("refit_epochs") == 0:
-            del config["believe"]
-        return lambda: remove_memory(run, examples, CurvatureConfig(**config))
+        config = dataclasses.replace(_BY_ITSELF, **changed)
+        return lambda: remove_memory(run, examples, config)
 
     def suspects() -> np.ndarray:
         train_examples = examples.train
@@ -507,7 +505,8 @@ def _methods(
         return train_examples.example_id[believed < 0.5]
 
     yield "before", "-", lambda: _same(run, examples)
-    yield "curvature edit", "nothing", cut(refit_epochs=0)
+    # Without refits nobody is believed.
+    yield "curvature edit", "nothing", cut(refit_epochs=0, believe="auto")
     yield "curvature edit and refit twice", "nothing", edited
     if examples.label.ndim == 1:
         # As by a person who kept no examples aside.
